@@ -1,0 +1,1 @@
+"""lmms-eval classes (thin)."""

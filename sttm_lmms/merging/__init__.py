@@ -1,0 +1,5 @@
+"""Merging of video tokens: pure functions on tensors ``[T, H, W, C]``, on torch alone."""
+
+from sttm_lmms.merging.tokens import MergedTokens
+
+__all__ = ["MergedTokens"]
