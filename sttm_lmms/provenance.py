@@ -1,0 +1,230 @@
+"""What a run says about itself, and where that ends up in lmms-eval's result files.
+
+lmms-eval 0.7.3 offers a model two ways into its files, and a run uses both:
+
+* ``gen_metrics.log_metrics(..., additional_metrics=...)`` keeps numbers only, of rank 0 only, and writes them as
+  ``throughput["avg_<key>"]`` of ``*_results.json``. :class:`RunSummary` holds the keys.
+* ``TokenCounts.to_dict()`` of every answer is written as ``token_counts[0]`` of its line in ``*_samples_*.jsonl``, for
+  every task and from all ranks. :func:`sample_record` makes that dictionary. The first answer that a rank gives for
+  a task carries the run's :class:`Provenance` under ``"provenance"``.
+
+Imports nothing heavy: the leaderboard reads these keys on machines without torch.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+METRIC_PREFIX = "avg_"
+"""lmms-eval puts this in front of every additional metric, in ``results["throughput"]``."""
+
+PROVENANCE_KEY = "provenance"
+TIMING_KEY = "timing_s"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Totals of a run: numbers only, because lmms-eval drops everything else. ``None`` means not measured.
+
+    Attributes:
+        questions: answers given.
+        failures: videos that could not be read.
+        videos_decoded, vision_passes, prefills: work done; reuse makes them smaller than ``questions``.
+        reduction_asked: 1 if the run was asked to reduce tokens, else 0 (half of the certificate).
+        reduced_share: share of the answers whose visual tokens were reduced (the other half).
+        requested_budget: kept / all visual tokens that was asked for; None if thresholds were given.
+        tokens_before, tokens_after: visual tokens per answer, mean.
+        kept_share_mean, kept_share_min, kept_share_max: kept / all visual tokens over the answers.
+        ttft_s: seconds to the first token (decoder only, as in the paper: no video decoding, no vision), mean.
+        ttft_first_s: the same over answers that reused no prefix; comparable with the paper's.
+        prefill_s: seconds of the prefill, mean.
+        decode_s_per_token: seconds per generated token after the first, mean.
+        peak_memory_bytes: peak allocated device memory; None on CPU.
+    """
+
+    questions: int = 0
+    failures: int = 0
+    videos_decoded: int = 0
+    vision_passes: int = 0
+    prefills: int = 0
+    reduction_asked: int = 0
+    reduced_share: float = 0.0
+    requested_budget: float | None = None
+    tokens_before: float | None = None
+    tokens_after: float | None = None
+    kept_share_mean: float | None = None
+    kept_share_min: float | None = None
+    kept_share_max: float | None = None
+    ttft_s: float | None = None
+    ttft_first_s: float | None = None
+    prefill_s: float | None = None
+    decode_s_per_token: float | None = None
+    peak_memory_bytes: int | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """The measured numbers, for ``log_metrics(additional_metrics=...)``."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_throughput(cls, throughput: Mapping[str, Any]) -> RunSummary:
+        """Read the summary back from ``results["throughput"]``; keys of other origin are ignored."""
+        found = {
+            f.name: throughput[METRIC_PREFIX + f.name] for f in fields(cls) if METRIC_PREFIX + f.name in throughput
+        }
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What has to be equal for two runs to be comparable, and what it takes to repeat one.
+
+    Attributes:
+        method: name in the methods registry, or ``"none"``.
+        settings: the method's settings (thresholds or budget, start layer, ...).
+        checkpoint: hub id or local folder, as given to ``pretrained=``.
+        checkpoint_commit: hub commit of the checkpoint where known.
+        family: ``llava_video``, ``llava_onevision`` or ``qwen2_vl``.
+        frames, fps: limits of the frame sampling; ``video_backend``: who decoded the video.
+        newline: newline mode of the LLaVA family.
+        reuse: what is shared between the questions of a video.
+        attention, dtype, device: how the model ran; ``device`` is the hardware's name.
+        package, lmms_eval, transformers, torch, python: versions; ``commit``: git commit of this package.
+    """
+
+    method: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    checkpoint_commit: str | None = None
+    family: str | None = None
+    frames: int | None = None
+    fps: float | None = None
+    video_backend: str | None = None
+    newline: str | None = None
+    reuse: str | None = None
+    attention: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    package: str | None = None
+    commit: str | None = None
+    lmms_eval: str | None = None
+    transformers: str | None = None
+    torch: str | None = None
+    python: str | None = None
+    platform: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
+        """Read a provenance back; keys of later versions are ignored."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+def sample_record(
+    answer: Any, *, video: str = "", reused: bool = False, provenance: Provenance | None = None
+) -> dict[str, Any]:
+    """The JSON dictionary of one answer, for ``token_counts`` in lmms-eval's sample file.
+
+    Args:
+        answer: a ``sttm_lmms.runtime.Answer``.
+        video: id of the video; the leaderboard's intervals are clustered by it.
+        reused: True if the KV prefix of an earlier question was used, so that this TTFT is no prefill time.
+        provenance: given for the first answer of a task on this rank.
+    """
+    record: dict[str, Any] = {
+        "input_tokens": answer.input_tokens,
+        "output_tokens": answer.output_tokens,
+        "visual_tokens": answer.visual_tokens,
+        "kept_tokens": answer.kept_tokens,
+        "reduced": answer.reduced,
+        "reused": reused,
+        "video": video,
+        TIMING_KEY: {key: round(seconds, 6) for key, seconds in answer.timing.items()},
+    }
+    if answer.error:
+        record["error"] = answer.error
+    if provenance is not None:
+        record[PROVENANCE_KEY] = asdict(provenance)
+    return record
+
+
+def collect_provenance(
+    model: Any = None,
+    *,
+    method: str = "none",
+    config: Any = None,
+    checkpoint: str | None = None,
+    family: str | None = None,
+    video: Any = None,
+    newline: str | None = None,
+    reuse: str | None = None,
+) -> Provenance:
+    """Ask the loaded model, the installed packages and the machine.
+
+    Args:
+        model: a loaded transformers model; dtype, attention, device and hub commit are read from it.
+        method, config: name and settings (a dataclass) of the reduction; ``config=None`` means no reduction.
+        checkpoint: what the user gave as ``pretrained``; the model's own name if left out.
+        video: a ``VideoSettings``.
+    """
+    model_config = getattr(model, "config", None)
+    dtype = getattr(model, "dtype", None)
+    return Provenance(
+        method=method,
+        settings={key: value for key, value in _plain(config).items() if value is not None},
+        checkpoint=checkpoint or getattr(model_config, "_name_or_path", None),
+        checkpoint_commit=getattr(model_config, "_commit_hash", None),
+        family=family,
+        frames=getattr(video, "max_frames", None),
+        fps=getattr(video, "fps", None),
+        video_backend=getattr(video, "backend", None),
+        newline=newline,
+        reuse=reuse,
+        attention=getattr(model_config, "_attn_implementation", None),
+        dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
+        device=_device_name(getattr(model, "device", None)),
+        package=_version("sttm-lmms"),
+        commit=_package_commit(),
+        lmms_eval=_version("lmms-eval"),
+        transformers=_version("transformers"),
+        torch=_version("torch"),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device_name(device: Any) -> str | None:
+    if device is None:
+        return None
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return str(device.type)
+
+
+def _package_commit() -> str | None:
+    """Commit of the checkout this package runs from (``-dirty`` with local changes); None for an installed wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
