@@ -1,0 +1,57 @@
+# `make demo` and `make test` create .venv and install everything the first time. Nothing is installed outside of it.
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST ?= .venv-oldest
+OLDEST_TRANSFORMERS ?= 5.17.0
+WORKERS ?= 2
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := -m pip --disable-pip-version-check --quiet
+
+.PHONY: install demo test lint format test-fast test-matrix wheel clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/sttm-lmms demo --out results/demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# One thread for each worker: more only get in each other's way, and the numbers do not depend on the machine.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+# The core (no lmms-eval) on the oldest transformers that is supported. The second environment looks into the first
+# one for everything else, so it costs seconds, not gigabytes.
+test-matrix: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow' \
+	  tests/merging tests/methods tests/runtime tests/families tests/video
+
+$(OLDEST)/.installed: $(INSTALLED) Makefile
+	$(PYTHON) -m venv $(OLDEST)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$($(OLDEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/newest.pth"
+	$(OLDEST)/bin/python $(PIP) install --no-deps transformers==$(OLDEST_TRANSFORMERS)
+	touch $@
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
