@@ -35,6 +35,10 @@ class FeatureError(STTMError):
     """A stored feature file is unsafe, broken, or made with other settings."""
 
 
+class ResultError(STTMError):
+    """A result file of lmms-eval is missing, broken or contradicts itself. The message names it."""
+
+
 class NothingReducedError(STTMError):
     """A run asked for a reduction and nothing was reduced."""
 
