@@ -1,0 +1,132 @@
+"""The KV cache of [text before, video], computed once and continued by every question about that video.
+
+Merging does not look at the question, so this reuse is exact, not approximate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from sttm_lmms.families.base import PreparedInput
+from sttm_lmms.runtime.reducer import TokenReducer
+from sttm_lmms.runtime.report import Reduction
+from sttm_lmms.runtime.state import CacheState
+
+
+@dataclass
+class Prefix:
+    """A prefilled prefix.
+
+    Attributes:
+        cache: per-layer KV of one row; layers below the start layer hold the full length, the others the short one.
+        state: what the runtime knows about it.
+        input_ids: ``[1, P]``, the prefix before reduction.
+        reductions: one per video.
+        visual_tokens: visual tokens of the prefix before reduction, newlines and images included.
+    """
+
+    cache: DynamicCache
+    state: CacheState
+    input_ids: torch.Tensor
+    reductions: list[Reduction]
+    visual_tokens: int
+
+    @property
+    def kept_tokens(self) -> int:
+        """Visual tokens after reduction."""
+        return self.visual_tokens - sum(event.before - event.after for event in self.reductions)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the KV cache."""
+        return sum(t.numel() * t.element_size() for layer in self.cache.layers for t in (layer.keys, layer.values))
+
+    def stand_in_ids(self) -> torch.Tensor:
+        """``[1, n]`` ids for the n tokens in layer 0: all text of the prefix, and as many visual ids as fit.
+
+        ``generate`` wants ids for what is cached. It slices them off again, but penalties look at which ids occur.
+        """
+        surplus = self.input_ids.shape[1] - self.cache.get_seq_length()
+        if surplus == 0:
+            return self.input_ids
+        ids = self.input_ids[0]
+        values, counts = ids.unique(return_counts=True)
+        visual = (ids == values[counts.argmax()]).nonzero()[:, 0]
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        keep[visual[-surplus:]] = False
+        return ids[keep][None]
+
+
+@torch.inference_mode()
+def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
+    """Run the decoder over the prefix of ``prepared``; ``reducer`` must be attached and gets its spans."""
+    length = prepared.prefix_length
+    decoder = reducer.decoder
+    cache = DynamicCache(config=decoder.config)
+    positions = prepared.position_ids
+    reducer.spans = [span for span in prepared.spans if span.end <= length]
+    decoder(
+        inputs_embeds=prepared.inputs_embeds[:, :length],
+        position_ids=None if positions is None else positions[..., :length],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return Prefix(
+        cache=cache,
+        state=reducer.state_of(cache),
+        input_ids=prepared.input_ids[:, :length],
+        reductions=reducer.report.latest if reducer.spans else [],
+        visual_tokens=prepared.visual_tokens,
+    )
+
+
+@contextmanager
+def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cache]:
+    """A cache of ``rows`` rows to continue the prefix with; the prefix is as before when the context ends.
+
+    One row continues the prefix's own cache, which is cut back afterwards. More rows need a copy.
+    """
+    if rows > 1:
+        cache = _repeated(prefix.cache, rows, reducer.decoder)
+        reducer.adopt(cache, prefix.state.repeat(rows))
+        yield cache
+        return
+    lengths = [layer.get_seq_length() for layer in prefix.cache.layers]
+    reducer.adopt(prefix.cache, prefix.state)
+    try:
+        yield prefix.cache
+    finally:
+        for layer, length in zip(prefix.cache.layers, lengths, strict=True):
+            layer.crop(length - layer.get_seq_length())
+
+
+def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``input_ids`` and 2-D ``attention_mask`` for questions ``[Q_i]`` that continue one prefix.
+
+    Rows are ``[prefix, padding, question]``: padding stands between, so that all questions end together.
+    """
+    longest = max(len(question) for question in questions)
+    past = prefix.stand_in_ids()
+    device = past.device
+    ids = past[0, 0].repeat(len(questions), past.shape[1] + longest)
+    mask = torch.zeros_like(ids)
+    ids[:, : past.shape[1]] = past
+    mask[:, : past.shape[1]] = 1
+    for row, question in enumerate(questions):
+        ids[row, ids.shape[1] - len(question) :] = question.to(device)
+        mask[row, ids.shape[1] - len(question) :] = 1
+    return ids, mask
+
+
+def _repeated(cache: DynamicCache, rows: int, decoder: nn.Module) -> DynamicCache:
+    copy = DynamicCache(config=decoder.config)
+    for index, layer in enumerate(cache.layers):
+        shape = (rows, -1, -1, -1)
+        copy.update(layer.keys.expand(shape), layer.values.expand(shape), index)
+    return copy

@@ -1,0 +1,143 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sttm_lmms.config import check_integer
+from sttm_lmms.video import VideoSettings
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How an answer is generated; the names are those of transformers and lmms-eval.
+
+    Attributes:
+        max_new_tokens: most tokens generated.
+        until: texts at which the answer is cut (the text itself is left out).
+        do_sample: sample instead of taking the best token; ``temperature``, ``top_p`` and ``top_k`` belong to it.
+        num_beams: beams of beam search; 1 is greedy.
+        extra: further arguments handed to ``model.generate`` as they are.
+    """
+
+    max_new_tokens: int = 32
+    until: tuple[str, ...] = ()
+    do_sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int = 1
+    extra: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_integer("max_new_tokens", self.max_new_tokens, 1)
+        check_integer("num_beams", self.num_beams, 1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for ``model.generate``; sampling settings are neutralised when not sampling."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        if self.do_sample:
+            sampling = {name: value for name, value in sampling.items() if value is not None}
+        else:
+            sampling = dict.fromkeys(sampling)
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.do_sample,
+            "num_beams": self.num_beams,
+            **sampling,
+            **dict(self.extra),
+        }
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question.
+
+    Attributes:
+        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or a list of
+            PIL frames, ``{"type": "image", "image": PIL.Image}``.
+        generation: how to answer.
+        config: settings of the reduction for this request; None takes the engine's.
+        video: frame sampling for this request; None takes the engine's.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    config: Any = None
+    video: VideoSettings | None = None
+
+    @property
+    def sources(self) -> list[tuple[str, Any]]:
+        """``(kind, source)`` of each visual part, in order."""
+        return [
+            (part["type"], part[part["type"]])
+            for message in self.messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] in ("video", "image")
+        ]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and what it cost.
+
+    Attributes:
+        text: the answer; empty if the video could not be read.
+        visual_tokens: visual tokens before reduction.
+        kept_tokens: visual tokens after reduction.
+        input_tokens: tokens of the prompt, before reduction.
+        output_tokens: generated tokens.
+        reduced: True if the visual tokens became fewer.
+        reused: True if the KV prefix of an earlier question was continued.
+        timing: seconds: ``video_decode, vision, prefill_before, merge, prefill_after, prefill, ttft, decode,
+            end_to_end``. What several questions share is counted at the first of them.
+        error: why there is no answer.
+    """
+
+    text: str = ""
+    visual_tokens: int = 0
+    kept_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    reduced: bool = False
+    reused: bool = False
+    timing: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Log-probability of a continuation.
+
+    Attributes:
+        logprob: natural logarithm, summed over its tokens.
+        is_greedy: True if greedy decoding would give exactly this continuation.
+        tokens: tokens of the continuation.
+    """
+
+    logprob: float
+    is_greedy: bool
+    tokens: int
+    error: str | None = None
+
+
+@dataclass
+class Counters:
+    """Work done; what reuse saves shows here."""
+
+    videos_decoded: int = 0
+    vision_passes: int = 0
+    prefills: int = 0
+    questions: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A source that could not be read, and how many questions that left unanswered."""
+
+    source: str
+    error: str
+    questions: int
