@@ -1,0 +1,230 @@
+"""From runs to one tidy table: a row per model, method, setting and benchmark."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from sttm_lmms.errors import STTMError
+from sttm_lmms.report.compare import (
+    Entry,
+    certificate_problem,
+    differences,
+    find_baseline,
+    make_entries,
+    pair,
+    times_comparable,
+)
+from sttm_lmms.report.paper import paper_rows
+from sttm_lmms.report.runs import Run
+from sttm_lmms.report.stats import Z95, clustered_interval, mcnemar_exact
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BENCHMARKS = ("VNBench", "VideoMME", "LongVideoBench", "MLVU", "EgoSchema", "NExT-QA")
+COLUMNS = (
+    "source",  # "run" or "paper"
+    "model",
+    "method",
+    "setting",
+    "benchmark",
+    "task",
+    "questions",  # answered and scored; those on unreadable videos are left out
+    "videos",
+    "accuracy",  # fraction, as all shares and intervals
+    "low",
+    "high",
+    "interval",  # "video": clustered by video; "question": no video known; "reported": the run's own standard error
+    "relative",  # accuracy / the baseline's, over the questions both answered
+    "lost",
+    "won",
+    "mcnemar_p",
+    "kept_requested",
+    "kept_mean",
+    "kept_min",
+    "kept_max",
+    "ttft_s",
+    "speed_up",
+    "failed_videos",
+    "baseline",
+    "flags",
+    "run",
+)
+# Ours first: the names of our tasks, then lmms-eval's own, whose prompts and scores differ.
+_OURS = {
+    "vnbench": "VNBench",
+    "videomme": "VideoMME",
+    "longvideobench": "LongVideoBench",
+    "mlvu": "MLVU",
+    "egoschema": "EgoSchema",
+    "nextqa": "NExT-QA",
+}
+_THEIRS = ("videomme", "longvideobench", "mlvu", "egoschema", "nextqa")
+
+
+def build_table(runs: Sequence[Run], *, paper: bool = False) -> pd.DataFrame:
+    """The tidy table of all runs, ordered by model, benchmark and setting; see ``COLUMNS``.
+
+    Args:
+        runs: from :func:`sttm_lmms.report.runs.load_runs`. Of several runs of one row and task the newest is shown,
+            and says so.
+        paper: add the paper's rows; their ``source`` is ``"paper"``.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise STTMError('the leaderboard needs pandas: pip install "sttm-lmms[plot]"') from error
+    entries = make_entries(runs)
+    newest: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        newest.setdefault((*entry.row, entry.task.task), []).append(entry)
+    rows = []
+    for same in newest.values():
+        shown = max(same, key=lambda entry: (entry.run.date, entry.run.path.as_posix()))
+        rows.append(_measure(shown, find_baseline(shown, entries), older=len(same) - 1))
+    rows.sort(key=_order(rows))
+    return pd.DataFrame([*rows, *(paper_rows() if paper else [])], columns=list(COLUMNS))
+
+
+def benchmark_of(task: str) -> str:
+    """Column name of a task; lmms-eval's own task for a benchmark gets a column of its own."""
+    name = task.removeprefix("sttm_")
+    if name in _OURS and (task.startswith("sttm_") or name not in _THEIRS):
+        return _OURS[name]
+    for prefix in _THEIRS:
+        if task.startswith(prefix):
+            return f"{_OURS[prefix]} ({task})"
+    return name
+
+
+def benchmark_order(name: str) -> tuple[int, str]:
+    """Sort key of columns: the paper's order, then the others by name."""
+    return (BENCHMARKS.index(name) if name in BENCHMARKS else len(BENCHMARKS), name)
+
+
+def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, Any]:
+    samples = entry.task.samples
+    answered = [s for s in samples or () if s.error is None and s.score is not None]
+    failed = {s.video or s.doc_id for s in samples or () if s.error is not None}
+    accuracy, low, high, interval = _accuracy(entry)
+    shares = [s.kept_tokens / s.visual_tokens for s in answered if s.visual_tokens and s.kept_tokens is not None]
+    summary = entry.run.summary
+    flags = [problem for problem in (certificate_problem(entry),) if problem]
+    if older:
+        flags.append(f"{older} older run(s) of this setting left out")
+    if entry.run.limit is not None:
+        flags.append(f"only a part of the data (limit {entry.run.limit:g})")
+    if failed:
+        flags.append(f"{len(failed)} unreadable video(s), left out of the accuracy")
+    ttft = _ttft(entry)
+    row = {
+        "source": "run",
+        "model": entry.model,
+        "method": entry.method,
+        "setting": entry.setting,
+        "benchmark": benchmark_of(entry.task.task),
+        "task": entry.task.task,
+        "questions": len(answered) if samples is not None else entry.task.questions,
+        "videos": len({s.video for s in answered if s.video}) or None,
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "interval": interval,
+        "kept_requested": _requested(entry),
+        "kept_mean": fmean(shares) if shares else summary.kept_share_mean,
+        "kept_min": min(shares) if shares else summary.kept_share_min,
+        "kept_max": max(shares) if shares else summary.kept_share_max,
+        "ttft_s": ttft,
+        "failed_videos": len(failed) if samples is not None else int(summary.failures),
+        "run": _run_name(entry.run),
+    }
+    comparison, more_flags = _compare(entry, baseline, accuracy, ttft)
+    return {**row, **comparison, "flags": "; ".join(flags + more_flags)}
+
+
+def _compare(
+    entry: Entry, baseline: Entry | None, accuracy: float | None, ttft: float | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The columns that need a baseline, and the flags that come with them."""
+    if baseline is None:
+        return {}, ["no baseline: no run of this model and task without reduction"]
+    if baseline is entry:
+        return {"relative": 1.0, "speed_up": 1.0 if ttft else None, "baseline": _run_name(entry.run)}, []
+    flags = differences(entry, baseline)
+    pairing = pair(entry, baseline)
+    flags += pairing.problems
+    ours, theirs = pairing.ours, pairing.theirs
+    paired = ours is not None
+    if not paired and None in (entry.task.samples, baseline.task.samples):
+        ours, theirs = accuracy, _accuracy(baseline)[0]
+    base_ttft = _ttft(baseline)
+    faster = base_ttft / ttft if ttft and base_ttft and times_comparable(entry, baseline) else None
+    return {
+        "relative": ours / theirs if ours is not None and theirs else None,
+        "lost": pairing.lost if paired else None,
+        "won": pairing.won if paired else None,
+        "mcnemar_p": mcnemar_exact(pairing.lost, pairing.won) if paired else None,
+        "speed_up": faster,
+        "baseline": _run_name(baseline.run),
+    }, flags
+
+
+def _accuracy(entry: Entry) -> tuple[float | None, float | None, float | None, str | None]:
+    """Accuracy, 95% interval and where the interval comes from."""
+    answered = [s for s in entry.task.samples or () if s.error is None and s.score is not None]
+    scores = [s.score for s in answered if s.score is not None]
+    if scores:
+        videos = [s.video for s in answered]
+        known = all(video is not None for video in videos)
+        bounds = clustered_interval(scores, videos if known else list(range(len(scores)))) or (None, None)
+        return fmean(scores), *bounds, "video" if known else "question"
+    mean, error = entry.task.reported, entry.task.reported_error
+    if mean is None or error is None:
+        return mean, None, None, None
+    return mean, max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error), "reported"
+
+
+def _ttft(entry: Entry) -> float | None:
+    """Mean seconds of whole prefills; the run's total only where it cannot mix several tasks."""
+    times = [s.ttft for s in entry.task.samples or () if s.error is None and s.ttft is not None]
+    if times:
+        return fmean(times)
+    if len(entry.run.tasks) > 1:
+        return None
+    first = entry.run.summary.ttft_first_s
+    return first if first is not None else entry.run.summary.ttft_s
+
+
+def _requested(entry: Entry) -> float | None:
+    """The budget asked for; of a preset such as ``paper-30`` the share in its name."""
+    settings = entry.task.provenance.settings if entry.task.provenance else {}
+    budget = entry.run.model_args.get("budget") or settings.get("budget") or entry.run.summary.requested_budget
+    if budget is not None:
+        return float(budget)
+    preset = re.fullmatch(r".*-(\d+)", entry.run.model_args.get("preset", ""))
+    return int(preset[1]) / 100 if preset else None
+
+
+def _run_name(run: Run) -> str:
+    return "/".join(run.path.parts[-3:])
+
+
+def _order(rows: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """By model; without reduction first; then method by method from much kept to little; then the columns' order."""
+    kept: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        kept.setdefault(_row_key(row), []).append(row["kept_mean"] or 0.0)
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        model, method, setting = _row_key(row)
+        share = -round(fmean(kept[model, method, setting]), 6)
+        return model, method != "none", method, share, setting, benchmark_order(row["benchmark"])
+
+    return key
+
+
+def _row_key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["model"], row["method"], row["setting"]
