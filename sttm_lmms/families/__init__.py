@@ -1,1 +1,117 @@
+"""Model families: how a checkpoint is loaded, how it sees, and how it is prompted."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sttm_lmms.errors import CheckpointError, UnsupportedModelError, unknown
+from sttm_lmms.families import lmms_lab
+from sttm_lmms.families.base import Family, Message, PreparedInput, VideoSpan, VisionFeatures
+from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
+from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
+from sttm_lmms.families.qwen2_vl import Qwen2VL
+
+__all__ = [
+    "ARCHITECTURES",
+    "FAMILIES",
+    "Family",
+    "Message",
+    "PreparedInput",
+    "VideoSpan",
+    "VisionFeatures",
+    "family_of",
+    "get_family",
+    "layout_of",
+    "load_pretrained",
+]
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (LlavaVideo(), LlavaOneVision(), Qwen2VL())}
+
+ARCHITECTURES: dict[str, str] = {
+    lmms_lab.ARCHITECTURE: "original",
+    "LlavaOnevisionForConditionalGeneration": "hf",
+    "Qwen2VLForConditionalGeneration": "hf",
+}
+"""Architecture in ``config.json`` -> layout of the checkpoint."""
+
+
+def get_family(name: str) -> Family:
+    """The family of that name. Raises ``ValueError`` with the closest name and the list."""
+    if name not in FAMILIES:
+        raise unknown("model family", name, FAMILIES)
+    return FAMILIES[name]
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a loaded transformers model.
+
+    Raises:
+        UnsupportedModelError: a model of another architecture.
+    """
+    architecture = type(model).__name__
+    config = getattr(model, "config", None)
+    if config is None or ARCHITECTURES.get(architecture) != "hf":
+        known = ", ".join(name for name, layout in ARCHITECTURES.items() if layout == "hf")
+        raise UnsupportedModelError(f"{architecture} is not supported; supported classes: {known}")
+    return _family(architecture, config.to_dict(), str(getattr(config, "name_or_path", "")))
+
+
+def layout_of(folder: Path) -> tuple[Family, str]:
+    """Family and layout (``"original"`` or ``"hf"``) of a local checkpoint folder, from its ``config.json``.
+
+    Raises:
+        CheckpointError: no configuration, or an architecture that is not known.
+    """
+    config = read_json(folder / "config.json")
+    names = [str(name) for name in config.get("architectures") or ()]
+    for name in names:
+        if name in ARCHITECTURES:
+            return _family(name, config, str(folder)), ARCHITECTURES[name]
+    raise CheckpointError(
+        f"{folder}/config.json: architectures {names} are not supported; supported: {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _family(architecture: str, config: Mapping[str, Any], name: str) -> Family:
+    if architecture == "Qwen2VLForConditionalGeneration":
+        return FAMILIES["qwen2_vl"]
+    # LLaVA-Video and LLaVA-OneVision are one architecture; converted checkpoints may have nothing but their name.
+    video = config.get("add_time_instruction")
+    if video is None:
+        video = config.get("mm_newline_position") == "grid" or "llava-video" in name.lower().replace("_", "-")
+    return FAMILIES["llava_video" if video else "llava_onevision"]
+
+
+def load_pretrained(
+    path_or_id: str | Path,
+    *,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    **kwargs: Any,
+) -> tuple[nn.Module, Any]:
+    """Load a checkpoint of any supported family and layout, told apart by its ``config.json``.
+
+    Args:
+        path_or_id: local folder or hub id; the original lmms-lab layout or the Hugging Face layout.
+        dtype: torch dtype, its name, or ``"auto"`` (as the checkpoint says).
+        device_map: as in transformers: None (CPU), ``"cuda"``, ``"auto"``, a dictionary, ...
+        attn_implementation: ``"eager"``, ``"sdpa"``, ``"flash_attention_2"`` or None for transformers' choice.
+        revision: branch, tag or commit on the hub.
+        kwargs: for ``from_pretrained``: ``offload_folder``, ``max_memory``, ``quantization_config``,
+            ``load_in_4bit=True``, ...
+
+    Returns:
+        The model in eval mode and its processor, both stock transformers classes.
+
+    Raises:
+        CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
+    """
+    folder = resolve_checkpoint(path_or_id, revision=revision)
+    family, _ = layout_of(folder)
+    return family.load(folder, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs)

@@ -90,10 +90,25 @@ class Family(ABC):
     """``llava_video``, ``llava_onevision`` or ``qwen2_vl``."""
 
     @abstractmethod
+    def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
+        """Model (eval mode) from a local folder of any layout the family knows; ``kwargs`` as ``from_pretrained``.
+
+        Raises:
+            CheckpointError: a missing, unexpected or mis-shaped tensor, or a layout that is not known.
+        """
+
+    @abstractmethod
+    def load_processor(self, path: Path, model: nn.Module) -> Any:
+        """transformers' processor of a local folder; ``model.config`` takes over the ids of its visual tokens."""
+
     def load(
         self, path: Path, *, dtype: Any, device_map: Any, attn_implementation: str | None, **kwargs: Any
     ) -> tuple[nn.Module, Any]:
         """Model (eval mode) and processor from a local folder of any layout the family knows."""
+        model = self.load_model(
+            path, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs
+        )
+        return model, self.load_processor(path, model)
 
     @abstractmethod
     def read_video(self, path: str | Path, settings: VideoSettings) -> Video:

@@ -1,0 +1,227 @@
+"""Checkpoint folders: finding them, reading their headers, and loading them so that nothing is silently left out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sttm_lmms.errors import CheckpointError
+
+# Everything a checkpoint needs, and no second copy of the weights (*.bin, *.pth, gguf).
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+
+# Tensors that old files carry and no current model has: buffers, and SigLIP's pooling head.
+_UNUSED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$|vision_tower\.(?:.*\.)?head\.")
+# Parameters of the model that are never used: the tower's output is taken in front of its last norm.
+_OPTIONAL = re.compile(r"vision_tower\.(?:vision_model\.)?post_layernorm\.")
+
+
+class TensorHeader(NamedTuple):
+    """A tensor as a safetensors header describes it; nothing of it has been read."""
+
+    name: str
+    shape: tuple[int, ...]
+    file: str
+
+
+def resolve_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded (safetensors, configuration and tokenizer only).
+
+    Raises:
+        CheckpointError: neither a folder nor a hub id that can be had.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path_or_id)
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file; give the folder that holds config.json")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise CheckpointError(f"{name}: no such folder, and not a hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises many unrelated types: network, permission, cache, no such id
+        raise CheckpointError(
+            f"{name}: not a local folder, and the hub gave {type(error).__name__}: {error}. "
+            "Give a local folder, check the spelling, or download it first and unset HF_HUB_OFFLINE"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises :class:`CheckpointError` if it is absent or broken."""
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent}: no {file.name}; a checkpoint folder holds {file.name} and *.safetensors")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: a JSON object was expected, found {type(value).__name__}")
+    return value
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Name, shape and file of every tensor of a checkpoint, from the headers of its safetensors files.
+
+    Raises:
+        CheckpointError: no safetensors, a shard that the index lists is absent, or a truncated file.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
+    elif (folder / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    else:
+        raise CheckpointError(_no_weights(folder))
+    headers: dict[str, TensorHeader] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder / file} is missing, but {index.name} lists it; download it again")
+        try:
+            with safe_open(folder / file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    headers[name] = TensorHeader(name, tuple(tensors.get_slice(name).get_shape()), file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / file}: truncated or broken ({error}); download it again") from error
+    return headers
+
+
+def _no_weights(folder: Path) -> str:
+    if any(folder.glob("*.bin")):
+        return (
+            f"{folder}: only pickled weights (*.bin), which can run code when they are read. Load them once with the "
+            "code they came from and write them with model.save_pretrained(..., safe_serialization=True)"
+        )
+    if any(folder.glob("*.safetensors")):
+        return f"{folder}: shards without model.safetensors.index.json; download the index as well"
+    return f"{folder}: no model.safetensors and no model.safetensors.index.json"
+
+
+def check_tensors(
+    folder: Path,
+    found: Mapping[str, TensorHeader],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    optional: Iterable[str] = (),
+    unused: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Compare a checkpoint with the model it should fill, before anything is loaded.
+
+    Args:
+        found: the headers by the name each tensor has in the model.
+        expected: shape by name of everything the model has.
+        optional: names that may be missing (tied or never used).
+        unused: whether a name may be in the files although the model has no place for it.
+
+    Raises:
+        CheckpointError: lists every missing, unexpected and mis-shaped tensor (up to a dozen of each).
+    """
+    missing = [name for name in expected if name not in found and name not in set(optional)]
+    extra = [header for name, header in found.items() if name not in expected and not unused(name)]
+    shaped = [(h, expected[n]) for n, h in found.items() if n in expected and h.shape != expected[n]]
+    _raise_if_any(
+        folder,
+        [f"missing: {name} {list(expected[name])}" for name in missing],
+        [f"unexpected: {h.name} {list(h.shape)} in {h.file}" for h in extra],
+        [f"mis-shaped: {h.name} is {list(h.shape)} in {h.file}, expected {list(shape)}" for h, shape in shaped],
+    )
+
+
+def _raise_if_any(folder: Path, *groups: list[str], limit: int = 12) -> None:
+    lines = []
+    for group in groups:
+        lines += group[:limit]
+        if len(group) > limit:
+            lines.append(f"... and {len(group) - limit} more of this kind")
+    if lines:
+        listing = "\n  ".join(lines)
+        raise CheckpointError(
+            f"{folder}: the tensors do not fit the model that config.json describes\n  {listing}\n"
+            "Check that config.json and the weights belong together and that the download is complete"
+        )
+
+
+def load_model(
+    model_class: type[PreTrainedModel],
+    folder: Path,
+    *,
+    config: PreTrainedConfig | None = None,
+    key_mapping: dict[str, str] | None = None,
+    checked: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """``from_pretrained`` that turns a tensor it could not place into an error instead of a warning.
+
+    Tensors go from the (memory-mapped) shard straight to their device one by one, so that ``device_map``, offloading
+    and quantisation are transformers' own.
+
+    Args:
+        key_mapping: regular expression -> replacement, applied to the names in the files.
+        checked: the caller has compared the headers (:func:`check_tensors`); only missing tensors are looked for.
+        kwargs: for ``from_pretrained``; ``load_in_4bit`` / ``load_in_8bit`` become a ``BitsAndBytesConfig``.
+
+    Raises:
+        CheckpointError: a missing, unexpected or mis-shaped tensor.
+    """
+    headers = read_headers(folder)
+    kwargs = _with_quantization(kwargs)
+    if config is not None:
+        kwargs["config"] = config
+    loaded: Any = model_class.from_pretrained(
+        folder, key_mapping=key_mapping, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
+    model, info = loaded
+    missing = [name for name in sorted(info["missing_keys"]) if not _OPTIONAL.search(name)]
+    extra, shaped = [], []
+    if not checked:
+        extra = [name for name in sorted(info["unexpected_keys"]) if not _UNUSED.search(name)]
+        shaped = sorted(info["mismatched_keys"])
+    _raise_if_any(
+        folder,
+        [f"missing: {name}" for name in missing],
+        [f"unexpected: {name}{_where(headers, name)}" for name in extra],
+        [
+            f"mis-shaped: {name} is {list(found)}{_where(headers, name)}, expected {list(wanted)}"
+            for name, found, wanted in shaped
+        ],
+    )
+    # Without this, save_pretrained would write the names of the files it came from beside a config.json that does
+    # not describe them.
+    if key_mapping is not None:
+        vars(model).pop("_weight_conversions", None)
+    return model.eval()
+
+
+def _where(headers: Mapping[str, TensorHeader], name: str) -> str:
+    """`` in FILE`` of a tensor named as in the model; old files lack the leading ``model.``."""
+    tail = name.removeprefix("model.").removeprefix("language_model.")
+    file = next((h.file for h in headers.values() if h.name == name or h.name.endswith(tail)), None)
+    return f" in {file}" if file else ""
+
+
+def _with_quantization(kwargs: dict[str, Any]) -> dict[str, Any]:
+    flags = {name: kwargs[name] for name in ("load_in_4bit", "load_in_8bit") if kwargs.get(name)}
+    rest = {name: value for name, value in kwargs.items() if name not in ("load_in_4bit", "load_in_8bit")}
+    if flags:
+        from transformers import BitsAndBytesConfig
+
+        rest["quantization_config"] = BitsAndBytesConfig(**flags)
+    return rest
+
+
+def is_unused(name: str) -> bool:
+    """Whether a tensor of a file is known to have no place in the model (see ``check_tensors``)."""
+    return bool(_UNUSED.search(name))
+
+
+def is_optional(name: str) -> bool:
+    """Whether a parameter of the model is never used and may be missing."""
+    return bool(_OPTIONAL.search(name))

@@ -1,0 +1,301 @@
+"""LLaVA-Video and LLaVA-OneVision: SigLIP frames, bilinear pooling, newline tokens, ChatML.
+
+Sources: arXiv 2410.02713 (LLaVA-Video: newline layouts, time instruction), arXiv 2408.03326 (LLaVA-OneVision: images).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate.utils import align_module_device
+from torch import nn
+from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+
+from sttm_lmms.config import check_choice
+from sttm_lmms.families import lmms_lab
+from sttm_lmms.families.assemble import Segment, VisualTokens, assemble, check_visuals, content_parts
+from sttm_lmms.families.base import Family, Message, PreparedInput, VisionFeatures
+from sttm_lmms.families.checkpoint import load_model, read_json
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import Video, VideoSettings
+
+NEWLINES = ("grid", "frame", "one_token", "no_token")
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+
+# Frames that go through the vision tower at once: bounds its memory, changes nothing else.
+_CHUNK = 16
+
+
+def time_instruction(metadata: Mapping[str, Any]) -> str:
+    """LLaVA-Video's sentence about length and times of the frames.
+
+    Args:
+        metadata: ``video_time`` in seconds, ``num_frames``, and ``frame_time``: seconds of each frame, or the text
+            ``"0.00s,1.00s,..."`` that published feature files hold.
+    """
+    times = metadata["frame_time"]
+    if not isinstance(times, str):
+        times = ",".join(f"{t:.2f}s" for t in times)
+    return (
+        f"The video lasts for {float(metadata['video_time']):.2f} seconds, and {metadata['num_frames']} frames are "
+        f"uniformly sampled from it. These frames are located at {times}. "
+        "Please answer the following questions related to this video."
+    )
+
+
+def newline_layout(pooled: torch.Tensor, newline: torch.Tensor, mode: str) -> torch.Tensor:
+    """Flatten a video's tokens and put the newline embedding where the mode wants it.
+
+    Args:
+        pooled: ``[T, H, W, C]``.
+        newline: ``[C]``.
+        mode: ``grid`` (after each row), ``frame``, ``one_token`` (at the very end) or ``no_token``.
+
+    Returns:
+        ``[N, C]`` with N = T*H*W and T*H, T, 1 or 0 newlines more.
+    """
+    t, h, w, c = pooled.shape
+    newline = newline.to(pooled)
+    if mode == "grid":
+        return torch.cat([pooled, newline.expand(t, h, 1, c)], dim=2).reshape(-1, c)
+    if mode == "frame":
+        return torch.cat([pooled.reshape(t, h * w, c), newline.expand(t, 1, c)], dim=1).reshape(-1, c)
+    flat = pooled.reshape(-1, c)
+    return torch.cat([flat, newline[None]]) if mode == "one_token" else flat
+
+
+def render(messages: Sequence[Message], instructions: Mapping[int, str] | None = None) -> list[Segment]:
+    """ChatML as the checkpoints were trained: text with the number of a visual where it stands.
+
+    A visual and the text beside it are separated by a newline, two visuals by a blank. The default system prompt is
+    added where the messages have none; the assistant's turn is opened unless the last message is the assistant's,
+    which is then left open to be continued.
+
+    Args:
+        instructions: sentence that follows the n-th visual, on a line of its own.
+    """
+    instructions = instructions or {}
+    pieces: list[Segment] = []
+    if not messages or messages[0]["role"] != "system":
+        pieces.append(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")
+    seen = 0
+    for position, message in enumerate(messages):
+        pieces.append(f"<|im_start|>{message['role']}\n")
+        before = None
+        for part in content_parts(message):
+            kind = part["type"]
+            if before is not None and "visual" in (before, kind := "text" if kind == "text" else "visual"):
+                pieces.append(" " if before == kind == "visual" and seen - 1 not in instructions else "\n")
+            if part["type"] == "text":
+                pieces.append(part["text"])
+                before = "text"
+                continue
+            pieces.append(seen)
+            if seen in instructions:
+                pieces.append("\n" + instructions[seen])
+            seen += 1
+            before = "visual"
+        if position < len(messages) - 1 or message["role"] != "assistant":
+            pieces.append("<|im_end|>\n")
+    if not messages or messages[-1]["role"] != "assistant":
+        pieces.append("<|im_start|>assistant\n")
+    return _join_text(pieces)
+
+
+def _join_text(pieces: Sequence[Segment]) -> list[Segment]:
+    joined: list[Segment] = []
+    for piece in pieces:
+        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
+
+
+class LlavaFamily(Family):
+    """What LLaVA-Video and LLaVA-OneVision share: all but the defaults of newline and time instruction."""
+
+    default_newline: ClassVar[str]
+    default_time_instruction: ClassVar[bool]
+
+    def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
+        config = read_json(path / "config.json")
+        if lmms_lab.ARCHITECTURE in (config.get("architectures") or ()):
+            model = lmms_lab.load(path, config=config, **kwargs)
+        else:
+            model = load_model(LlavaOnevisionForConditionalGeneration, path, **kwargs)
+        for field, default in (
+            ("mm_newline_position", self.default_newline),
+            ("add_time_instruction", self.default_time_instruction),
+        ):
+            if getattr(model.config, field, None) is None:
+                setattr(model.config, field, default)
+        return model
+
+    def load_processor(self, path: Path, model: Any) -> Any:
+        config: Any = model.config
+        if lmms_lab.ARCHITECTURE in (read_json(path / "config.json").get("architectures") or ()):
+            processor = lmms_lab.load_processor(path, config)
+            end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+            model.generation_config.eos_token_id = end  # the original configuration names <|endoftext|> at best
+        else:
+            processor = AutoProcessor.from_pretrained(path)
+        config.image_token_index, config.video_token_index = processor.image_token_id, processor.video_token_id
+        return processor
+
+    def read_video(self, path: str | Path, settings: VideoSettings) -> Video:
+        """Frames at ``settings.fps``, evenly thinned out to ``max_frames``."""
+        from sttm_lmms.video import probe, read_frames, sample_uniform_fps
+
+        info = probe(path, settings.backend)
+        return read_frames(path, sample_uniform_fps(info, settings.fps, settings.max_frames), settings.backend)
+
+    @torch.no_grad()
+    def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
+        """Tower output ``[T, P, C_v]``, before the projector.
+
+        An image gives ``[1 + tiles + 1, P, C_v]``: the whole image, its any-resolution tiles, and the image padded to
+        a square, which is what stands for it when a prompt holds several images.
+        """
+        if hasattr(visual, "frames"):
+            return self._video_features(model, processor, visual)
+        image = visual.convert("RGB")
+        single = processor.image_processor(images=[image], return_tensors="pt")
+        several = processor.image_processor(images=[[image, image]], return_tensors="pt")
+        tiles = torch.cat([single["pixel_values"][0], several["pixel_values"][0][:1]])
+        return VisionFeatures(
+            _tower(model, tiles), "image", {"image_size": [int(side) for side in single["image_sizes"][0]]}
+        )
+
+    def _video_features(self, model: Any, processor: Any, video: Video) -> VisionFeatures:
+        chunks = []
+        for start in range(0, len(video.frames), _CHUNK):
+            frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
+            pixels = processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
+            chunks.append(_tower(model, pixels["pixel_values_videos"][0]))
+        metadata = {
+            "vid": Path(video.path).stem,
+            "video_time": float(video.duration),
+            "frame_time": ",".join(f"{t:.2f}s" for t in video.timestamps),
+            "num_frames": len(video.frames),
+        }
+        return VisionFeatures(torch.cat(chunks), "video", metadata)
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        model: Any,
+        processor: Any,
+        messages: Sequence[Message],
+        features: Sequence[VisionFeatures],
+        *,
+        newline: str | None = None,
+    ) -> PreparedInput:
+        check_visuals(messages, features)
+        config: Any = model.config
+        newline = newline or getattr(config, "mm_newline_position", None) or self.default_newline
+        check_choice("newline", newline, NEWLINES)
+        timed = getattr(config, "add_time_instruction", None)
+        timed = self.default_time_instruction if timed is None else timed
+        instructions = {
+            number: time_instruction(feature.metadata)
+            for number, feature in enumerate(features)
+            if timed and feature.kind == "video"
+        }
+        alone = sum(feature.kind == "image" for feature in features) == 1
+        visuals = [
+            _video_tokens(model, feature, newline) if feature.kind == "video" else _image_tokens(model, feature, alone)
+            for feature in features
+        ]
+        tail = instructions.get(len(features) - 1)
+        sequence = assemble(
+            render(messages, instructions),
+            visuals,
+            processor.tokenizer,
+            model.get_input_embeddings(),
+            stable_tail=f"\n{tail}" if tail else "",
+        )
+        return PreparedInput(
+            input_ids=sequence.input_ids,
+            inputs_embeds=sequence.inputs_embeds,
+            position_ids=None,
+            spans=sequence.spans,
+            prefix_length=sequence.prefix_length,
+            visual_tokens=sequence.visual_tokens,
+        )
+
+
+class LlavaVideo(LlavaFamily):
+    """LLaVA-Video-7B/72B-Qwen2."""
+
+    name = "llava_video"
+    default_newline = "grid"
+    default_time_instruction = True
+
+
+class LlavaOneVision(LlavaFamily):
+    """LLaVA-OneVision 0.5B/7B/72B, original and Hugging Face layout."""
+
+    name = "llava_onevision"
+    default_newline = "one_token"
+    default_time_instruction = False
+
+
+def _tower(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Hidden states ``[N, P, C_v]`` of the layer that the checkpoint uses, for pixels ``[N, 3, S, S]``."""
+    config: Any = model.config
+    tower = model.model.vision_tower
+    outputs = [
+        tower(
+            chunk.to(device=model.device, dtype=model.dtype), output_hidden_states=True, return_dict=True
+        ).hidden_states[config.vision_feature_layer]
+        for chunk in pixels.split(_CHUNK)
+    ]
+    hidden = torch.cat(outputs)
+    return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
+
+
+def project(model: Any, features: torch.Tensor) -> torch.Tensor:
+    """Tower output ``[N, P, C_v]`` in the decoder's channels: ``[N, P, C]``."""
+    projector = model.model.multi_modal_projector
+    return torch.cat([projector(chunk.to(device=model.device, dtype=model.dtype)) for chunk in features.split(_CHUNK)])
+
+
+def pool(model: Any, projected: torch.Tensor) -> torch.Tensor:
+    """Bilinear pooling of projected frames ``[T, P, C]`` to ``[T, ceil(side/2), ceil(side/2), C]``."""
+    pooled = model.model.apply_pooling(projected)
+    side = math.isqrt(pooled.shape[1])
+    return pooled.reshape(len(pooled), side, side, -1)
+
+
+def _newline_embedding(model: Any) -> torch.Tensor:
+    # A parameter of a module whose weights may be offloaded: it is fetched as that module's own forward would.
+    with align_module_device(model.model):
+        return model.model.image_newline.detach().clone()
+
+
+def _video_tokens(model: Any, feature: VisionFeatures, newline: str) -> VisualTokens:
+    pooled = pool(model, project(model, feature.tensor))
+    t, h, w, _ = pooled.shape
+    embeds = newline_layout(pooled, _newline_embedding(model), newline)
+    grid = (t, h, w) if newline in ("one_token", "no_token") else None
+    return VisualTokens(embeds, model.config.video_token_id, grid)
+
+
+def _image_tokens(model: Any, feature: VisionFeatures, alone: bool) -> VisualTokens:
+    """A single image with all its tiles, one of several as its padded square: as transformers' own processor does."""
+    config: Any = model.config
+    tiles = feature.tensor[:-1] if alone else feature.tensor[-1:]
+    (embeds,), _ = model.model.pack_image_features(
+        [project(model, tiles)],
+        [feature.metadata["image_size"]],
+        image_newline=_newline_embedding(model),
+        vision_aspect_ratio=config.vision_aspect_ratio,
+    )
+    return VisualTokens(embeds, config.image_token_id)
