@@ -1,0 +1,1 @@
+"""Converters from the official releases to the STTM annotation format."""

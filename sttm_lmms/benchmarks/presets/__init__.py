@@ -1,0 +1,161 @@
+"""Settings of the published runs, and of users' own, chosen by name: model x benchmark x budget.
+
+The numbers are data: one YAML file a preset beside this module, in the layout a user's own file has too::
+
+    models:
+      - family: llava_video          # as in `--model sttm_llava_video`
+        size: 7b
+        start_layer: 2               # optional, as are root_level, max_frames and fps
+        thresholds:
+          videomme: [0.85, 0.55]     # spatial, temporal
+          default: [0.80, 0.60]      # optional: every other task
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sttm_lmms.benchmarks.formats import FORMATS
+from sttm_lmms.config import STTMConfig
+from sttm_lmms.errors import unknown
+
+_FOLDER = Path(__file__).parent
+_FRAMES = _FOLDER / "frames.yaml"
+_MODEL_KEYS = {"family", "size", "start_layer", "root_level", "max_frames", "fps", "thresholds"}
+_SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """At most ``max_frames`` frames, sampled at ``fps`` a second."""
+
+    max_frames: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one model on one benchmark; see :class:`~sttm_lmms.config.STTMConfig` for the first four."""
+
+    spatial_threshold: float
+    temporal_threshold: float
+    root_level: int
+    start_layer: int
+    max_frames: int
+    fps: float
+
+    @property
+    def config(self) -> STTMConfig:
+        """The settings of the reduction."""
+        return STTMConfig(
+            spatial_threshold=self.spatial_threshold,
+            temporal_threshold=self.temporal_threshold,
+            root_level=self.root_level,
+            start_layer=self.start_layer,
+        )
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path != _FRAMES)
+
+
+def resolve_preset(preset: str, *, family: str, task: str, size: str = "", checkpoint: str = "") -> Preset:
+    """The settings a preset has for a model and a task.
+
+    Args:
+        preset: a name of :func:`preset_names` or the path of a YAML file; ``NAME:SIZE`` gives the size, too.
+        family: ``"llava_video"``, ``"llava_onevision"`` or ``"qwen2_vl"``.
+        task: name of a task of ours or of lmms-eval (``videomme``, ``mlvu_dev``, ``longvideobench_val_v``, ...).
+        size: for example ``"7b"``; by default read from ``checkpoint``, a hub id or a folder whose name contains it.
+
+    Raises:
+        ValueError: the preset, the task or the combination is unknown (the message lists what exists), the size cannot
+            be told, or the file does not have the layout above.
+    """
+    preset, _, given = preset.partition(":") if re.search(r":[\d.]+b$", preset, re.IGNORECASE) else (preset, "", "")
+    models = _read(preset)
+    size = (given or size or size_of(checkpoint)).lower()
+    if not size:
+        raise ValueError(
+            f"preset={preset!r} depends on the size of the model, which the name {checkpoint!r} does not tell; "
+            f"say it with the preset: preset={preset}:7b"
+        )
+    benchmark = benchmark_of(task)
+    for model in models:
+        if (model["family"], model["size"].lower()) == (family, size):
+            thresholds = model["thresholds"].get(benchmark or task, model["thresholds"].get("default"))
+            if thresholds is not None:
+                frames = resolve_frames(family, task)
+                return Preset(
+                    spatial_threshold=float(thresholds[0]),
+                    temporal_threshold=float(thresholds[1]),
+                    root_level=model.get("root_level", 1),
+                    start_layer=model.get("start_layer", 2),
+                    max_frames=model.get("max_frames", frames.max_frames),
+                    fps=float(model.get("fps", frames.fps)),
+                )
+    known = "; ".join(f"{model['family']} {model['size']} on {', '.join(model['thresholds'])}" for model in models)
+    raise ValueError(f"preset {preset!r} has nothing for {family} {size} on task {task!r}. It has: {known}")
+
+
+def resolve_frames(family: str, task: str) -> Frames:
+    """The frames of the published runs of a family on a task; tasks that are not in the paper get the family's default.
+
+    Raises:
+        ValueError: the family is unknown.
+    """
+    families: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_FRAMES.read_text(encoding="utf-8"))
+    if family not in families:
+        raise unknown("family", family, families)
+    known = families[family]
+    return Frames(**known.get(benchmark_of(task) or "", known["default"]))
+
+
+def benchmark_of(task: str) -> str | None:
+    """The benchmark a task belongs to, by its name: ``sttm_mlvu``, ``mlvu_dev`` -> ``"mlvu"``; None if to none."""
+    name = task.removeprefix("sttm_")
+    return next((benchmark for benchmark in FORMATS if name == benchmark or name.startswith(f"{benchmark}_")), None)
+
+
+def size_of(checkpoint: str) -> str:
+    """The size in the name of a checkpoint, ``"lmms-lab/LLaVA-Video-7B-Qwen2" -> "7b"``; "" if there is none."""
+    sizes = _SIZE.findall(checkpoint)
+    return sizes[-1].lower() if sizes else ""
+
+
+def _read(preset: str) -> list[dict[str, Any]]:
+    """The models of a preset, checked."""
+    path = _FOLDER / f"{preset}.yaml" if preset in preset_names() else Path(preset).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        raise unknown("preset", preset, [*preset_names(), "the path of a .yaml file"])
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"preset {preset!r}: no such file; presets by name: {', '.join(preset_names())}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"preset {preset!r} is not a YAML file: {error}") from None
+    models = content.get("models") if isinstance(content, Mapping) else None
+    if not isinstance(models, list) or not models:
+        raise ValueError(f"preset {preset!r} has no list called 'models'")
+    for number, model in enumerate(models):
+        _check(model, f"preset {preset!r}, model {number}")
+    return models
+
+
+def _check(model: Any, where: str) -> None:
+    missing = {"family", "size", "thresholds"} - set(model if isinstance(model, Mapping) else ())
+    if missing:
+        raise ValueError(f"{where}: {', '.join(sorted(missing))} missing")
+    for key in model:
+        if key not in _MODEL_KEYS:
+            raise ValueError(f"{where}: {unknown('key', key, _MODEL_KEYS)}")
+    for benchmark, pair in model["thresholds"].items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(x, (int, float)) for x in pair):
+            raise ValueError(f"{where}: thresholds of {benchmark} must be [spatial, temporal], found {pair!r}")
