@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from sttm_lmms.video.reading import available_backends, probe, read_frames
+from sttm_lmms.video.sampling import frame_times, sample_uniform_fps
 from sttm_lmms.video.settings import VIDEO_BACKENDS, Video, VideoInfo, VideoSettings
 from sttm_lmms.video.writing import write_video
 
-__all__ = ["VIDEO_BACKENDS", "Video", "VideoInfo", "VideoSettings", "write_video"]
+__all__ = [
+    "VIDEO_BACKENDS",
+    "Video",
+    "VideoInfo",
+    "VideoSettings",
+    "available_backends",
+    "frame_times",
+    "probe",
+    "read_frames",
+    "sample_uniform_fps",
+    "write_video",
+]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
+from sttm_lmms.video.index import FrameIndex
 
 VIDEO_BACKENDS = ("auto", "decord", "pyav")
 """``auto`` takes decord where it can be imported and PyAV elsewhere."""
@@ -53,7 +54,7 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts about a video file, known without decoding it.
+    """Facts about a video file.
 
     Attributes:
         path: the file.
@@ -62,6 +63,7 @@ class VideoInfo:
         duration: seconds: ``total_frames / fps``.
         width: pixels, after the rotation that the file asks for.
         height: pixels, after the rotation that the file asks for.
+        index: where its frames are; None in an object that was not made by :func:`~sttm_lmms.video.probe`.
     """
 
     path: str
@@ -70,6 +72,7 @@ class VideoInfo:
     duration: float
     width: int
     height: int
+    index: FrameIndex | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

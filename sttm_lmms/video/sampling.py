@@ -1,0 +1,38 @@
+"""Which frames of a video are looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sttm_lmms.video.settings import VideoInfo
+
+
+def sample_uniform_fps(info: VideoInfo, fps: float, max_frames: int) -> list[int]:
+    """Frame numbers of the LLaVA family: ``fps`` frames a second and the last frame, or ``max_frames`` evenly spread.
+
+    Frame ``ceil(k * video_fps / fps)`` for k = 0, 1, ... as far as the video goes, plus the last frame, each frame
+    once. Where that is more than ``max_frames``: ``linspace(0, last, max_frames)`` rounded down.
+
+    Args:
+        info: what :func:`~sttm_lmms.video.probe` says about the file.
+        fps: frames sampled per second, > 0.
+        max_frames: at least 1.
+
+    Returns:
+        Increasing frame numbers, at most ``max_frames``, at least one.
+    """
+    last = info.total_frames - 1
+    steps = int(last * fps / info.fps) + 2
+    indices = {math.ceil(k * info.fps / fps) for k in range(steps)}
+    indices = {index for index in indices if index < last} | {last}
+    if len(indices) <= max_frames:
+        return sorted(indices)
+    return np.linspace(0, last, max_frames).astype(int).tolist()
+
+
+def frame_times(indices: Sequence[int], fps: float) -> list[float]:
+    """Seconds of each frame as the published pipeline counts them: frame number / average fps of the file."""
+    return [index / fps for index in indices]
