@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2Tokenizer,
     SiglipVisionConfig,
 )
 from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
@@ -185,20 +185,34 @@ def _plain(name: str) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint folder. Raises :class:`CheckpointError` where there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    """Qwen2's tokenizer from a checkpoint folder. Raises :class:`CheckpointError` where there is none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise CheckpointError(
-            f"{folder}: no usable tokenizer ({error}); tokenizer.json and tokenizer_config.json come with a checkpoint"
-        ) from error
+            f"{folder}: no tokenizer.json and no vocab.json; the tokenizer comes with a checkpoint, copy it here"
+        )
+    return Qwen2Tokenizer.from_pretrained(folder)
 
 
 def load_processor(folder: Path, config: Any) -> LlavaOnevisionProcessor:
     """transformers' processor for an original checkpoint, which has a tokenizer but no preprocessor settings.
 
-    Frames and images are resized (bicubic) to the tower's square and normalised to [-1, 1], as SigLIP was trained;
-    a ``preprocessor_config.json`` beside the checkpoint takes precedence.
+    A ``preprocessor_config.json`` beside the checkpoint takes precedence over SigLIP's usual settings.
+    """
+    own = {}
+    if (folder / "preprocessor_config.json").is_file():
+        own = read_json(folder / "preprocessor_config.json")
+    tokenizer = load_tokenizer(folder)
+    _add_visual_tokens(tokenizer, config, folder)
+    return build_processor(tokenizer, config, own)
+
+
+def build_processor(tokenizer: Any, config: Any, own: Mapping[str, Any] | None = None) -> LlavaOnevisionProcessor:
+    """A processor that resizes (bicubic) to the tower's square and normalises to [-1, 1], as SigLIP was trained.
+
+    Args:
+        tokenizer: has ``<image>`` and ``<video>``.
+        config: a ``LlavaOnevisionConfig``.
+        own: ``size``, ``image_mean`` and ``image_std`` that replace the defaults.
     """
     side = config.vision_config.image_size
     settings: dict[str, Any] = {
@@ -206,11 +220,7 @@ def load_processor(folder: Path, config: Any) -> LlavaOnevisionProcessor:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    if (folder / "preprocessor_config.json").is_file():
-        own = read_json(folder / "preprocessor_config.json")
-        settings |= {key: own[key] for key in settings if key in own}
-    tokenizer = load_tokenizer(folder)
-    _add_visual_tokens(tokenizer, config, folder)
+    settings |= {key: value for key, value in (own or {}).items() if key in settings}
     return LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **settings),
         video_processor=LlavaOnevisionVideoProcessor(**settings),
@@ -228,5 +238,5 @@ def _add_visual_tokens(tokenizer: Any, config: Any, folder: Path) -> None:
     if max(tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, VIDEO_TOKEN])) >= config.text_config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens with {IMAGE_TOKEN} and {VIDEO_TOKEN}, "
-            f"but config.json has vocab_size={config.text_config.vocab_size}; tokenizer and weights do not belong together"
+            f"but config.json has vocab_size={config.text_config.vocab_size}; tokenizer and weights do not match"
         )

@@ -121,11 +121,12 @@ class Qwen2VL(Family):
                 see(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
             )
         chunks, grid = [], [0, 0, 0]
+        unfit = any(side % 28 for side in visual.frames.shape[1:3])  # frames that did not come from read_video
         for start in range(0, len(visual.frames), _CHUNK):
             frames = torch.from_numpy(visual.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
             batch = processor.video_processor(
                 videos=[frames],
-                do_resize=False,
+                do_resize=unfit,
                 do_sample_frames=False,
                 cap_pixels_per_frame=False,
                 return_tensors="pt",
