@@ -94,7 +94,6 @@ def assemble(
         embed: the input embedding module; it is called, so that offloaded weights are fetched.
         stable_tail: start of the text after the last visual that every question shares.
     """
-    device = next((v.embeds.device for v in visuals), None)
     ids: list[int] = []
     starts: list[int] = []
     prefix = 0
@@ -109,7 +108,7 @@ def assemble(
             ids += [visuals[segment].token_id] * len(visuals[segment].embeds)
             prefix = len(ids)
     order = [segment for segment in segments if isinstance(segment, int)]
-    input_ids = torch.tensor([ids], dtype=torch.long, device=_device(embed, device))
+    input_ids = torch.tensor([ids], dtype=torch.long, device=device_of(embed))
     embeds = embed(input_ids)
     for number, start in zip(order, starts, strict=True):
         visual = visuals[number].embeds
@@ -122,6 +121,10 @@ def assemble(
     return Assembled(input_ids, embeds, tuple(starts), spans, prefix, sum(len(v.embeds) for v in visuals))
 
 
-def _device(embed: nn.Module, fallback: torch.device | None) -> torch.device | None:
-    weight = next(embed.parameters()).device
-    return fallback if weight.type == "meta" else weight
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's inputs should go: its first parameter's device, or the CPU if that is offloaded.
+
+    Offloaded modules carry accelerate's hooks, which take their inputs on from there.
+    """
+    device = next(module.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device

@@ -6,7 +6,7 @@ Sources: arXiv 2410.02713 (LLaVA-Video: newline layouts, time instruction), arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +17,9 @@ from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.families import lmms_lab
-from sttm_lmms.families.assemble import Segment, VisualTokens, assemble, check_visuals, content_parts
+from sttm_lmms.families.assemble import VisualTokens, assemble, check_visuals, device_of
 from sttm_lmms.families.base import Family, Message, PreparedInput, VisionFeatures
+from sttm_lmms.families.chatml import render, time_instruction
 from sttm_lmms.families.checkpoint import load_model, read_json
 
 if TYPE_CHECKING:
@@ -26,27 +27,8 @@ if TYPE_CHECKING:
 
 NEWLINES = ("grid", "frame", "one_token", "no_token")
 
-SYSTEM_PROMPT = "You are a helpful assistant."
-
 # Frames that go through the vision tower at once: bounds its memory, changes nothing else.
 _CHUNK = 16
-
-
-def time_instruction(metadata: Mapping[str, Any]) -> str:
-    """LLaVA-Video's sentence about length and times of the frames.
-
-    Args:
-        metadata: ``video_time`` in seconds, ``num_frames``, and ``frame_time``: seconds of each frame, or the text
-            ``"0.00s,1.00s,..."`` that published feature files hold.
-    """
-    times = metadata["frame_time"]
-    if not isinstance(times, str):
-        times = ",".join(f"{t:.2f}s" for t in times)
-    return (
-        f"The video lasts for {float(metadata['video_time']):.2f} seconds, and {metadata['num_frames']} frames are "
-        f"uniformly sampled from it. These frames are located at {times}. "
-        "Please answer the following questions related to this video."
-    )
 
 
 def newline_layout(pooled: torch.Tensor, newline: torch.Tensor, mode: str) -> torch.Tensor:
@@ -68,54 +50,6 @@ def newline_layout(pooled: torch.Tensor, newline: torch.Tensor, mode: str) -> to
         return torch.cat([pooled.reshape(t, h * w, c), newline.expand(t, 1, c)], dim=1).reshape(-1, c)
     flat = pooled.reshape(-1, c)
     return torch.cat([flat, newline[None]]) if mode == "one_token" else flat
-
-
-def render(messages: Sequence[Message], instructions: Mapping[int, str] | None = None) -> list[Segment]:
-    """ChatML as the checkpoints were trained: text with the number of a visual where it stands.
-
-    A visual and the text beside it are separated by a newline, two visuals by a blank. The default system prompt is
-    added where the messages have none; the assistant's turn is opened unless the last message is the assistant's,
-    which is then left open to be continued.
-
-    Args:
-        instructions: sentence that follows the n-th visual, on a line of its own.
-    """
-    instructions = instructions or {}
-    pieces: list[Segment] = []
-    if not messages or messages[0]["role"] != "system":
-        pieces.append(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")
-    seen = 0
-    for position, message in enumerate(messages):
-        pieces.append(f"<|im_start|>{message['role']}\n")
-        before = None
-        for part in content_parts(message):
-            kind = part["type"]
-            if before is not None and "visual" in (before, kind := "text" if kind == "text" else "visual"):
-                pieces.append(" " if before == kind == "visual" and seen - 1 not in instructions else "\n")
-            if part["type"] == "text":
-                pieces.append(part["text"])
-                before = "text"
-                continue
-            pieces.append(seen)
-            if seen in instructions:
-                pieces.append("\n" + instructions[seen])
-            seen += 1
-            before = "visual"
-        if position < len(messages) - 1 or message["role"] != "assistant":
-            pieces.append("<|im_end|>\n")
-    if not messages or messages[-1]["role"] != "assistant":
-        pieces.append("<|im_start|>assistant\n")
-    return _join_text(pieces)
-
-
-def _join_text(pieces: Sequence[Segment]) -> list[Segment]:
-    joined: list[Segment] = []
-    for piece in pieces:
-        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
 
 
 class LlavaFamily(Family):
@@ -264,7 +198,7 @@ def _tower(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 def project(model: Any, features: torch.Tensor) -> torch.Tensor:
     """Tower output ``[N, P, C_v]`` in the decoder's channels: ``[N, P, C]``."""
     projector = model.model.multi_modal_projector
-    return torch.cat([projector(chunk.to(device=model.device, dtype=model.dtype)) for chunk in features.split(_CHUNK)])
+    return torch.cat([projector(chunk.to(device_of(projector), model.dtype)) for chunk in features.split(_CHUNK)])
 
 
 def pool(model: Any, projected: torch.Tensor) -> torch.Tensor:

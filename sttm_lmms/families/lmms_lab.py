@@ -32,12 +32,15 @@ ARCHITECTURE = "LlavaQwenForCausalLM"
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 
+# The same prompt as `sttm_lmms.families.chatml.render`, for the plain transformers API.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<{{ part['type'] }}>\n{% endif %}"
+    "{% set texts = [part, loop.previtem or part] | selectattr('type', 'equalto', 'text') | list | length %}"
+    "{% if not loop.first and texts < 2 %}{{ '\n' if texts else ' ' }}{% endif %}"
+    "{{ part['text'] if part['type'] == 'text' else '<' + part['type'] + '>' }}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

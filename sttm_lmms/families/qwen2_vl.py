@@ -19,7 +19,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import VideoError
-from sttm_lmms.families.assemble import Segment, VisualTokens, assemble, check_visuals, content_parts
+from sttm_lmms.families.assemble import Segment, VisualTokens, assemble, check_visuals, content_parts, device_of
 from sttm_lmms.families.base import Family, Message, PreparedInput, VisionFeatures
 from sttm_lmms.families.checkpoint import load_model
 
@@ -192,7 +192,8 @@ def see(model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tens
     """
     side = model.config.vision_config.spatial_merge_size
     t, h, w = grid_thw[0].tolist()
-    (tokens,) = model.model.get_video_features(patches.to(model.device), grid_thw.to(model.device)).pooler_output
+    device = device_of(model.model.visual)
+    (tokens,) = model.model.get_video_features(patches.to(device), grid_thw.to(device)).pooler_output
     return tokens.reshape(t, h // side, w // side, -1)
 
 
