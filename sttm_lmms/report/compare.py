@@ -22,6 +22,8 @@ COMPARABLE = {
 }
 # Of these, newline tokens (7% of a frame) and reuse leave the seconds of a whole prefill comparable.
 _TIMING = ("frames", "fps", "attention", "dtype", "device")
+# Newline tokens are part of a baseline's own setting, and neither reuse nor the device changes what is asked.
+_ANSWERS = ("frames", "fps", "video_backend", "attention", "dtype", "checkpoint_commit")
 _THRESHOLDS = ("spatial_threshold", "temporal_threshold")
 
 
@@ -48,6 +50,7 @@ class Pairing:
         ours, theirs: mean scores over the questions that both answered; None if there are none.
         lost, won: questions that only the baseline, only the run answered right.
         problems: reasons why some or all questions could not be paired.
+        refused: True if some pairs did not ask the same thing.
     """
 
     ours: float | None
@@ -55,6 +58,7 @@ class Pairing:
     lost: int
     won: int
     problems: tuple[str, ...]
+    refused: bool = False
 
 
 def make_entries(runs: Sequence[Run]) -> list[Entry]:
@@ -82,6 +86,11 @@ def differences(entry: Entry, baseline: Entry) -> list[str]:
 def times_comparable(entry: Entry, baseline: Entry) -> bool:
     """False if another device, attention backend or frame limit alone could explain a speed-up."""
     return not any(field in _TIMING for field, _, _ in _differing(entry, baseline))
+
+
+def answers_comparable(entry: Entry, baseline: Entry) -> bool:
+    """False if other frames, another backend or checkpoint alone could explain other answers."""
+    return not any(field in _ANSWERS for field, _, _ in _differing(entry, baseline))
 
 
 def _differing(entry: Entry, baseline: Entry) -> list[tuple[str, object, object]]:
@@ -123,13 +132,15 @@ def pair(entry: Entry, baseline: Entry) -> Pairing:
         if mine is not None and other is not None
     ]
     if not scores:
-        return Pairing(None, None, 0, 0, (*problems, "no question in common with the baseline"))
+        problems.append("no question in common with the baseline")
+        return Pairing(None, None, 0, 0, tuple(problems), refused=True)
     return Pairing(
         ours=sum(mine for mine, _ in scores) / len(scores),
         theirs=sum(other for _, other in scores) / len(scores),
         lost=sum(mine < other for mine, other in scores),
         won=sum(mine > other for mine, other in scores),
         problems=tuple(problems),
+        refused=len(same) < len(common),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sttm_lmms.errors import STTMError
 from sttm_lmms.report.compare import (
     Entry,
+    answers_comparable,
     certificate_problem,
     differences,
     find_baseline,
@@ -50,6 +51,7 @@ COLUMNS = (
     "speed_up",
     "failed_videos",
     "baseline",
+    "comparable",  # False if something else than the method may explain the difference to the baseline
     "flags",
     "run",
 )
@@ -112,7 +114,8 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
     accuracy, low, high, interval = _accuracy(entry)
     shares = [s.kept_tokens / s.visual_tokens for s in answered if s.visual_tokens and s.kept_tokens is not None]
     summary = entry.run.summary
-    flags = [problem for problem in (certificate_problem(entry),) if problem]
+    uncertified = certificate_problem(entry)
+    flags = [uncertified] if uncertified else []
     if older:
         flags.append(f"{older} older run(s) of this setting left out")
     if entry.run.limit is not None:
@@ -142,7 +145,8 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
         "run": _run_name(entry.run),
     }
     comparison, more_flags = _compare(entry, baseline, accuracy, ttft)
-    return {**row, **comparison, "flags": "; ".join(flags + more_flags)}
+    row.update(comparison, flags="; ".join(flags + more_flags))
+    return {**row, "comparable": not uncertified and row["comparable"]}
 
 
 def _compare(
@@ -150,9 +154,10 @@ def _compare(
 ) -> tuple[dict[str, Any], list[str]]:
     """The columns that need a baseline, and the flags that come with them."""
     if baseline is None:
-        return {}, ["no baseline: no run of this model and task without reduction"]
+        return {"comparable": False}, ["no baseline: no run of this model and task without reduction"]
     if baseline is entry:
-        return {"relative": 1.0, "speed_up": 1.0 if ttft else None, "baseline": _run_name(entry.run)}, []
+        alone = {"relative": 1.0, "speed_up": 1.0 if ttft else None, "baseline": _run_name(entry.run)}
+        return {**alone, "comparable": True}, []
     flags = differences(entry, baseline)
     pairing = pair(entry, baseline)
     flags += pairing.problems
@@ -169,6 +174,7 @@ def _compare(
         "mcnemar_p": mcnemar_exact(pairing.lost, pairing.won) if paired else None,
         "speed_up": faster,
         "baseline": _run_name(baseline.run),
+        "comparable": answers_comparable(entry, baseline) and not pairing.refused,
     }, flags
 
 
