@@ -1,1 +1,31 @@
-"""lmms-eval classes (thin)."""
+"""Wrappers for lmms-eval. This module only names them: lmms-eval imports it in every run, of any model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+WRAPPERS = {
+    "sttm_llava_video": "llava_video.LlavaVideo",
+    "sttm_llava_onevision": "llava_onevision.LlavaOneVision",
+    "sttm_qwen2_vl": "qwen2_vl.Qwen2VL",
+}
+"""Model id for ``--model`` -> module and class of the chat wrapper; the simple one is called ``Simple<class>``."""
+
+
+def manifests() -> list[ModelManifest]:
+    """What the entry point ``lmms_eval.models`` gives to lmms-eval.
+
+    Every model has a chat wrapper, which lmms-eval prefers, and a simple one for the tasks that chat models cannot run
+    (output type ``multiple_choice`` or ``loglikelihood``): ``lmms-eval --force_simple``.
+    """
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    found = []
+    for model_id, target in WRAPPERS.items():
+        module, name = target.split(".")
+        path = f"{__name__}.{module}"
+        found.append(ModelManifest(model_id, f"{path}.Simple{name}", f"{path}.{name}"))
+    return found

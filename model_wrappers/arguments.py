@@ -1,0 +1,159 @@
+"""What ``--model_args`` may hold: read strictly by type, unknown names and values refused."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sttm_lmms.errors import unknown
+from sttm_lmms.methods import METHODS, get_method
+
+
+@dataclass(frozen=True)
+class WrapperArguments:
+    """Arguments of every wrapper; the settings of the reduction method come on top.
+
+    Attributes:
+        pretrained: hub id or local folder, in the original or in the Hugging Face layout.
+        method: name in the methods registry, or ``none`` for the baseline.
+        preset: name of published thresholds, such as ``paper-50``; resolved for each task.
+        max_frames, fps: frame sampling; by default the preset's or the family's.
+        newline: newline mode of the LLaVA family; by default the checkpoint's without reduction, ``no_token`` with it.
+        attn_implementation: by default what transformers picks.
+        dtype: ``auto`` is bfloat16 on CUDA, float16 on MPS, float32 on CPU.
+        device: such as ``cuda:1``; by default CUDA, MPS or CPU, and the process' own device under accelerate.
+        device_map: ``auto`` and the like of transformers, to spread one model over several devices.
+        batch_size: questions answered together.
+        video_backend: who decodes the videos.
+        reproduce: fixed seeds and deterministic kernels.
+        on_error: ``skip`` answers a question on an unreadable video with nothing and counts it; ``raise`` stops.
+        reuse: what the questions of one video share.
+        features: folder of stored features; no video is opened then.
+        min_pixels, max_pixels: frame size, Qwen2-VL only.
+        load_in_4bit: bitsandbytes quantisation through transformers.
+        method_settings: settings of the method, by name.
+    """
+
+    pretrained: str
+    method: str = "sttm"
+    preset: str | None = None
+    max_frames: int | None = None
+    fps: float | None = None
+    newline: Literal["grid", "frame", "one_token", "no_token"] | None = None
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    batch_size: int = 1
+    video_backend: Literal["auto", "decord", "pyav"] = "auto"
+    reproduce: bool = False
+    on_error: Literal["skip", "raise"] = "skip"
+    reuse: Literal["prefix", "features", "none"] = "prefix"
+    features: Path | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    load_in_4bit: bool = False
+    method_settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ()) -> WrapperArguments:
+    """Arguments from the strings, numbers and booleans that lmms-eval read from ``--model_args``.
+
+    Args:
+        refused: arguments that this family has no use for.
+
+    Raises:
+        ValueError: a name or value is unknown, of the wrong type, or does not go with the others.
+    """
+    hints = get_type_hints(WrapperArguments)
+    own = [f.name for f in fields(WrapperArguments) if f.name != "method_settings" and f.name not in refused]
+    method = str(values.get("method", "sttm"))
+    settings = method_hints(method)
+    elsewhere = {name for other in METHODS for name in method_hints(other)}
+    for name in values:
+        if name in own or name in settings:
+            continue
+        if name in refused:
+            raise ValueError(f"{name}={values[name]!r} has no meaning for this model family; leave it out")
+        if name in elsewhere:
+            has = ", ".join(sorted(settings)) or "no settings, because nothing is reduced"
+            raise ValueError(f"{name}={values[name]!r} is no setting of method={method}, which has {has}")
+        raise unknown("argument", name, {*own, *elsewhere})
+    if not values.get("pretrained"):
+        raise ValueError("pretrained is missing: give a hub id or a checkpoint folder, --model_args pretrained=...")
+    parsed = {name: parse_value(name, values[name], hints[name]) for name in values if name in own}
+    chosen = {name: parse_value(name, values[name], settings[name]) for name in values if name in settings}
+    if parsed.get("batch_size", 1) < 1:
+        raise ValueError(f"batch_size={parsed['batch_size']} is not valid; it must be an integer >= 1")
+    arguments = WrapperArguments(**parsed, method_settings=chosen)
+    _check_choice_of_tokens(arguments)
+    return arguments
+
+
+def _check_choice_of_tokens(arguments: WrapperArguments) -> None:
+    """STTM needs to know how much to merge, from exactly one source."""
+    sources = {"preset", "budget", "spatial_threshold", "temporal_threshold"}
+    given = sources & {*arguments.method_settings, *(["preset"] if arguments.preset else [])}
+    if arguments.preset and arguments.method != "sttm":
+        raise ValueError(f"preset={arguments.preset!r} holds settings of method=sttm, not of method={arguments.method}")
+    if "preset" in given and len(given) > 1:
+        raise ValueError(f"preset={arguments.preset!r} sets the thresholds: leave out {', '.join(given - {'preset'})}")
+    if arguments.method == "sttm" and not given:
+        raise ValueError(
+            "method=sttm does not know how much to merge: give budget (share of visual tokens to keep, such as "
+            "budget=0.5), or spatial_threshold and temporal_threshold, or preset=paper-50 or paper-30; "
+            "method=none is the baseline that merges nothing"
+        )
+
+
+def method_hints(method: str) -> dict[str, Any]:
+    """Names and types of a method's settings; empty for ``none``. An unknown method is a ``ValueError``."""
+    return {} if method == "none" else get_type_hints(get_method(method).config_class)
+
+
+def parse_value(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as the type ``hint``: bool, int, float, str, Path, a Literal, or one of these ``| None``.
+
+    Raises:
+        ValueError: naming the argument, its value and what it may be.
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        if value in (None, "None"):
+            return None
+        (hint,) = (option for option in get_args(hint) if option is not type(None))
+    if get_origin(hint) is Literal:
+        if str(value) not in get_args(hint):
+            raise unknown(name, value, get_args(hint))
+        return str(value)
+    try:
+        return _READERS[hint](value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name}={value!r} is not valid; it must be {_MEANS[hint]}") from None
+
+
+def _read_bool(value: Any) -> bool:
+    return {"true": True, "false": False}[str(value).lower()] if str(value).lower() in ("true", "false") else _fail()
+
+
+def _read_int(value: Any) -> int:
+    number = _read_float(value)
+    return int(number) if number == int(number) else _fail()
+
+
+def _read_float(value: Any) -> float:
+    return _fail() if isinstance(value, bool) else float(value)
+
+
+def _read_str(value: Any) -> str:
+    return _fail() if isinstance(value, bool) or not str(value).strip() else str(value)
+
+
+def _fail() -> Any:
+    raise ValueError
+
+
+_READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str, Path: lambda v: Path(_read_str(v))}
+_MEANS = {bool: "True or False", int: "an integer", float: "a number", str: "a text", Path: "a path"}

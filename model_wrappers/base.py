@@ -1,0 +1,234 @@
+"""The wrapper that all families share: requests of lmms-eval in, answers with token counts out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.utils import simple_parse_args_string
+from loguru import logger
+from sttm_lmms.model_wrappers.arguments import parse_arguments
+from sttm_lmms.model_wrappers.documents import (
+    Document,
+    Messages,
+    first_video,
+    generation_settings,
+    is_padding,
+    make_turn,
+    read_instance,
+)
+from sttm_lmms.model_wrappers.finish import finish_run
+from sttm_lmms.model_wrappers.loading import load
+from sttm_lmms.model_wrappers.placement import make_reproducible, place
+from sttm_lmms.model_wrappers.rounds import Conversation
+from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
+from tqdm import tqdm
+
+from sttm_lmms.errors import STTMError
+from sttm_lmms.provenance import collect_provenance, sample_record
+from sttm_lmms.runtime import Answer, Engine, Failure, GenerationSettings, Request
+
+Progress = Callable[[int], Any]
+Turn = tuple[Document, Callable[[], Messages]]
+T = TypeVar("T")
+
+
+@dataclass
+class AnswerRecord(TokenCounts):
+    """Token counts that carry everything measured about an answer into lmms-eval's sample file."""
+
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.record
+
+
+class STTMWrapper(lmms):
+    """A video model with token reduction. Subclasses name the family and its frame sampling.
+
+    Raises:
+        ValueError: an argument is unknown or has a value it cannot have; before anything is loaded.
+        CheckpointError: the checkpoint cannot be read, or is of another family.
+    """
+
+    is_simple = False
+    family: ClassVar[str]
+    refused: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__()
+        self.arguments = parse_arguments(values, refused=self.refused)
+        settings = default_settings(self.arguments, self.family)
+        placement = place(self.arguments)
+        if self.arguments.reproduce:
+            make_reproducible()
+        self.device, self._rank, self._world_size = placement.device, placement.rank, placement.world_size
+        self.model, self.processor = load(self.arguments, placement, self.family)
+        self._engine = Engine(
+            self.model,
+            self.processor,
+            settings.config,
+            video=settings.video,
+            newline=self.arguments.newline,
+            reuse=self.arguments.reuse,
+            on_error=self.arguments.on_error,
+            features=self.arguments.features,
+        )
+        self._task_settings: dict[str, TaskSettings] = {}
+        self._tasks_described: set[str] = set()
+        self._output_tokens = 0
+        self._seconds = 0.0
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> STTMWrapper:
+        """``--model_args`` wins over lmms-eval's own options, which always come along (``batch_size`` as 1)."""
+        options = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**options, **simple_parse_args_string(arg_string)})
+
+    @property
+    def batch_size(self) -> int:
+        return self.arguments.batch_size
+
+    # What lmms-eval calls.
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers in the order of the requests."""
+        with self._running("Answering", requests) as (documents, progress):
+            messages = [self._messages(document, document.first_turn) for document in documents]
+            answers = self._answer(documents, messages, progress)
+        results = [self._result(*found) for found in zip(documents, messages, answers, strict=True)]
+        return _with_padding(requests, results, GenerationResult(""))
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
+        """The answers of all rounds of each request. One round of all requests runs together, then the next."""
+        with self._running("Answering in rounds", requests) as (documents, progress):
+            conversations = [Conversation.open(document) for document in documents]
+            active = conversations
+            while active:
+                asked = [conversation.document for conversation in active]
+                messages = [self._messages(talk.document, talk.turn) for talk in active]
+                answers = self._answer(asked, messages)
+                still = [talk for talk, answer in zip(active, answers, strict=True) if talk.answer(answer.text)]
+                progress(len(active) - len(still))
+                active = still
+        return _with_padding(requests, [conversation.outputs for conversation in conversations], [])
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Mean negative log-likelihood per token of each continuation, and whether greedy decoding gives it.
+
+        lmms-eval takes the smallest value for the best choice. A video that cannot be read gives infinity.
+        """
+        with self._running("Scoring", requests) as (documents, progress):
+            messages = [self._messages(document, document.first_turn) for document in documents]
+            ready = [index for index, found in enumerate(messages) if found is not None]
+            pairs = [(self._request(documents[i], messages[i]), documents[i].continuation) for i in ready]
+            scores = [(float("inf"), False)] * len(documents)
+            for i, found in zip(ready, self._engine.loglikelihood(pairs, progress=progress), strict=True):
+                if found.error is None:
+                    scores[i] = (-found.logprob / found.tokens, found.is_greedy)
+        return _with_padding(requests, scores, (0.0, False))
+
+    def clean(self) -> None:
+        """End of a run: totals of all processes into the result file, the certificate checked, memory freed.
+
+        lmms-eval calls this once on every process when the last request is answered, by the model or from its cache.
+        """
+        try:
+            finish_run(self._engine, asked=self._asked(), output_tokens=self._output_tokens, seconds=self._seconds)
+        finally:
+            del self._engine, self.processor
+            super().clean()
+
+    # The same for every kind of request.
+
+    @contextmanager
+    def _running(self, what: str, requests: Sequence[Instance]) -> Iterator[tuple[list[Document], Progress]]:
+        """The documents behind the requests that count, and a progress bar. Time and errors are looked after."""
+        real = [instance for instance in requests if not is_padding(instance)]
+        started = time.perf_counter()
+        try:
+            with tqdm(total=len(real), desc=what, disable=self.rank != 0) as bar:
+                yield [read_instance(instance, self.task_dict, simple=self.is_simple) for instance in real], bar.update
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            # lmms-eval would print the error and end this process as if all were well, while the others wait for it
+            # until they time out. A process that fails is what makes the launcher stop them.
+            logger.exception("Process {} of {} failed", self.rank, self.world_size)
+            raise SystemExit(1) from error
+        finally:
+            self._seconds += time.perf_counter() - started
+
+    def _messages(self, document: Document, turn: Callable[[], Messages]) -> Messages | None:
+        """Messages of a turn; None, and the failure noted, if its visuals cannot be had and errors are skipped."""
+        try:
+            return make_turn(document, turn)
+        except STTMError as error:
+            if self.arguments.on_error == "raise":
+                raise
+            self._engine.failures.append(Failure(document.task, str(error), 1))
+            return None
+
+    def _request(self, document: Document, messages: Messages) -> Request:
+        settings = self._settings(document.task)
+        generation = GenerationSettings() if document.gen_kwargs is None else generation_settings(document.gen_kwargs)
+        return Request(messages, generation, settings.config, settings.video)
+
+    def _answer(
+        self, documents: Sequence[Document], messages: Sequence[Messages | None], progress: Progress | None = None
+    ) -> list[Answer]:
+        """One answer for each document, in order."""
+        answers = [Answer(error="its visuals could not be had")] * len(documents)
+        ready = [index for index, found in enumerate(messages) if found is not None]
+        requests = [self._request(documents[i], messages[i]) for i in ready]
+        found = self._engine.generate(requests, batch_size=self.batch_size, progress=progress)
+        for index, answer in zip(ready, found, strict=True):
+            answers[index] = answer
+        self._output_tokens += sum(answer.output_tokens for answer in answers)
+        return answers
+
+    def _result(self, document: Document, messages: Messages | None, answer: Answer) -> GenerationResult:
+        """Text and record of an answer. The first one of a task on this process describes the run."""
+        provenance = None
+        if document.task not in self._tasks_described:
+            self._tasks_described.add(document.task)
+            provenance = self._provenance(document.task)
+        record = sample_record(answer, video=first_video(messages or []), reused=answer.reused, provenance=provenance)
+        return GenerationResult(answer.text, AnswerRecord(answer.input_tokens, answer.output_tokens, record=record))
+
+    def _settings(self, task: str) -> TaskSettings:
+        if task not in self._task_settings:
+            self._task_settings[task] = task_settings(self.arguments, self.family, task)
+        return self._task_settings[task]
+
+    def _asked(self) -> str | None:
+        """The reduction that was asked for, in words; None for the baseline."""
+        arguments = self.arguments
+        if arguments.method == "none":
+            return None
+        settings = {**({"preset": arguments.preset} if arguments.preset else {}), **arguments.method_settings}
+        return ",".join(f"{name}={value}" for name, value in {"method": arguments.method, **settings}.items())
+
+    def _provenance(self, task: str) -> Any:
+        settings = self._settings(task)
+        return collect_provenance(
+            self.model,
+            method=self.arguments.method,
+            config=settings.config,
+            checkpoint=self.arguments.pretrained,
+            family=self.family,
+            video=settings.video,
+            newline=self.arguments.newline,
+            reuse=self.arguments.reuse,
+        )
+
+
+def _with_padding(requests: Sequence[Instance], results: Sequence[T], filler: T) -> list[T]:
+    """``results`` of the real requests, and ``filler`` for the padding between them."""
+    found = iter(results)
+    return [filler if is_padding(instance) else next(found) for instance in requests]

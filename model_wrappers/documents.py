@@ -1,0 +1,140 @@
+"""From lmms-eval's requests to chat messages: chat tasks, and tasks that only have visuals and a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.task import ConfigurableMessagesTask
+from lmms_eval.protocol import ChatMessages
+from PIL import Image
+
+from sttm_lmms.errors import STTMError
+from sttm_lmms.runtime import GenerationSettings
+
+Messages = list[dict[str, Any]]
+Turn = tuple[Messages | None, bool, Sequence[str], Any]
+"""Messages of a round, whether the conversation is over, the answers so far, and the task's own notes."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a request of lmms-eval asks, whatever its layout.
+
+    Attributes:
+        task: name of the task.
+        first_turn: makes the messages; it may open files.
+        next_turn: makes the messages of a later round from its number, the answers so far and the task's notes.
+        gen_kwargs: of the task, with ``--gen_kwargs`` merged in.
+        continuation: text to be scored, in loglikelihood requests.
+    """
+
+    task: str
+    first_turn: Callable[[], Messages]
+    next_turn: Callable[[int, list[str], Any], Turn] | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
+    continuation: str = ""
+
+
+def is_padding(instance: Instance) -> bool:
+    """True for the repeated requests with which lmms-eval evens out its processes; their answers are thrown away."""
+    return bool(instance.metadata.get("__padding_only__"))
+
+
+def read_instance(instance: Instance, datasets: Mapping[str, Any], *, simple: bool) -> Document:
+    """The document behind a request. ``datasets`` is lmms-eval's ``task_dict``: task -> split -> document id."""
+    args = instance.args
+    if len(args) == 2:  # loglikelihood of a choice without any context
+        context, continuation = args
+        return Document(instance.task_name, lambda: user_turn([], context), continuation=continuation)
+    doc_id, task, split = args[-3:]
+    doc = datasets[task][split][doc_id]
+    if instance.request_type == "loglikelihood":
+        context, continuation, doc_to_visual = args[:3]
+        text = continuation(doc) if callable(continuation) else continuation
+        return Document(task, lambda: user_turn(doc_to_visual(doc), context), continuation=str(text))
+    if not simple:
+        _, doc_to_messages, gen_kwargs = args[:3]
+        return Document(task, lambda: _messages(doc_to_messages(doc)), _chat_rounds(doc_to_messages, doc), gen_kwargs)
+    context, gen_kwargs, doc_to_visual = args[:3]
+    rounds = _simple_rounds(args[3], doc) if instance.request_type == "generate_until_multi_round" else None
+    return Document(task, lambda: user_turn(doc_to_visual(doc), context), rounds, gen_kwargs)
+
+
+def make_turn(document: Document, make: Callable[[], Any]) -> Any:
+    """Call ``make``, with a task's ways to give up on a missing file turned into ``STTMError``."""
+    try:
+        return make()
+    except (OSError, AssertionError, SystemExit) as error:
+        raise STTMError(f"task {document.task}: {error}") from error
+
+
+def user_turn(visuals: Sequence[Any] | None, text: str) -> Messages:
+    """One user message from ``doc_to_visual`` and ``doc_to_text``, made by lmms-eval's own rule for chat models."""
+    return _messages(ConfigurableMessagesTask._build_user_turn(visuals, text))
+
+
+def generation_settings(gen_kwargs: Mapping[str, Any]) -> GenerationSettings:
+    """What a task and ``--gen_kwargs`` ask for; keys that are no generation settings belong to the task.
+
+    As in lmms-eval's own wrappers, a temperature above 0 means sampling and 0 means greedy.
+    """
+    names = ("max_new_tokens", "num_beams", "temperature", "top_p", "top_k")
+    chosen = {name: gen_kwargs[name] for name in names if gen_kwargs.get(name) is not None}
+    temperature = chosen.get("temperature")
+    do_sample = gen_kwargs.get("do_sample")
+    chosen["do_sample"] = temperature != 0 and bool(temperature if do_sample is None else do_sample)
+    until = gen_kwargs.get("until") or ()
+    chosen["until"] = (until,) if isinstance(until, str) else tuple(text for text in until if text)
+    return GenerationSettings(**chosen)
+
+
+def first_video(messages: Sequence[Mapping[str, Any]]) -> str:
+    """File name of the first video, without its folder and suffix; empty if there is none."""
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] == "video" and isinstance(part["video"], (str, Path)):
+                return Path(part["video"]).stem
+    return ""
+
+
+def _messages(raw: Sequence[Mapping[str, Any]]) -> Messages:
+    messages = ChatMessages(messages=list(raw)).to_hf_messages()
+    return [{"role": m["role"], "content": [_part(part) for part in m["content"]]} for m in messages]
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "audio":
+        raise STTMError("audio is not supported: these models take videos, images and text")
+    source = part.get(part["type"])
+    if isinstance(source, Mapping) or "video_start" in part or "video_end" in part:
+        raise STTMError(f"{source}: a section of a video is not supported; cut it into a file of its own")
+    if part["type"] == "image" and isinstance(source, (str, Path)):
+        with Image.open(source) as image:
+            return {"type": "image", "image": image.convert("RGB")}
+    return {"type": part["type"], part["type"]: source}
+
+
+def _chat_rounds(doc_to_messages: Callable[..., Any], doc: Any) -> Callable[[int, list[str], Any], Turn]:
+    def next_turn(number: int, outputs: list[str], notes: Any) -> Turn:
+        turn = doc_to_messages(doc, round_idx=number, previous_output=list(outputs), previous_round_info=notes)
+        if not isinstance(turn, tuple):
+            return None, True, outputs, notes
+        raw, over, outputs, notes = turn
+        return (None if over else _messages(raw)), over, outputs, notes
+
+    return next_turn
+
+
+def _simple_rounds(doc_to_text: Callable[..., Any], doc: Any) -> Callable[[int, list[str], Any], Turn]:
+    def next_turn(number: int, outputs: list[str], notes: Any) -> Turn:
+        turn = doc_to_text(doc, round_idx=number, previous_output=list(outputs), previous_round_info=notes)
+        if not isinstance(turn, tuple):
+            return None, True, outputs, notes
+        visuals, text, over, outputs, notes = turn
+        return (None if over else user_turn(visuals, text)), over, outputs, notes
+
+    return next_turn

@@ -1,0 +1,95 @@
+"""The end of a run: what all processes did, put into lmms-eval's result file, and the check that it was something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch.distributed as dist
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from loguru import logger
+
+from sttm_lmms.errors import NothingReducedError
+from sttm_lmms.provenance import RunSummary
+from sttm_lmms.runtime import Counters, Engine, Failure
+from sttm_lmms.runtime.summary import Totals
+
+_FAILURES_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process did. ``seconds`` it spent answering; ``peak_memory`` in bytes, None without CUDA."""
+
+    totals: Totals
+    counters: Counters
+    failures: Sequence[Failure]
+    output_tokens: int
+    seconds: float
+    peak_memory: int | None
+
+
+def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds: float) -> None:
+    """Log the totals of all processes and list the failures. Called by every process, at the same point.
+
+    Args:
+        asked: the reduction that the user asked for, in words; None for the baseline.
+
+    Raises:
+        NothingReducedError: on every process, if a reduction was asked for and none of them reduced anything. lmms-eval
+            then writes no result file.
+    """
+    memory = engine.summary().peak_memory_bytes
+    mine = Share(engine.totals, engine.counters, list(engine.failures), output_tokens, seconds, memory)
+    shares = _from_all_processes(mine)
+    counters = _sum_counters([share.counters for share in shares])
+    failures = [failure for share in shares for failure in share.failures]
+    totals = reduce(add, (share.totals for share in shares))
+    if asked and totals.answered and not totals.reduced:
+        raise NothingReducedError(
+            f"{asked} was asked for, but none of {totals.answered} answers saw fewer visual tokens; the score would be "
+            "the baseline's under another name. Were there videos, and can these settings merge anything?"
+        )
+    if counters.questions:  # else every answer came out of the response cache
+        memories = [share.peak_memory for share in shares if share.peak_memory is not None]
+        summary = totals.summary(counters, failures, engine.config, max(memories, default=None))
+        _log(replace(summary, reduction_asked=int(asked is not None)), shares)
+    if failures and _is_first_process():
+        _list_failures(failures)
+
+
+def _log(summary: RunSummary, shares: Sequence[Share]) -> None:
+    tokens = sum(share.output_tokens for share in shares)
+    seconds = max(share.seconds for share in shares)
+    log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, summary.metrics())
+
+
+def _sum_counters(counters: Sequence[Counters]) -> Counters:
+    return Counters(**{f.name: sum(getattr(c, f.name) for c in counters) for f in fields(Counters)})
+
+
+def _list_failures(failures: Sequence[Failure]) -> None:
+    lines = [f"  {failure.error} ({failure.questions} unanswered)" for failure in failures[:_FAILURES_LISTED]]
+    if len(failures) > _FAILURES_LISTED:
+        lines.append(f"  and {len(failures) - _FAILURES_LISTED} more")
+    count = sum(failure.questions for failure in failures)
+    logger.warning("{} questions have no answer because a source could not be read:\n{}", count, "\n".join(lines))
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _is_first_process() -> bool:
+    return not _distributed() or dist.get_rank() == 0
+
+
+def _from_all_processes(share: Share) -> list[Share]:
+    if not _distributed():
+        return [share]
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, share)
+    return shares
