@@ -33,7 +33,7 @@ def order_for_world(docs: Sequence[T], key: Key[T], world_size: int) -> list[T]:
     for index, doc in enumerate(docs):
         groups.setdefault(key(doc), []).append(index)
     shares = _assign(list(groups.values()), _rooms(len(docs), world_size))
-    ordered = [docs[0]] * len(docs)
+    ordered = list(docs)
     for rank, share in enumerate(shares):
         ordered[rank::world_size] = [docs[index] for group in sorted(share) for index in group]
     return ordered

@@ -112,7 +112,7 @@ def test_duplicate_ids_are_refused_by_number(data_root, tmp_path, benchmark):
 )
 def test_not_a_list_of_records(tmp_path, content, message):
     path = write(tmp_path, content)
-    with pytest.raises(AnnotationError, match="annotations.json") as error:
+    with pytest.raises(AnnotationError, match=str(path)) as error:
         load_questions(path, "mlvu")
     assert message in str(error.value)
 
