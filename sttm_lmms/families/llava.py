@@ -88,7 +88,7 @@ class LlavaFamily(Family):
         from sttm_lmms.video import probe, read_frames, sample_uniform_fps
 
         info = probe(path, settings.backend)
-        return read_frames(path, sample_uniform_fps(info, settings.fps, settings.max_frames), settings.backend)
+        return read_frames(info, sample_uniform_fps(info, settings.fps, settings.max_frames), settings.backend)
 
     @torch.no_grad()
     def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
@@ -104,7 +104,7 @@ class LlavaFamily(Family):
         several = processor.image_processor(images=[[image, image]], return_tensors="pt")
         tiles = torch.cat([single["pixel_values"][0], several["pixel_values"][0][:1]])
         return VisionFeatures(
-            _tower(model, tiles), "image", {"image_size": [int(side) for side in single["image_sizes"][0]]}
+            see(model, tiles), "image", {"image_size": [int(side) for side in single["image_sizes"][0]]}
         )
 
     def _video_features(self, model: Any, processor: Any, video: Video) -> VisionFeatures:
@@ -112,7 +112,7 @@ class LlavaFamily(Family):
         for start in range(0, len(video.frames), _CHUNK):
             frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
             pixels = processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
-            chunks.append(_tower(model, pixels["pixel_values_videos"][0]))
+            chunks.append(see(model, pixels["pixel_values_videos"][0]))
         metadata = {
             "vid": Path(video.path).stem,
             "video_time": float(video.duration),
@@ -181,14 +181,14 @@ class LlavaOneVision(LlavaFamily):
     default_time_instruction = False
 
 
-def _tower(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def see(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Hidden states ``[N, P, C_v]`` of the layer that the checkpoint uses, for pixels ``[N, 3, S, S]``."""
     config: Any = model.config
     tower = model.model.vision_tower
     outputs = [
-        tower(
-            chunk.to(device=model.device, dtype=model.dtype), output_hidden_states=True, return_dict=True
-        ).hidden_states[config.vision_feature_layer]
+        tower(chunk.to(device_of(tower), model.dtype), output_hidden_states=True, return_dict=True).hidden_states[
+            config.vision_feature_layer
+        ]
         for chunk in pixels.split(_CHUNK)
     ]
     hidden = torch.cat(outputs)
@@ -208,7 +208,7 @@ def pool(model: Any, projected: torch.Tensor) -> torch.Tensor:
     return pooled.reshape(len(pooled), side, side, -1)
 
 
-def _newline_embedding(model: Any) -> torch.Tensor:
+def newline_embedding(model: Any) -> torch.Tensor:
     # A parameter of a module whose weights may be offloaded: it is fetched as that module's own forward would.
     with align_module_device(model.model):
         return model.model.image_newline.detach().clone()
@@ -217,7 +217,7 @@ def _newline_embedding(model: Any) -> torch.Tensor:
 def _video_tokens(model: Any, feature: VisionFeatures, newline: str) -> VisualTokens:
     pooled = pool(model, project(model, feature.tensor))
     t, h, w, _ = pooled.shape
-    embeds = newline_layout(pooled, _newline_embedding(model), newline)
+    embeds = newline_layout(pooled, newline_embedding(model), newline)
     grid = (t, h, w) if newline in ("one_token", "no_token") else None
     return VisualTokens(embeds, model.config.video_token_id, grid)
 
@@ -229,7 +229,7 @@ def _image_tokens(model: Any, feature: VisionFeatures, alone: bool) -> VisualTok
     (embeds,), _ = model.model.pack_image_features(
         [project(model, tiles)],
         [feature.metadata["image_size"]],
-        image_newline=_newline_embedding(model),
+        image_newline=newline_embedding(model),
         vision_aspect_ratio=config.vision_aspect_ratio,
     )
     return VisualTokens(embeds, config.image_token_id)

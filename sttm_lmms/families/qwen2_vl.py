@@ -102,7 +102,7 @@ class Qwen2VL(Family):
         from sttm_lmms.video import probe, read_frames
 
         info = probe(path, settings.backend)
-        video = read_frames(path, sample_frames(info.total_frames, info.fps, settings), settings.backend)
+        video = read_frames(info, sample_frames(info.total_frames, info.fps, settings), settings.backend)
         try:
             frames, height, width, _ = video.frames.shape
             size = frame_size(height, width, frames, settings)
