@@ -28,13 +28,13 @@ def leaderboard(
 
     Runs with --log_samples get intervals clustered by video and a paired test against the run without reduction.
     """
-    from sttm_lmms.report.plots import draw_plots, save_plots, to_svg
+    from sttm_lmms.report.plots import CAPTIONS, draw_plots, save_plots, to_svg
 
     target = check or out
     chosen = format or (format_of(target) if target else "md")
     table = build_table(load_runs(runs), paper=paper)
     figures = draw_plots(table) if plots or chosen == "html" else {}
-    svgs = {name: to_svg(figure, name) for name, figure in figures.items()} if chosen == "html" else {}
+    svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()} if chosen == "html" else {}
     text = render(table, chosen, title=title, plots=svgs)
     if check:
         difference = compare_text(check, text)

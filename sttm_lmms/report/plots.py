@@ -41,10 +41,11 @@ AXES = (
     ),
     Axis("ttft_s", "time to first token (s)", 1.0, "accuracy_vs_ttft", "Accuracy against the time to the first token"),
 )
+CAPTIONS = {axis.name: axis.caption for axis in AXES}
 
 
 def draw_plots(table: pd.DataFrame) -> dict[str, Figure]:
-    """Caption -> figure, for every axis that the table has numbers for.
+    """File name -> figure, for every axis that the table has numbers for.
 
     Bars are the 95% intervals of the table, dashed lines the accuracy without reduction, hollow points the paper's.
     Runs that are not comparable with their baseline are faint and joined to nothing. The legend stands below the
@@ -86,10 +87,10 @@ def _draw(table: pd.DataFrame, axis: Axis) -> Figure | None:
     from matplotlib.figure import Figure
 
     shown = table[table["accuracy"].notna() & table[axis.column].notna() & (table["benchmark"] != "Mean")]
+    if shown.empty:
+        return None
     shown = shown.assign(series=_series(shown))
     benchmarks = sorted(set(shown["benchmark"]), key=benchmark_order)
-    if not benchmarks:
-        return None
     columns = min(3, len(benchmarks))
     rows = -(-len(benchmarks) // columns)
     styles = _styles(shown)

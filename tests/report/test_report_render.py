@@ -1,0 +1,110 @@
+"""What a reader gets: all formats, the same bytes for the same runs, escaped, and nothing loaded from elsewhere."""
+
+import csv
+import io
+import re
+
+import pytest
+
+from sttm_lmms.report.layout import make_board
+from sttm_lmms.report.render import format_of, render, without_plots
+from sttm_lmms.report.runs import load_runs
+from sttm_lmms.report.table import COLUMNS, build_table
+
+pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def table(recorded):
+    return build_table(load_runs([recorded]), paper=True)
+
+
+@pytest.mark.parametrize("format", ["md", "csv", "latex", "html"])
+def test_the_same_runs_give_the_same_text(recorded, table, format):
+    assert render(build_table(load_runs([recorded]), paper=True), format) == render(table, format)
+
+
+def test_markdown(table):
+    text = render(table, "md", title="Toy")
+    assert text.startswith("# Toy\n")
+    (line,) = [line for line in text.splitlines() if line.startswith("| tiny/llava-video | sttm | budget 0.3 | ⚠")]
+    assert "| 65.0 [43.3, 81.9] | 55.0 [32.4, 75.7] |" in line
+    assert "| 30% | 29.0% (9.9–50.0) | 0.250 | 3.20× | 2 |" in line
+    assert "a reduction was asked for and nothing was reduced" in text
+    assert "LLaVA-Video-7B (paper)" in text
+    assert "arXiv 2507.07990" in text
+    widths = {len(re.split(r"(?<!\\)\|", row)) for row in text.split("\n\n")[2].splitlines()}
+    assert len(widths) == 1
+
+
+def test_the_papers_legend_only_with_the_papers_rows(recorded):
+    assert "paper" not in render(build_table(load_runs([recorded])), "md")
+
+
+def test_csv_is_the_tidy_table(table):
+    rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert list(rows[0]) == list(COLUMNS)
+    assert len(rows) == len(table)
+    assert {row["source"] for row in rows} == {"run", "paper"}
+
+
+def test_latex_is_balanced_and_escaped(table):
+    text = render(table, "latex")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert r"newline=no\_token" in text
+    assert not re.search(r"(?<!\\)[%_#]", re.sub(r"(?m)^%.*$", "", text))
+    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    body = [line for line in text.split(r"\end{tabular}")[0].splitlines() if line.endswith(r"\\")]
+    assert {len(re.split(r"(?<!\\)&", line)) for line in body} == {columns}
+
+
+def test_html_loads_nothing(table):
+    text = render(table, "html", plots={"A plot": '<?xml version="1.0"?><svg><g/></svg>'})
+    assert not re.search(r"""(src|href)=["'](?!#)""", text)
+    assert "@import" not in text
+    assert "<svg><g/></svg>" in text
+    assert "<?xml" not in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_html_escapes_what_runs_say(table):
+    hostile = table.assign(setting="<script>alert(1)</script>")
+    text = render(hostile, "html")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_every_note_has_a_place(table):
+    text = render(table, "html")
+    assert set(re.findall(r'href="#(note\d+)"', text)) == set(re.findall(r'id="(note\d+)"', text))
+
+
+def test_notes_name_the_benchmark_they_hold_for(table):
+    partial = table.assign(flags=["odd" if n == 2 else "" for n in range(len(table))])
+    assert make_board(partial).notes == ("VNBench: odd",)
+
+
+def test_no_mean_over_a_single_benchmark(recorded):
+    table = build_table(load_runs([recorded]))
+    one = table[table["benchmark"] == "VNBench"]
+    assert "Mean" not in make_board(one).grids[0].columns
+    assert "Mean" in make_board(table).grids[0].columns
+
+
+def test_a_mean_over_fewer_benchmarks_says_so(table):
+    assert "70.5 (1 of 6)" in render(table, "md")
+
+
+def test_unknown_format(table):
+    with pytest.raises(ValueError, match=r"unknown format 'htm'\. Did you mean 'html'"):
+        render(table, "htm")
+
+
+def test_format_by_file_name(tmp_path):
+    assert format_of(tmp_path / "board.tex") == "latex"
+    with pytest.raises(ValueError, match=r"unknown file ending '\.doc'"):
+        format_of(tmp_path / "board.doc")
+
+
+def test_without_plots_forgets_only_plots():
+    assert without_plots("a<svg width='1'>\n<g/></svg>b<svg></svg>c") == "abc"

@@ -1,0 +1,220 @@
+"""Every number of the table recomputed from the raw files, and every flag."""
+
+import json
+import shutil
+from statistics import fmean
+
+import pytest
+
+from sttm_lmms.report.paper import paper_rows
+from sttm_lmms.report.runs import RESULTS, load_runs
+from sttm_lmms.report.stats import clustered_interval, mcnemar_exact
+from sttm_lmms.report.table import COLUMNS, benchmark_of, build_table
+
+pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def table(recorded):
+    return build_table(load_runs([recorded]))
+
+
+def row(table, setting, benchmark="VNBench"):
+    found = table[(table["setting"] == setting) & (table["benchmark"] == benchmark)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def raw(recorded, run, task):
+    file = next((recorded / run).rglob(f"*_samples_{task}.jsonl"))
+    return {record["doc_id"]: record for record in map(json.loads, file.read_text().splitlines())}
+
+
+@pytest.mark.parametrize(("task", "benchmark"), [("vnbench", "VNBench"), ("sttm_videomme", "VideoMME")])
+def test_numbers_against_the_raw_files(table, recorded, task, benchmark):
+    ours, full = raw(recorded, "sttm-30", task), raw(recorded, "full", task)
+    kept = [d for d in ours if "error" not in ours[d]["token_counts"][0]]
+    assert len(kept) == 20, "the four questions on the unreadable video are left out"
+    mine, theirs = ([run[d]["accuracy"]["score"] for d in kept] for run in (ours, full))
+    lost = sum(a < b for a, b in zip(mine, theirs, strict=True))
+    won = sum(a > b for a, b in zip(mine, theirs, strict=True))
+    shares = [c["kept_tokens"] / c["visual_tokens"] for c in (ours[d]["token_counts"][0] for d in kept)]
+    low, high = clustered_interval(mine, [ours[d]["accuracy"]["videoID"] for d in kept])
+
+    shown = row(table, "budget 0.3", benchmark)
+    assert shown["accuracy"] == pytest.approx(fmean(mine))
+    assert (shown["low"], shown["high"]) == pytest.approx((low, high))
+    assert shown["interval"] == "video"
+    assert shown["relative"] == pytest.approx(fmean(mine) / fmean(theirs))
+    assert (shown["lost"], shown["won"]) == (lost, won)
+    assert shown["mcnemar_p"] == pytest.approx(mcnemar_exact(lost, won))
+    assert shown["kept_requested"] == 0.3
+    assert (shown["kept_mean"], shown["kept_min"], shown["kept_max"]) == pytest.approx(
+        (fmean(shares), min(shares), max(shares))
+    )
+    assert shown["ttft_s"] == pytest.approx(0.25), "reused prefixes do not count"
+    assert shown["speed_up"] == pytest.approx(0.8 / 0.25)
+    assert (shown["questions"], shown["videos"], shown["failed_videos"]) == (20, 5, 1)
+    assert shown["flags"] == "1 unreadable video(s), left out of the accuracy"
+    assert shown["comparable"]
+
+
+def test_a_run_that_reduced_nothing_is_flagged(table):
+    shown = row(table, "budget 0.2")
+    assert "a reduction was asked for and nothing was reduced" in shown["flags"]
+    assert not shown["comparable"]
+
+
+def test_other_frames_are_flagged_and_give_no_speed_up(table):
+    shown = row(table, "budget 0.4, max_frames=256")
+    assert shown["flags"] == "frame limit 256 (baseline 128)"
+    assert not shown["comparable"]
+    assert shown["speed_up"] != shown["speed_up"]  # NaN
+
+
+def test_a_run_without_provenance_is_flagged(table):
+    shown = table[table["model"] == "dummy"]
+    assert len(shown) == 2
+    assert all("no certificate: the run does not say what it reduced" in flags for flags in shown["flags"])
+    assert all("no baseline" in flags for flags in shown["flags"])
+    assert not shown["comparable"].any()
+
+
+def test_the_baseline_is_its_own(table):
+    shown = row(table, "newline=no_token")
+    assert (shown["relative"], shown["speed_up"], shown["flags"]) == (1.0, 1.0, "")
+
+
+def test_the_order_is_the_readers(table):
+    own = table[table["model"] == "tiny/llava-video"]
+    assert list(dict.fromkeys(own["method"])) == ["none", "sttm"]
+    assert list(own["benchmark"])[:2] == ["VNBench", "VideoMME"]
+    assert list(table.columns) == list(COLUMNS)
+
+
+@pytest.fixture
+def edited(recorded, tmp_path):
+    """Baseline and sttm-50 in a private folder, with a function that edits all samples of one run and task."""
+    for name in ("full", "sttm-50"):
+        shutil.copytree(recorded / name, tmp_path / name)
+
+    def edit(run, change, task="vnbench"):
+        file = next((tmp_path / run).rglob(f"*_samples_{task}.jsonl"))
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        for record in records:
+            change(record)
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    return tmp_path, edit
+
+
+def test_another_prompt_is_not_compared(edited):
+    folder, edit = edited
+    edit("sttm-50", lambda record: record.update(input="Answer briefly. " + record["input"]))
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert "prompt or answer key differs from the baseline's on 24 questions" in shown["flags"]
+    assert "no question in common" in shown["flags"]
+    assert shown["relative"] != shown["relative"]
+    assert not shown["comparable"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag", "timed"),
+    [
+        ("attention", "eager", "attention backend eager (baseline sdpa)", False),
+        ("video_backend", "pyav", "video backend pyav (baseline decord)", True),
+        ("newline", "grid", "newline mode grid (baseline no_token)", True),
+        ("device", "cpu", "device cpu (baseline H200)", False),
+    ],
+)
+def test_what_differs_is_named(edited, field, value, flag, timed):
+    folder, edit = edited
+    base = {"attention": "sdpa", "device": "H200"}
+
+    def states(**values):
+        def change(record):
+            record["token_counts"][0].get("provenance", {}).update(values)
+
+        return change
+
+    edit("full", states(**base))
+    edit("sttm-50", states(**{**base, field: value}))
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert flag in shown["flags"].split("; ")
+    assert bool(shown["speed_up"] == shown["speed_up"]) is timed  # NaN differs from itself
+    assert shown["comparable"] == (field in ("newline", "device"))
+
+
+def test_missing_samples_are_marked_as_reported(edited):
+    folder, _ = edited
+    next((folder / "sttm-50").rglob("*_samples_vnbench.jsonl")).unlink()
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert shown["interval"] == "reported"
+    assert shown["accuracy"] == pytest.approx(2 / 3)
+    assert "samples were not logged" in shown["flags"]
+    assert shown["mcnemar_p"] != shown["mcnemar_p"]
+    assert shown["kept_mean"] == pytest.approx(0.5), "from the run's totals"
+
+
+def test_the_newest_of_equal_runs_is_shown(edited):
+    folder, edit = edited
+    copy = shutil.copytree(folder / "sttm-50", folder / "again")
+    for file in copy.rglob("*"):
+        if file.is_file():
+            file.rename(file.with_name("20991231_235959" + file.name[15:]))
+    results = next(copy.rglob(f"*{RESULTS}"))
+    content = json.loads(results.read_text())
+    results.write_text(json.dumps({**content, "date": "20991231_235959"}))
+    edit("again", lambda record: record["accuracy"].update(score=1.0))
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert shown["accuracy"] == 1.0
+    assert "1 older run(s) of this setting left out" in shown["flags"]
+
+
+def test_a_partial_run_is_flagged(edited):
+    folder, _ = edited
+    results = next((folder / "sttm-50").rglob(f"*{RESULTS}"))
+    results.write_text(results.read_text().replace('"limit": null', '"limit": 24.0'))
+    assert "only a part of the data (limit 24)" in row(build_table(load_runs([folder])), "budget 0.5")["flags"]
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("vnbench", "VNBench"),
+        ("sttm_vnbench", "VNBench"),
+        ("sttm_nextqa", "NExT-QA"),
+        ("videomme", "VideoMME (videomme)"),
+        ("mlvu_dev", "MLVU (mlvu_dev)"),
+        ("longvideobench_val_v", "LongVideoBench (longvideobench_val_v)"),
+        ("sttm_mini", "mini"),
+    ],
+)
+def test_lmms_evals_own_tasks_get_their_own_column(task, name):
+    assert benchmark_of(task) == name
+
+
+# What the paper says about itself: mean ratios of accuracy and TTFT, in models.
+SUMMARY = [
+    ("LLaVA-Video-7B", 0.5, 2.1, 99.5),
+    ("LLaVA-Video-7B", 0.3, 3.0, 97.8),
+    ("Qwen2-VL-7B", 0.5, 2.6, 102.7),
+    ("LLaVA-Video-72B", 0.5, 2.3, 101.3),
+    ("LLaVA-Video-72B", 0.3, 3.3, 99.1),
+]
+
+
+@pytest.mark.parametrize(("model", "budget", "speed_up", "relative"), SUMMARY)
+def test_the_papers_cells_give_the_papers_summary(model, budget, speed_up, relative):
+    rows = [r for r in paper_rows() if (r["model"], r["method"], r["kept_requested"]) == (model, "sttm", budget)]
+    assert round(fmean(r["speed_up"] for r in rows), 1) == speed_up
+    assert round(100 * fmean(r["relative"] for r in rows), 1) == relative
+
+
+def test_the_papers_rows_are_marked_and_asked_for(recorded):
+    runs = load_runs([recorded / "full"])
+    assert set(build_table(runs)["source"]) == {"run"}
+    both = build_table(runs, paper=True)
+    assert set(both["source"]) == {"run", "paper"}
+    full = both[(both["source"] == "paper") & (both["method"] == "none") & (both["setting"] == "all tokens")]
+    assert (full["relative"] == 1).all()
