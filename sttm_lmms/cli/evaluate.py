@@ -1,0 +1,64 @@
+"""``sttm-lmms eval`` and ``sttm-lmms tasks``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sttm_lmms.errors import STTMError
+
+
+def tasks() -> None:
+    """Print the folder with our task files: lmms-eval --include_path "$(sttm-lmms tasks)" ..."""
+    print(tasks_folder())
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Run lmms-eval with the given arguments and our tasks.
+
+    Under several processes: accelerate launch --num_processes 8 -m sttm_lmms eval ...
+
+    Raises:
+        STTMError: an output path was given and there is no new result file in the end.
+    """
+    from lmms_eval.cli.dispatch import main as lmms_eval_main
+
+    args = with_our_tasks(args)
+    output = option(args, "--output_path")
+    before = _result_files(output)
+    sys.argv = ["lmms-eval", *args]
+    lmms_eval_main()
+    if output and int(os.environ.get("RANK", 0)) == 0 and _result_files(output) <= before:
+        # lmms-eval reports a failed run as a success.
+        raise STTMError(f"the run failed (see above): no new result file in {output}")
+
+
+def tasks_folder() -> Path:
+    """The folder of task files that comes with this package."""
+    import sttm_lmms.tasks
+
+    return Path(next(iter(sttm_lmms.tasks.__path__)))
+
+
+def with_our_tasks(args: Sequence[str]) -> list[str]:
+    """``args`` with ``--include_path``, unless it is given or the arguments do not start a run."""
+    starts_run = option(args, "--tasks") is not None
+    if not starts_run or option(args, "--include_path") is not None:
+        return list(args)
+    return [*args, "--include_path", str(tasks_folder())]
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """The value of an option, written ``--name value`` or ``--name=value``; None if it is not there."""
+    for position, arg in enumerate(args):
+        if arg == name and position + 1 < len(args):
+            return args[position + 1]
+        if arg.startswith(f"{name}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _result_files(output: str | None) -> set[Path]:
+    return set(Path(output).rglob("*_results.json")) if output else set()
