@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from sttm_lmms.errors import UnsupportedModelError
@@ -14,7 +14,7 @@ from sttm_lmms.errors import UnsupportedModelError
 _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
 
-def find_decoder(model: nn.Module) -> nn.Module:
+def find_decoder(model: nn.Module) -> Any:
     """The text decoder inside ``model``: the module with ``layers``, ``rotary_emb`` and ``embed_tokens``.
 
     Raises:
@@ -29,25 +29,23 @@ def find_decoder(model: nn.Module) -> nn.Module:
     )
 
 
-def uses_mrope(decoder: nn.Module) -> bool:
+def uses_mrope(decoder: Any) -> bool:
     """True if the decoder rotates by (t, h, w) positions (Qwen2-VL), False for one position per token."""
     rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
     return "mrope_section" in rope
 
 
-def head_dim(decoder: nn.Module) -> int:
+def head_dim(decoder: Any) -> int:
     """Channels per attention head of the hidden state."""
     return int(decoder.config.hidden_size // decoder.config.num_attention_heads)
 
 
-def layer_types(decoder: nn.Module) -> list[str]:
+def layer_types(decoder: Any) -> list[str]:
     """Attention type of every layer, ``"full_attention"`` where the config does not say."""
     return list(getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers))
 
 
-def layer_mask(
-    decoder: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, layer: int
-) -> Any:
+def layer_mask(decoder: Any, hidden: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, layer: int) -> Any:
     """Causal mask for ``hidden`` ``[B, S, C]`` in ``layer``, sized by that layer's own KV length.
 
     ``mask`` is the 2-D padding mask ``[B, past + S]`` of that layer's sequence, None without padding. The result is
@@ -73,3 +71,11 @@ def check_cache(cache: Cache | None) -> None:
             f"{type(cache).__name__} has one fixed length for all layers, but reduced tokens need a length per layer; "
             "use the default DynamicCache (do not set cache_implementation='static')"
         )
+
+
+def cached_layers(cache: Cache) -> list[DynamicLayer]:
+    """The layers of a filled cache that hold plain keys and values ``[B, heads, length, head_dim]``."""
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    if len(layers) != len(cache.layers):
+        raise UnsupportedModelError("only caches that keep the keys and values of every layer can be reused")
+    return layers

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from sttm_lmms.families.base import PreparedInput
+from sttm_lmms.runtime.decoder import cached_layers
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
 from sttm_lmms.runtime.state import CacheState
@@ -45,7 +46,8 @@ class Prefix:
     @property
     def nbytes(self) -> int:
         """Memory of the KV cache."""
-        return sum(t.numel() * t.element_size() for layer in self.cache.layers for t in (layer.keys, layer.values))
+        tensors = [t for layer in cached_layers(self.cache) for t in (layer.keys, layer.values) if t is not None]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     def stand_in_ids(self) -> torch.Tensor:
         """``[1, n]`` ids for the n tokens in layer 0: all text of the prefix, and as many visual ids as fit.
@@ -97,12 +99,12 @@ def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cach
         reducer.adopt(cache, prefix.state.repeat(rows))
         yield cache
         return
-    lengths = [layer.get_seq_length() for layer in prefix.cache.layers]
+    lengths = [layer.get_seq_length() for layer in cached_layers(prefix.cache)]
     reducer.adopt(prefix.cache, prefix.state)
     try:
         yield prefix.cache
     finally:
-        for layer, length in zip(prefix.cache.layers, lengths, strict=True):
+        for layer, length in zip(cached_layers(prefix.cache), lengths, strict=True):
             layer.crop(length - layer.get_seq_length())
 
 
@@ -124,9 +126,10 @@ def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[t
     return ids, mask
 
 
-def _repeated(cache: DynamicCache, rows: int, decoder: nn.Module) -> DynamicCache:
+def _repeated(cache: DynamicCache, rows: int, decoder: Any) -> DynamicCache:
     copy = DynamicCache(config=decoder.config)
-    for index, layer in enumerate(cache.layers):
+    for index, layer in enumerate(cached_layers(cache)):
         shape = (rows, -1, -1, -1)
+        assert layer.keys is not None and layer.values is not None  # a prefix is never empty
         copy.update(layer.keys.expand(shape), layer.values.expand(shape), index)
     return copy

@@ -26,7 +26,7 @@ from sttm_lmms.runtime.report import Report
 from sttm_lmms.runtime.shorten import shorten
 from sttm_lmms.runtime.spans import locate_spans
 from sttm_lmms.runtime.state import CacheState, extend_mask, offsets, real_tokens
-from sttm_lmms.runtime.timing import synchronizer
+from sttm_lmms.runtime.timing import clock
 
 
 @contextmanager
@@ -87,7 +87,7 @@ class TokenReducer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         config: Any | None,
         *,
         spans: Sequence[VideoSpan] | None = None,
@@ -108,7 +108,8 @@ class TokenReducer:
         self._mrope = uses_mrope(self.decoder)
         self._types = layer_types(self.decoder)
         self._states: WeakKeyDictionary[Cache, CacheState] = WeakKeyDictionary()
-        self._synchronize = synchronizer(model) if timing else lambda: None
+        self._now = clock(model, enabled=timing)
+        self._marks: list[float] = []
         self._input_ids: torch.Tensor | None = None
         self._call: _Call | None = None
         self._handles: list[Any] = []
@@ -175,6 +176,7 @@ class TokenReducer:
         spans = self._find_spans(kwargs, past)
         if past == 0:
             self.report.prefills += 1
+            self._marks = [self._now()]
         if state is None and not spans and self.config is not None:
             return None  # text only, in a cache that was never reduced: nothing to do
         check_cache(cache)
@@ -203,12 +205,19 @@ class TokenReducer:
 
     def _after_decoder(self, _: nn.Module, __: object, output: object) -> None:
         call, self._call = self._call, None
+        if call is not None and call.spans and len(self._marks) == 3:
+            began, before, merged = self._marks
+            self.report.phases = {
+                "prefill_before": before - began,
+                "merge": merged - before,
+                "prefill_after": self._now() - merged,
+            }
         if call is not None and call.cache is not None and call.after is not None and output is not None:
             self._states[call.cache] = call.after
 
     # -- one forward pass --------------------------------------------------------------------------------------
 
-    def _normalise(self, decoder: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _normalise(self, decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Make embeddings and cache explicit, as the decoder itself would."""
         kwargs = dict(kwargs)
         if kwargs.get("inputs_embeds") is None:
@@ -262,8 +271,8 @@ class TokenReducer:
         if self._mrope and not continues and given is not None and given.ndim == 3:
             positions = given[-3:].to(embeds.device).expand(3, rows, length)
         else:
-            following = state.next_position if continues else state.full
-            positions = following.to(embeds.device)[:, None] + offsets(mask, rows, length, embeds.device)
+            seen = state.next_position if continues and state.next_position is not None else state.full
+            positions = seen.to(embeds.device)[:, None] + offsets(mask, rows, length, embeds.device)
             positions = positions.expand(3, rows, length) if self._mrope else positions
         return _Call(
             state=state,
@@ -303,7 +312,9 @@ class TokenReducer:
         mask = None if call.mask is None else call.mask.to(hidden.device)
         if mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise UnsupportedModelError("reduced batches need padding on the left (tokenizer.padding_side='left')")
-        batch = shorten(hidden, mask, call.spans, self._merge, layer=self.start_layer, synchronize=self._synchronize)
+        self._marks.append(self._now())
+        batch = shorten(hidden, mask, call.spans, self._merge, layer=self.start_layer, now=self._now)
+        self._marks.append(self._now())
         self.report.add(batch.reductions)
         if self._mrope:
             index = batch.index.to(call.positions.device)

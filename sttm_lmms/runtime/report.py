@@ -43,6 +43,8 @@ class Report:
     events: list[Reduction] = field(default_factory=list)
     prefills: int = 0
     """Forward passes that started a sequence, with or without a video."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of the most recent reduced prefill: ``prefill_before``, ``merge``, ``prefill_after`` the start layer."""
 
     @property
     def visual_tokens(self) -> int:

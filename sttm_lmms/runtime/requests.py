@@ -61,12 +61,14 @@ class Request:
         generation: how to answer.
         config: settings of the reduction for this request; None takes the engine's.
         video: frame sampling for this request; None takes the engine's.
+        video_id: name of the video in a feature store; None takes the file's name without its ending.
     """
 
     messages: Sequence[Mapping[str, Any]]
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     config: Any = None
     video: VideoSettings | None = None
+    video_id: str | None = None
 
     @property
     def sources(self) -> list[tuple[str, Any]]:

@@ -37,7 +37,7 @@ def shorten(
     merge: Callable[[torch.Tensor], MergedTokens],
     *,
     layer: int,
-    synchronize: Callable[[], None] = lambda: None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> ShortBatch:
     """Merge every span of ``hidden`` ``[B, L, C]`` and close the gaps; text stays as it is.
 
@@ -46,13 +46,13 @@ def shorten(
         spans: the spans of all rows.
         merge: ``[T, H, W, C] -> MergedTokens``.
         layer: recorded in the report.
-        synchronize: waits for the device; used around the merge when timing is on.
+        now: clock around each merge; one that waits for the device when timing is on.
     """
     rows: list[tuple[torch.Tensor, torch.Tensor]] = []
     reductions: list[Reduction] = []
     for row in range(hidden.shape[0]):
         features, index, done = _shorten_row(
-            hidden[row], [s for s in spans if s.row == row], merge, row=row, layer=layer, synchronize=synchronize
+            hidden[row], [s for s in spans if s.row == row], merge, row=row, layer=layer, now=now
         )
         reductions += done
         if mask is not None:
@@ -81,7 +81,7 @@ def _shorten_row(
     *,
     row: int,
     layer: int,
-    synchronize: Callable[[], None],
+    now: Callable[[], float],
 ) -> tuple[torch.Tensor, torch.Tensor, list[Reduction]]:
     """One sequence ``[L, C]`` -> its features ``[S, C]``, their indices ``[S]`` and the reductions."""
     positions = torch.arange(hidden.shape[0], device=hidden.device)
@@ -92,11 +92,9 @@ def _shorten_row(
                 f"video span {span.start}..{span.end} of row {row} overlaps another one or leaves the sequence of "
                 f"{hidden.shape[0]} tokens"
             )
-        synchronize()
-        began = time.perf_counter()
+        began = now()
         merged = merge(hidden[span.start : span.end].reshape(*span.grid, -1))
-        synchronize()
-        seconds = time.perf_counter() - began
+        seconds = now() - began
         t, y, x = merged.boxes[:, :3].unbind(dim=-1)
         _, height, width = span.grid
         features += [hidden[end : span.start], merged.features]

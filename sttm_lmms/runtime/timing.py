@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 
 def synchronizer(model: nn.Module) -> Callable[[], None]:
-    """A function that waits until ``model``'s device has finished its work (nothing to wait for on a CPU)."""
+    """A function that waits until ``model``'s devices have finished their work (nothing to wait for on a CPU)."""
     kinds = {parameter.device.type for parameter in model.parameters()}
     if "cuda" in kinds:
         return _synchronize_cuda
     if "mps" in kinds:
         return torch.mps.synchronize
-    return lambda: None
+    return _nothing
+
+
+def clock(model: nn.Module, enabled: bool = True) -> Callable[[], float]:
+    """Seconds since some start; waits for the device first if ``enabled``."""
+    synchronize = synchronizer(model) if enabled else _nothing
+
+    def now() -> float:
+        synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+class FirstForward:
+    """Context that notes when the first forward pass of ``model`` inside it has ended: the time to first token."""
+
+    def __init__(self, model: nn.Module, now: Callable[[], float]) -> None:
+        self._model, self._now = model, now
+        self.ended: float | None = None
+
+    def __enter__(self) -> FirstForward:
+        self._handle = self._model.register_forward_hook(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _note(self, *_: Any) -> None:
+        if self.ended is None:
+            self.ended = self._now()
+
+
+def peak_memory(model: nn.Module) -> int | None:
+    """Most bytes allocated on any CUDA device since the last reset, summed over devices; None without CUDA."""
+    if not any(parameter.is_cuda for parameter in model.parameters()):
+        return None
+    return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
 
 
 def _synchronize_cuda() -> None:
     for index in range(torch.cuda.device_count()):
         torch.cuda.synchronize(index)
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,395 @@
+"""Questions about videos -> answers: group by video, see once, prefill once, ask many times."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from sttm_lmms.config import check_choice, check_integer
+from sttm_lmms.errors import FeatureError, NothingReducedError, VideoError
+from sttm_lmms.families.base import Family, PreparedInput
+from sttm_lmms.methods import method_of
+from sttm_lmms.provenance import RunSummary
+from sttm_lmms.runtime.generation import answer_text, continuation_score, generate_ids, tokenizer_of
+from sttm_lmms.runtime.prefix import Prefix, continued, prefill_prefix, question_batch
+from sttm_lmms.runtime.prefix_cache import PrefixCache
+from sttm_lmms.runtime.reducer import TokenReducer
+from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
+from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key
+from sttm_lmms.runtime.summary import Totals
+from sttm_lmms.runtime.timing import FirstForward, clock, peak_memory
+from sttm_lmms.video import VideoSettings
+
+Reuse = Literal["prefix", "features", "none"]
+OnError = Literal["skip", "raise"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One request on its way through a prefix."""
+
+    index: int
+    request: Request
+    ids: torch.Tensor
+    prefix: Prefix
+    prefix_seconds: float
+    phases: dict[str, float]
+    encoded: Encoded
+    prompt_tokens: int
+
+
+class Engine:
+    """A loaded model that answers requests, with or without reduced tokens.
+
+    Args:
+        model, processor: from :func:`sttm_lmms.load_pretrained`.
+        config: settings of a reduction method, None for the baseline of the same code path.
+        family: the model's family; found by itself if left out.
+        video: frame sampling.
+        newline: newline mode of the LLaVA family. None is the checkpoint's own for the baseline, and ``no_token``
+            for a reduction (the published setting).
+        reuse: ``"prefix"`` shares the KV cache of [text before, video] between the questions of a video,
+            ``"features"`` only the vision tower's output, ``"none"`` nothing.
+        on_error: ``"skip"`` leaves questions about unreadable videos unanswered and counts them, ``"raise"`` stops.
+        features: a feature store; no video file is opened then.
+        keep: prefixes (and features) kept at a time.
+        host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
+        timing: synchronise the device around each phase, so that times are true.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        config: Any = None,
+        *,
+        family: Family | None = None,
+        video: VideoSettings | None = None,
+        newline: str | None = None,
+        reuse: Reuse = "prefix",
+        on_error: OnError = "skip",
+        features: Store | None = None,
+        keep: int = 1,
+        host_cache_gb: float = 0.0,
+        timing: bool = True,
+    ) -> None:
+        from sttm_lmms.families import family_of
+
+        check_choice("reuse", reuse, get_args(Reuse))
+        check_choice("on_error", on_error, get_args(OnError))
+        self.model, self.processor, self.config = model, processor, config
+        self.family = family or family_of(model)
+        self.video = video or VideoSettings()
+        self.newline, self.on_error, self.timing = newline, on_error, timing
+        self.reuse = _allowed_reuse(reuse, config)
+        self._now = clock(model, enabled=timing)
+        self._reader = SourceReader(model, processor, self.family, self._now, store=features, keep=keep)
+        self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
+        self._totals = Totals()
+
+    # -- results -----------------------------------------------------------------------------------------------
+
+    @property
+    def counters(self) -> Counters:
+        """Decoded videos, vision passes, prefills and questions so far."""
+        return self._reader.counters
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Videos that could not be read so far."""
+        return self._reader.failures
+
+    @property
+    def totals(self) -> Totals:
+        """Numbers of the answers so far; those of several processes can be added."""
+        return self._totals
+
+    def summary(self) -> RunSummary:
+        """Totals so far."""
+        return self._totals.summary(self.counters, self.failures, self.config, peak_memory(self.model))
+
+    def certify(self) -> None:
+        """Raise :class:`NothingReducedError` if a reduction was asked for and no answer had fewer tokens."""
+        if self.config is not None and self._totals.answered and not self._totals.reduced:
+            raise NothingReducedError(
+                f"{method_of(self.config).name} was asked for, but none of {self._totals.answered} answers saw fewer "
+                f"visual tokens (settings: {self.config}); the result would be the baseline's under another name"
+            )
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def generate(
+        self, requests: Sequence[Request], *, batch_size: int = 1, progress: Callable[[int], None] | None = None
+    ) -> list[Answer]:
+        """Answer all requests, in their order; requests about one video run together.
+
+        Args:
+            batch_size: questions of one video that run as one batch.
+            progress: called with the number of requests that were just answered.
+
+        Raises:
+            VideoError, FeatureError: a source could not be read and ``on_error`` is ``"raise"``.
+        """
+        check_integer("batch_size", batch_size, 1)
+        answers: dict[int, Answer] = {}
+        for group in self._groups(requests):
+            done = dict(self._answer_group(group, batch_size))
+            for answer in done.values():
+                self._totals.add(answer)
+            answers |= done
+            if progress:
+                progress(len(done))
+        return [answers[index] for index in range(len(requests))]
+
+    def loglikelihood(
+        self, requests: Sequence[tuple[Request, str]], *, progress: Callable[[int], None] | None = None
+    ) -> list[LogLikelihood]:
+        """Score a continuation after each request's prompt, in their order."""
+        scores: dict[int, LogLikelihood] = {}
+        texts = [text for _, text in requests]
+        for group in self._groups([request for request, _ in requests]):
+            done = dict(self._score_group(group, texts))
+            scores |= done
+            if progress:
+                progress(len(done))
+        return [scores[index] for index in range(len(requests))]
+
+    # -- groups ------------------------------------------------------------------------------------------------
+
+    def _config(self, request: Request) -> Any:
+        return self.config if request.config is None else request.config
+
+    def _video(self, request: Request) -> VideoSettings:
+        return self.video if request.video is None else request.video
+
+    def _newline(self, config: Any) -> str | None:
+        return self.newline or ("no_token" if config is not None else None)
+
+    def _groups(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
+        """Requests that share visuals and settings, in order of first appearance."""
+        groups: dict[Hashable, list[tuple[int, Request]]] = {}
+        for index, request in enumerate(requests):
+            key = (source_key(request, self._video(request)), self._config(request))
+            groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
+        yield from groups.values()
+
+    def _encode(self, group: Sequence[tuple[int, Request]], request: Request) -> Encoded | str:
+        """The visuals of a request, or why they cannot be had."""
+        try:
+            return self._reader.encode(request, self._video(request), reuse=self.reuse != "none")
+        except (VideoError, FeatureError) as error:
+            if self.on_error == "raise":
+                raise
+            self._reader.fail(error, len(group))
+            logger.warning("skipped %d question(s): %s", len(group), error)
+            return str(error)
+
+    def _answer_group(self, group: list[tuple[int, Request]], batch_size: int) -> Iterator[tuple[int, Answer]]:
+        self.counters.questions += len(group)
+        config = self._config(group[0][1])
+        with TokenReducer(self.model, config, spans=(), timing=self.timing) as reducer:
+            batch: list[_Question] = []
+            for position, (index, request) in enumerate(group):
+                encoded = self._encode(group[position:], request)
+                if isinstance(encoded, str):
+                    yield from ((later, Answer(error=encoded)) for later, _ in group[position:])
+                    break
+                prepared = self._prepare(request, encoded, config)
+                if self.reuse != "prefix" or not prepared.visual_tokens:
+                    yield index, self._answer_at_once(reducer, request, prepared, encoded)
+                    continue
+                question = self._question(reducer, index, request, prepared, encoded)
+                if batch and (len(batch) == batch_size or not _batchable(batch[-1], question)):
+                    yield from self._answer_batch(reducer, batch)
+                    batch = []
+                batch.append(question)
+            if batch:
+                yield from self._answer_batch(reducer, batch)
+
+    def _prepare(self, request: Request, encoded: Encoded, config: Any) -> PreparedInput:
+        with torch.inference_mode():
+            prepared = self.family.prepare(
+                self.model, self.processor, request.messages, encoded.features, newline=self._newline(config)
+            )
+        videos = sum(feature.kind == "video" for feature in encoded.features)
+        if config is not None and len(prepared.spans) < videos:
+            raise ValueError(
+                f"newline={self.newline!r} puts tokens between the rows or frames of a video, so it cannot be reduced; "
+                "use newline=no_token (the published setting) or one_token"
+            )
+        return prepared
+
+    def _question(
+        self, reducer: TokenReducer, index: int, request: Request, prepared: PreparedInput, encoded: Encoded
+    ) -> _Question:
+        """Find or compute the prefix of a request."""
+        cut = prepared.prefix_length
+        key = (
+            source_key(request, self._video(request)),
+            self._config(request),
+            tuple(prepared.input_ids[0, :cut].tolist()),
+        )
+        prefix, seconds, phases = self._prefixes.get(key), 0.0, {}
+        if prefix is None:
+            self._prefixes.make_room()
+            began = self._now()
+            prefix = prefill_prefix(reducer, prepared)
+            seconds = self._now() - began
+            phases = dict(reducer.report.phases) if prefix.reductions else {}
+            self.counters.prefills += 1
+            self._prefixes.put(key, prefix)
+        return _Question(
+            index=index,
+            request=request,
+            ids=prepared.input_ids[0, cut:],
+            prefix=prefix,
+            prefix_seconds=seconds,
+            phases=phases,
+            encoded=encoded,
+            prompt_tokens=prepared.input_ids.shape[1],
+        )
+
+    def _answer_batch(self, reducer: TokenReducer, batch: list[_Question]) -> Iterator[tuple[int, Answer]]:
+        """Questions that continue one prefix, as one batch."""
+        prefix, settings = batch[0].prefix, batch[0].request.generation
+        input_ids, mask = question_batch(prefix, [question.ids for question in batch])
+        began = self._now()
+        with (
+            continued(reducer, prefix, len(batch) * settings.num_beams) as cache,
+            FirstForward(self.model, self._now) as first,
+        ):
+            rows = generate_ids(
+                self.model,
+                self.processor,
+                settings,
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=torch.arange(mask.shape[1], device=mask.device).expand(mask.shape),
+                past_key_values=cache,
+            )
+        ended = self._now()
+        first_token = (first.ended or ended) - began
+        for question, ids in zip(batch, rows, strict=True):
+            yield (
+                question.index,
+                self._answer(
+                    question.request,
+                    ids,
+                    visual=(prefix.visual_tokens, prefix.kept_tokens),
+                    prompt_tokens=question.prompt_tokens,
+                    encoded=question.encoded,
+                    phases=question.phases,
+                    prefill=question.prefix_seconds + first_token,
+                    decode=ended - began - first_token,
+                    reused=question.prefix_seconds == 0.0,
+                ),
+            )
+
+    def _answer_at_once(
+        self, reducer: TokenReducer, request: Request, prepared: PreparedInput, encoded: Encoded
+    ) -> Answer:
+        """The whole prompt in one prefill."""
+        reducer.spans = prepared.spans
+        self.counters.prefills += 1
+        positions = {} if prepared.position_ids is None else {"position_ids": prepared.position_ids}
+        began = self._now()
+        with FirstForward(self.model, self._now) as first:
+            (ids,) = generate_ids(
+                self.model,
+                self.processor,
+                request.generation,
+                input_ids=prepared.input_ids,
+                inputs_embeds=prepared.inputs_embeds,
+                attention_mask=torch.ones_like(prepared.input_ids),
+                **positions,
+            )
+        ended = self._now()
+        first_token = (first.ended or ended) - began
+        events = reducer.report.latest if prepared.spans else []
+        removed = sum(event.before - event.after for event in events) // request.generation.num_beams
+        return self._answer(
+            request,
+            ids,
+            visual=(prepared.visual_tokens, prepared.visual_tokens - removed),
+            prompt_tokens=prepared.input_ids.shape[1],
+            encoded=encoded,
+            phases=reducer.report.phases if events else {},
+            prefill=first_token,
+            decode=ended - began - first_token,
+            reused=False,
+        )
+
+    def _answer(
+        self,
+        request: Request,
+        ids: list[int],
+        *,
+        visual: tuple[int, int],
+        prompt_tokens: int,
+        encoded: Encoded,
+        phases: dict[str, float],
+        prefill: float,
+        decode: float,
+        reused: bool,
+    ) -> Answer:
+        seen = {"video_decode": encoded.decode_seconds, "vision": encoded.vision_seconds}
+        timing = {**seen, **phases, "prefill": prefill, "ttft": prefill, "decode": decode}
+        timing["end_to_end"] = sum(seen.values()) + prefill + decode
+        return Answer(
+            text=answer_text(self.processor, ids, request.generation.until),
+            visual_tokens=visual[0],
+            kept_tokens=visual[1],
+            input_tokens=prompt_tokens,
+            output_tokens=len(ids),
+            reduced=visual[1] < visual[0],
+            reused=reused,
+            timing=timing,
+        )
+
+    def _score_group(
+        self, group: list[tuple[int, Request]], texts: Sequence[str]
+    ) -> Iterator[tuple[int, LogLikelihood]]:
+        self.counters.questions += len(group)
+        config = self._config(group[0][1])
+        with TokenReducer(self.model, config, spans=(), timing=self.timing) as reducer:
+            for position, (index, request) in enumerate(group):
+                encoded = self._encode(group[position:], request)
+                if isinstance(encoded, str):
+                    lost = LogLikelihood(float("-inf"), False, 0, error=encoded)
+                    yield from ((later, lost) for later, _ in group[position:])
+                    return
+                prepared = self._prepare(request, encoded, config)
+                question = self._question(reducer, index, request, prepared, encoded)
+                yield index, self._score(reducer, question, texts[index])
+                self._totals.count_reduction(question.prefix.visual_tokens, question.prefix.kept_tokens)
+
+    @torch.inference_mode()
+    def _score(self, reducer: TokenReducer, question: _Question, text: str) -> LogLikelihood:
+        tokenizer = tokenizer_of(self.processor)
+        targets = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        if not len(targets):
+            return LogLikelihood(0.0, True, 0)
+        ids = torch.cat([question.ids, targets.to(question.ids)])[None]
+        with continued(reducer, question.prefix, 1) as cache:
+            logits = self.model(
+                input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=len(targets)
+            ).logits[0]
+        return LogLikelihood(*continuation_score(logits, targets), len(targets))
+
+
+def _batchable(a: _Question, b: _Question) -> bool:
+    return a.prefix is b.prefix and a.request.generation == b.request.generation
+
+
+def _allowed_reuse(reuse: Reuse, config: Any) -> Reuse:
+    if reuse == "prefix" and config is not None and not method_of(config).query_agnostic:
+        logger.warning("%s looks at the question, so a prefix cannot be shared: reuse=features", method_of(config).name)
+        return "features"
+    return reuse

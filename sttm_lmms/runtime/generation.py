@@ -1,0 +1,85 @@
+"""Generate with transformers: answers as token ids, cut where the request says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from sttm_lmms.runtime.requests import GenerationSettings
+
+
+def tokenizer_of(processor: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a processor (or the tokenizer itself)."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """``text`` up to the first of the stop texts."""
+    ends = [index for stop in until if stop and (index := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+class _StopAtText(StoppingCriteria):
+    """A row is done once its new text holds a stop text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, until: Sequence[str], start: int) -> None:
+        self.tokenizer, self.until, self.start = tokenizer, until, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        done = [any(stop in text for stop in self.until if stop) for text in texts]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: Any, processor: Any, settings: GenerationSettings, *, input_ids: torch.Tensor, **inputs: Any
+) -> list[list[int]]:
+    """New token ids of each row (end-of-sequence token and padding left out).
+
+    Args:
+        input_ids: ``[B, L]``, the prompt or, with ``past_key_values`` among ``inputs``, cached tokens and question.
+        inputs: further arguments of ``model.generate``.
+    """
+    tokenizer = tokenizer_of(processor)
+    eos = model.generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    ends = set(eos) if isinstance(eos, (list, tuple)) else {eos}
+    pad = tokenizer.pad_token_id
+    start = input_ids.shape[1]
+    if settings.until:
+        stops = StoppingCriteriaList([_StopAtText(tokenizer, settings.until, start)])
+        inputs["stopping_criteria"] = stops
+    sequences = model.generate(
+        input_ids=input_ids,
+        pad_token_id=pad if pad is not None else next(iter(ends)),
+        **{"eos_token_id": eos, **settings.arguments()},
+        **inputs,
+    )
+    return [_until_end(row[start:].tolist(), ends, pad) for row in sequences]
+
+
+def _until_end(ids: list[int], ends: set[int], pad: int | None) -> list[int]:
+    for index, token in enumerate(ids):
+        if token in ends:
+            return ids[:index]
+    while ids and ids[-1] == pad:
+        ids = ids[:-1]
+    return ids
+
+
+def answer_text(processor: Any, ids: Sequence[int], until: Sequence[str]) -> str:
+    """The answer as text, without special tokens, cut at the stop texts and stripped."""
+    text = str(tokenizer_of(processor).decode(list(ids), skip_special_tokens=True))
+    return cut(text, until).strip()
+
+
+def continuation_score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, bool]:
+    """Summed log-probability of ``targets`` ``[n]`` under ``logits`` ``[n, V]``, and whether all are the argmax."""
+    scores = torch.log_softmax(logits.float(), dim=-1)
+    targets = targets.to(scores.device)
+    total = scores.gather(-1, targets[:, None]).sum()
+    return float(total), bool((scores.argmax(dim=-1) == targets).all())

@@ -1,0 +1,100 @@
+"""Videos and images on their way to the decoder: read once, encoded once, failures counted."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from sttm_lmms.errors import FeatureError, VideoError
+from sttm_lmms.families.base import Family, VisionFeatures
+from sttm_lmms.runtime.requests import Counters, Failure, Request
+from sttm_lmms.video import VideoSettings
+
+
+class Store(Protocol):
+    """Stored features: :class:`sttm_lmms.video.FeatureStore` or anything that loads by video id."""
+
+    def load(self, vid: str) -> VisionFeatures: ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The visuals of one request and what they cost (0 where they were reused)."""
+
+    features: list[VisionFeatures]
+    decode_seconds: float
+    vision_seconds: float
+
+
+def source_key(request: Request, video: VideoSettings) -> Hashable:
+    """Equal for requests that show the same visuals in the same way."""
+    shown = tuple((kind, source if isinstance(source, str) else id(source)) for kind, source in request.sources)
+    return shown, request.video_id, video
+
+
+class SourceReader:
+    """Reads and encodes the visuals of requests; keeps the most recent ones.
+
+    Args:
+        keep: how many requests' features are kept (the current video's is one).
+        store: load features from here instead of opening video files.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        family: Family,
+        now: Callable[[], float],
+        *,
+        store: Store | None = None,
+        keep: int = 1,
+    ) -> None:
+        self._model, self._processor, self._family, self._now = model, processor, family, now
+        self._store, self._keep = store, max(1, keep)
+        self._recent: OrderedDict[Hashable, list[VisionFeatures]] = OrderedDict()
+        self.counters = Counters()
+        self.failures: list[Failure] = []
+
+    def fail(self, error: VideoError | FeatureError, questions: int) -> None:
+        """Count a source that could not be read."""
+        source = getattr(error, "path", "") or str(error)
+        self.failures.append(Failure(source, str(error), questions))
+
+    @torch.inference_mode()
+    def encode(self, request: Request, video: VideoSettings, *, reuse: bool) -> Encoded:
+        """Vision features of all visuals of ``request``. Raises ``VideoError`` or ``FeatureError``."""
+        key = source_key(request, video)
+        if reuse and key in self._recent:
+            self._recent.move_to_end(key)
+            return Encoded(self._recent[key], 0.0, 0.0)
+        features, decode, vision = [], 0.0, 0.0
+        for kind, source in request.sources:
+            began = self._now()
+            visual = self._open(kind, source, request, video)
+            opened = self._now()
+            if not isinstance(visual, VisionFeatures):
+                visual = self._family.vision_features(self._model, self._processor, visual)
+                self.counters.vision_passes += 1
+            features.append(visual)
+            decode += opened - began
+            vision += self._now() - opened
+        if reuse:
+            self._recent[key] = features
+            while len(self._recent) > self._keep:
+                self._recent.popitem(last=False)
+        return Encoded(features, decode, vision)
+
+    def _open(self, kind: str, source: Any, request: Request, video: VideoSettings) -> Any:
+        if kind == "image":
+            return source
+        if self._store is not None:
+            return self._store.load(request.video_id or Path(str(source)).stem)
+        self.counters.videos_decoded += 1
+        return self._family.read_video(source, video)

@@ -1,0 +1,68 @@
+"""Look at a video once, ask about it many times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sttm_lmms.runtime.engine import Engine
+from sttm_lmms.runtime.requests import Answer, GenerationSettings, Request
+from sttm_lmms.video import VideoSettings
+
+
+class VideoPrefix:
+    """A video that has been decoded, encoded, merged and prefilled; made by :func:`encode_video`."""
+
+    def __init__(self, engine: Engine, video: Any, system: str | None) -> None:
+        self._engine, self._video, self._system = engine, video, system
+        self.opening = self.answer(" ", max_new_tokens=1)
+        """The answer that paid for the prefix; its ``timing`` is the cost of looking."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens before reduction."""
+        return self.opening.visual_tokens
+
+    @property
+    def kept_tokens(self) -> int:
+        """Visual tokens after reduction."""
+        return self.opening.kept_tokens
+
+    def ask(self, question: str, **generation: Any) -> str:
+        """Answer a question; keyword arguments are those of :class:`GenerationSettings`."""
+        return self.answer(question, **generation).text
+
+    def answer(self, question: str, **generation: Any) -> Answer:
+        """As :meth:`ask`, with token counts and times."""
+        content = [{"type": "video", "video": self._video}, {"type": "text", "text": question}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self._system is not None:
+            messages.insert(0, {"role": "system", "content": self._system})
+        (answer,) = self._engine.generate([Request(messages, GenerationSettings(**generation))])
+        return answer
+
+
+def encode_video(
+    model: nn.Module,
+    processor: Any,
+    video: Any,
+    config: Any = None,
+    *,
+    settings: VideoSettings | None = None,
+    system: str | None = None,
+) -> VideoPrefix:
+    """Decode, encode, merge and prefill ``video`` once; every ``ask`` continues from that KV cache.
+
+    Args:
+        model, processor: from :func:`sttm_lmms.load_pretrained`.
+        video: a file, or a list of PIL frames.
+        config: settings of a reduction method, None keeps all tokens.
+        settings: frame sampling.
+        system: system prompt; None is the family's own.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    engine = Engine(model, processor, config, video=settings, on_error="raise")
+    return VideoPrefix(engine, video, system)
