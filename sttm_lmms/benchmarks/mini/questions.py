@@ -89,7 +89,7 @@ def place(rng: np.random.Generator, objects: Sequence[int], seconds: float) -> t
         while True:
             row, column = rng.integers(low, GRID - low, 2).tolist()
             near = before is not None and before[0] == second - 1
-            if not near or max(abs(row - before[1]), abs(column - before[2])) >= 3:  # type: ignore[index]
+            if not near or max(abs(row - before[1]), abs(column - before[2])) >= 2:  # type: ignore[index]
                 break
         before = (second, row, column)
         dx, dy = rng.uniform(-0.25, 0.25, 2)
