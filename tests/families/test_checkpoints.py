@@ -1,0 +1,380 @@
+"""Loading: every layout, shards, devices and dtypes, and an exact message for what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from family_helpers import clip, last_logits
+from safetensors.torch import load_file, save_file
+from transformers import LlavaOnevisionForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
+
+from sttm_lmms.errors import CheckpointError, UnsupportedModelError
+from sttm_lmms.families import family_of, get_family, layout_of, load_pretrained
+from sttm_lmms.families.checkpoint import resolve_checkpoint
+from sttm_lmms.families.export import original_name, save_original
+from sttm_lmms.families.lmms_lab import KNOWN_TOWERS, grid_pinpoints, model_config, rename, tower_config
+from sttm_lmms.families.tiny import build_tiny_checkpoint
+
+QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Why?"}]}]
+
+
+def answer(model, processor) -> torch.Tensor:
+    """Last logits for a question about a clip: tower, projector, embeddings and decoder all take part."""
+    family = family_of(model)
+    prepared = family.prepare(model, processor, QUESTION, [family.vision_features(model, processor, clip())])
+    return last_logits(model, prepared).float().cpu()
+
+
+def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal but for the last digits, which change with where in memory the weights lie."""
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+def edit(folder: Path, change) -> None:
+    """Rewrite ``model.safetensors`` with ``change`` applied to its dictionary of tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["llava_video", "llava_onevision"])
+def test_both_layouts_give_the_same(loaded, name):
+    results = {}
+    for layout in ("original", "hf"):
+        family, model, processor = loaded(name, layout)
+        assert family.name == name
+        assert not model.training
+        results[layout] = answer(model, processor)
+    assert_same(results["original"], results["hf"])
+    assert results["hf"].std() > 0
+
+
+def test_layouts_are_told_apart(checkpoint):
+    for name in ("llava_video", "llava_onevision"):
+        for layout in ("original", "hf"):
+            family, found = layout_of(checkpoint(name, layout))
+            assert (family.name, found) == (name, layout)
+    assert layout_of(checkpoint("qwen2_vl", "hf"))[0].name == "qwen2_vl"
+
+
+def test_the_original_layout_is_original(checkpoint):
+    folder = checkpoint("llava_video")
+    names = set(load_file(folder / "model.safetensors"))
+    assert {"model.image_newline", "model.mm_projector.0.weight", "lm_head.weight"} <= names
+    assert "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias" in names
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlavaQwenForCausalLM"]
+    assert not (folder / "preprocessor_config.json").exists()
+    assert all(original_name(rename(name)) == name for name in names)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("llava_video", "original"), ("qwen2_vl", "hf")])
+def test_shards_and_tied_embeddings(tmp_path, name, layout):
+    whole = build_tiny_checkpoint(tmp_path / "whole", name, layout, tie_word_embeddings=True)
+    parts = build_tiny_checkpoint(tmp_path / "parts", name, layout, tie_word_embeddings=True, max_shard_size="100KB")
+    assert len(list(parts.glob("*.safetensors"))) > 3
+    assert "lm_head.weight" not in load_file(whole / "model.safetensors")
+    one, several = load_pretrained(whole), load_pretrained(parts)
+    assert one[0].lm_head.weight is one[0].get_input_embeddings().weight
+    assert_same(answer(*one), answer(*several))
+
+
+@pytest.mark.parametrize(("name", "layout"), [("llava_onevision", "original"), ("qwen2_vl", "hf")])
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_offloading_changes_nothing(loaded, checkpoint, tmp_path, name, layout, place):
+    _, model, processor = loaded(name, layout)
+    children = {f"model.{child}": "cpu" for child, _ in model.model.named_children()}
+    children |= {f"model.{p}": "cpu" for p, _ in model.model.named_parameters(recurse=False)}
+    children |= {"lm_head": "cpu"}
+    tower = next(child for child in children if "vis" in child)
+    children[tower] = place
+    decoder = children.pop("model.language_model")
+    children |= {f"model.language_model.{part}": decoder for part in ("embed_tokens", "norm", "rotary_emb")}
+    children |= {f"model.language_model.layers.{i}": place if i % 2 else "cpu" for i in range(4)}
+    offloaded, _ = load_pretrained(
+        checkpoint(name, layout), dtype=torch.float32, device_map=children, offload_folder=tmp_path
+    )
+    if place == "disk":
+        assert next(offloaded.model.language_model.layers[1].parameters()).device.type == "meta"
+    assert_same(answer(offloaded, processor), answer(model, processor))
+
+
+def test_everything_on_disk(loaded, checkpoint, tmp_path):
+    _, model, processor = loaded("llava_video")
+    offloaded, _ = load_pretrained(
+        checkpoint("llava_video"), dtype=torch.float32, device_map={"": "disk"}, offload_folder=tmp_path
+    )
+    assert_same(answer(offloaded, processor), answer(model, processor))
+
+
+@pytest.mark.parametrize(("name", "layout"), [("llava_video", "original"), ("qwen2_vl", "hf")])
+def test_bfloat16(loaded, checkpoint, name, layout):
+    _, model, processor = loaded(name, layout)
+    half, _ = load_pretrained(checkpoint(name, layout), dtype="bfloat16", attn_implementation="eager")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert half.config._attn_implementation == "eager"
+    exact = answer(model, processor)
+    assert (answer(half, processor) - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_dtype_auto_is_the_checkpoints(tmp_path):
+    folder = build_tiny_checkpoint(tmp_path / "half", "llava_video", dtype=torch.bfloat16)
+    assert load_pretrained(folder)[0].dtype == torch.bfloat16
+
+
+def test_saving_writes_the_hugging_face_layout(loaded, tmp_path):
+    family, model, processor = loaded("llava_video", "original")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, processor_again = load_pretrained(tmp_path)
+    assert layout_of(tmp_path) == (family, "hf")
+    assert_same(answer(again, processor_again), answer(model, processor))
+
+
+def test_what_a_published_file_carries_beyond_the_model(loaded, checkpoint, tmp_path):
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "full")
+    tower = "model.vision_tower.vision_tower.vision_model."
+
+    def add(tensors):
+        for key in [key for key in tensors if key.startswith(f"{tower}encoder.layers.1.")]:
+            tensors[key.replace("layers.1.", "layers.2.")] = tensors[key].clone()  # the layer that is never run
+        tensors[f"{tower}head.probe"] = torch.zeros(1, 1, 32)
+        for key in [key for key in tensors if "post_layernorm" in key]:
+            del tensors[key]
+
+    edit(folder, add)
+    _, model, processor = loaded("llava_video")
+    assert_same(answer(*load_pretrained(folder)), answer(model, processor))
+
+
+DAMAGES = {
+    "missing": (
+        lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+        r"missing: model\.language_model\.layers\.1\.mlp\.up_proj\.weight \[128, 64\]",
+    ),
+    "unexpected": (
+        lambda t: t.update({"model.layers.4.mlp.extra": torch.zeros(3)}),
+        r"unexpected: model\.layers\.4\.mlp\.extra \[3\] in model\.safetensors",
+    ),
+    "mis-shaped": (
+        lambda t: t.update({"model.mm_projector.0.weight": torch.zeros(64, 31)}),
+        r"mis-shaped: model\.mm_projector\.0\.weight is \[64, 31\] in model\.safetensors, expected \[64, 32\]",
+    ),
+    "newline": (lambda t: t.pop("model.image_newline"), r"missing: model\.image_newline \[64\]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tensors_that_do_not_fit_the_original_layout(checkpoint, tmp_path, damage):
+    change, message = DAMAGES[damage]
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "damaged")
+    edit(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(folder)
+
+
+def take(tensors: dict, ending: str) -> torch.Tensor:
+    return tensors.pop(next(name for name in tensors if name.endswith(ending)))
+
+
+HF_DAMAGES = {
+    "missing": (
+        lambda t: take(t, "layers.1.mlp.up_proj.weight"),
+        r"missing: model\.language_model\.layers\.1\.mlp\.up_proj\.weight",
+    ),
+    "unexpected": (
+        lambda t: t.update({"model.language_model.extra": torch.zeros(3)}),
+        r"unexpected: model\.language_model\.extra in model\.safetensors",
+    ),
+    "mis-shaped": (
+        lambda t: t.update({"lm_head.weight": take(t, "lm_head.weight")[:, 1:].contiguous()}),
+        r"mis-shaped: lm_head\.weight is \[320, 63\] in model\.safetensors, expected \[320, 64\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen2_vl"])
+@pytest.mark.parametrize("damage", HF_DAMAGES)
+def test_tensors_that_do_not_fit_the_hugging_face_layout(checkpoint, tmp_path, name, damage):
+    change, message = HF_DAMAGES[damage]
+    folder = copy_of(checkpoint(name, "hf"), tmp_path / "damaged")
+    edit(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(folder)
+
+
+def test_files_that_are_not_there(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_pretrained(tmp_path)
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "folder")
+    weights = folder / "model.safetensors"
+
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated or broken"):
+        load_pretrained(folder)
+    weights.rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"download the index"):
+        load_pretrained(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is missing"):
+        load_pretrained(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"only pickled weights.*safe_serialization"):
+        load_pretrained(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors and no"):
+        load_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, r"\['MambaForCausalLM'\] are not supported; supported: LlavaQwen"),
+        ({"mm_projector_type": "linear"}, r"mm_projector_type='linear' is not supported, only 'mlp2x_gelu'"),
+        ({"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode='average' is not supported"),
+        ({"vocab_size": 260}, "mis-shaped: lm_head.weight"),
+    ],
+)
+def test_configurations_that_are_not_known(checkpoint, tmp_path, change, message):
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(folder)
+
+
+def test_no_tokenizer(checkpoint, tmp_path):
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "folder")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        load_pretrained(folder)
+
+
+def test_tokenizer_of_another_model(checkpoint, loaded, tmp_path):
+    _, _, processor = loaded("llava_video")
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "folder")
+    tokenizer = type(processor.tokenizer).from_pretrained(folder)
+    tokenizer.add_tokens([f"<more{i}>" for i in range(100)])
+    tokenizer.save_pretrained(folder)
+    load_pretrained(folder)  # <image> and <video> keep their rows
+
+    content = (folder / "tokenizer.json").read_text().replace("<video>", "<film>")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match="tokenizer and weights do not match"):
+        load_pretrained(folder)
+
+
+def test_where_a_checkpoint_can_be(tmp_path, monkeypatch):
+    assert resolve_checkpoint(tmp_path) == tmp_path
+    (tmp_path / "file").touch()
+    for wrong, message in [
+        (tmp_path / "absent", "no such folder"),
+        ("./absent", "no such folder"),
+        (tmp_path / "file", "is a file; give the folder"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            resolve_checkpoint(wrong)
+
+    asked = {}
+
+    def snapshot_download(name, **kwargs):
+        asked.update(name=name, **kwargs)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_checkpoint("lmms-lab/LLaVA-Video-7B-Qwen2", revision="main") == tmp_path
+    assert asked["name"] == "lmms-lab/LLaVA-Video-7B-Qwen2"
+    assert asked["revision"] == "main"
+    assert "*.safetensors" in asked["allow_patterns"]
+    assert not any(pattern.endswith(".bin") for pattern in asked["allow_patterns"])
+
+
+def test_the_hub_is_offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="nobody/nothing: not a local folder, and the hub gave"):
+        load_pretrained("nobody/nothing")
+
+
+def test_families_by_name_and_by_model(loaded):
+    with pytest.raises(ValueError, match=r"unknown model family 'lava_video'. Did you mean 'llava_video'\?"):
+        get_family("lava_video")
+    text = Qwen2ForCausalLM(
+        Qwen2Config(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+    )
+    with pytest.raises(UnsupportedModelError, match="Qwen2ForCausalLM is not supported; supported classes: LlavaOne"):
+        family_of(text)
+
+
+def test_converted_checkpoints_have_only_their_name(loaded):
+    _, model, _ = loaded("llava_onevision", "hf")
+    config = type(model.config)(
+        **{"vision_config": model.config.vision_config, "text_config": model.config.text_config}
+    )
+    with torch.device("meta"):
+        stock = LlavaOnevisionForConditionalGeneration(config)
+    stock.config.name_or_path = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+    assert family_of(stock).name == "llava_onevision"
+    stock.config.name_or_path = "somebody/LLaVA_Video-7B-hf"
+    assert family_of(stock).name == "llava_video"
+
+
+def test_sizes_of_the_published_tower(tmp_path):
+    name = "google/siglip-so400m-patch14-384"
+    tower = tower_config({"mm_vision_tower": name}, tmp_path)
+    assert (tower.num_hidden_layers, tower.vision_use_head) == (KNOWN_TOWERS[name]["num_hidden_layers"] - 1, False)
+    assert (tower.image_size // tower.patch_size) ** 2 == 729
+    with pytest.raises(CheckpointError, match=r"vision_tower_config\.json.*Known: google/siglip"):
+        tower_config({"mm_vision_tower": "./no-such-tower"}, tmp_path)
+
+
+def test_configuration_of_a_published_checkpoint(tmp_path):
+    """The fields of lmms-lab/LLaVA-Video-7B-Qwen2 as the design notes list them."""
+    config = model_config(
+        {
+            "mm_vision_tower": "google/siglip-so400m-patch14-384",
+            "hidden_size": 3584,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "intermediate_size": 18944,
+            "vocab_size": 152064,
+            "rope_theta": 1000000.0,
+            "image_token_index": 151646,
+            "image_grid_pinpoints": "(1x1),...,(6x6)",
+            "image_aspect_ratio": "anyres_max_9",
+            "torch_dtype": "bfloat16",
+            "mm_newline_position": "grid",
+        },
+        tmp_path,
+    )
+    assert config.text_config.rope_parameters["rope_theta"] == 1e6
+    assert config.dtype == torch.bfloat16
+    assert config.mm_newline_position == "grid"
+    assert len(config.image_grid_pinpoints) == 36
+    assert config.image_grid_pinpoints[-1] == [2304, 2304]
+    assert config.image_token_id == 151646
+
+
+def test_grid_pinpoints():
+    assert grid_pinpoints("(1x1),...,(2x2)", 10) == [[10, 10], [10, 20], [20, 10], [20, 20]]
+    assert grid_pinpoints([(10, 20)], 10) == [[10, 20]]
+    assert grid_pinpoints(None, 10) is None
+    with pytest.raises(CheckpointError, match="image_grid_pinpoints 'all'"):
+        grid_pinpoints("all", 10)
+
+
+def test_a_model_written_in_the_original_layout_reads_back(loaded, tmp_path):
+    _, model, processor = loaded("llava_onevision", "hf")
+    save_original(model, processor, tmp_path)
+    assert_same(answer(*load_pretrained(tmp_path)), answer(model, processor))
