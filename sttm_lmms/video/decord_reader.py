@@ -26,13 +26,15 @@ def decode_decord(path: str | Path, index: FrameIndex, numbers: Sequence[int]) -
     """Frames ``numbers`` (increasing, each once, in range) as uint8 ``[T, H, W, 3]`` RGB, rotated as the file asks.
 
     Raises:
-        VideoError: decord cannot read the file, is known to miss frames in its container (AVI, MPEG-TS), or counts
-            its frames differently, so that its frame numbers would mean other frames (edit lists).
+        VideoError: decord cannot read the file, is known to give other frames than those asked for (AVI, MPEG-TS,
+            open GOPs), or counts its frames differently (edit lists).
     """
     import decord
 
     if not _SEEKABLE & set(index.container.split(",")):
         raise VideoError(path, f"decord does not find frames reliably in {index.container} files", _WAY_OUT)
+    if index.open_gop:
+        raise VideoError(path, "decord does not find frames reliably where GOPs are open", _WAY_OUT)
     frames: np.ndarray | None = None
     with _quiet(decord):
         try:

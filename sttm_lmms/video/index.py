@@ -27,11 +27,14 @@ class FrameIndex:
         pts: int64 ``[N]`` of the frames that are shown, increasing.
         keys: int64 ``[K]`` of the packets where decoding can start, increasing; hidden ones included.
         container: the container format as libav names it, such as ``"mov,mp4,m4a,3gp,3g2,mj2"``.
+        open_gop: True if frames that follow a key frame in the file are shown before it, and so need the frames
+            before that key frame too.
     """
 
     pts: np.ndarray
     keys: np.ndarray
     container: str
+    open_gop: bool
 
     def key_before(self, pts: int) -> int:
         """Number of the last key frame that is shown at or before ``pts``."""
@@ -44,7 +47,7 @@ def build_index(path: str | Path, container: av.container.InputContainer, stream
     Raises:
         VideoError: no frames, truncated, or no presentation times.
     """
-    shown, keys, end, packets, broken = [], [], 0, 0, 0
+    shown, keys, end, packets, broken, open_gop = [], [], 0, 0, 0, False
     try:
         for packet in container.demux(stream):
             if packet.size == 0:  # the flush packet at the end, or a frame that the encoder dropped
@@ -58,6 +61,7 @@ def build_index(path: str | Path, container: av.container.InputContainer, stream
                 keys.append(packet.pts)
             if not packet.is_discard:
                 shown.append(packet.pts)
+            open_gop |= bool(keys) and packet.pts < keys[-1]
     except av.FFmpegError as error:
         raise VideoError(path, f"broken after {packets} frames ({_reason(error)})", _COPY_AGAIN) from error
     if not shown:
@@ -67,7 +71,8 @@ def build_index(path: str | Path, container: av.container.InputContainer, stream
     if name == "avi" and stream.codec_context.has_b_frames and shown == sorted(shown):
         # AVI stores no presentation times; with B-frames the order in which the packets lie is not the order shown.
         raise VideoError(path, "does not say when its frames are shown (AVI with B-frames)", _REENCODE)
-    return FrameIndex(np.unique(np.array(shown, np.int64)), np.unique(np.array(keys or shown[:1], np.int64)), name)
+    keys = keys or shown[:1]
+    return FrameIndex(np.unique(np.array(shown, np.int64)), np.unique(np.array(keys, np.int64)), name, open_gop)
 
 
 def open_video(path: str | Path) -> tuple[av.container.InputContainer, av.VideoStream]:
