@@ -25,7 +25,7 @@ def write_video(
     pixel_format: str = "yuv420p",
     times: Sequence[float] | None = None,
 ) -> Path:
-    """Encode frames to an mp4 file. The same frames give the same bytes with the same x264 build.
+    """Encode frames to an mp4 file. The same frames give the same bytes with the same x264 build, on any processor.
 
     The file appears under its name only when it is complete.
 
@@ -51,7 +51,9 @@ def write_video(
     partial = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     rate = Fraction(fps).limit_denominator(100_000)
     time_base = 1 / rate if times is None else _VFR_TIME_BASE
+    # Without cpu-independent x264 picks algorithms by processor, and some of them do not repeat themselves exactly.
     options = {"crf": str(crf), "bf": str(bframes), "g": str(gop), "preset": "veryfast", "threads": "1"}
+    options["x264-params"] = "cpu-independent=1"
     try:
         with av.open(str(partial), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=rate, options=options)
