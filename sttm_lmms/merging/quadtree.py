@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sttm_lmms.config import OddEdge
-from sttm_lmms.merging.similarity import EPS, frame_blocks, head_dots, head_norms
+from sttm_lmms.merging.similarity import EPS, block_rows, blocks, row_dots, row_norms
 
 
 def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -33,7 +33,7 @@ class Layout:
     """Where the nodes of each level lie on the grid. L levels, coarsest first; a node is a (row, column) of its level.
 
     Attributes:
-        sizes: the L level sizes ``(h, w)``.
+        sizes: the L level sizes ``(h, w)``; the last one is the grid.
         row, top, bottom: ``[L, H]`` int64, for each row of cells: the row of nodes over it, and the first cell row and
             the end (exclusive) of that row of nodes.
         column, left, right: ``[L, W]`` int64, the same for columns.
@@ -49,22 +49,30 @@ class Layout:
 
     @classmethod
     def of(cls, height: int, width: int, root_level: int, device: torch.device) -> Layout:
-        """The layout of a ``height x width`` grid whose quadtrees start at ``root_level``."""
+        """The layout of a ``height x width`` grid whose quadtrees start at ``root_level``, at most the finest."""
         sizes = tuple(pyramid_sizes(height, width)[root_level:]) or ((height, width),)
-        rows = _node_of_cell([h for h, _ in sizes])
-        columns = _node_of_cell([w for _, w in sizes])
+        rows = _nodes_over_cells([h for h, _ in sizes])
+        columns = _nodes_over_cells([w for _, w in sizes])
         return cls(sizes, *(table.to(device) for table in (*_with_extent(rows), *_with_extent(columns))))
 
-    def nodes(self, level: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-        """Index into the flattened ``[T*h*w]`` nodes of ``level`` of the node over each flat ``cell``; int64."""
+    def coordinates(self, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Frame, row and column of flat cell indices into ``[T, H, W]``."""
         height, width = self.sizes[-1]
-        t, y, x = cell // (height * width), cell // width % height, cell % width
-        h, w = torch.tensor(self.sizes, device=cell.device)[level].unbind(-1)
+        return cell // (height * width), cell // width % height, cell % width
+
+    def node(self, level: int, cell: torch.Tensor) -> torch.Tensor:
+        """Index into the flattened ``[T, h, w]`` nodes of ``level`` of the node over each flat ``cell``."""
+        t, y, x = self.coordinates(cell)
+        h, w = self.sizes[level]
         return (t * h + self.row[level, y]) * w + self.column[level, x]
 
+    def upsample(self, level: int, values: torch.Tensor) -> torch.Tensor:
+        """``[T, h, w]`` values of the nodes of ``level``, on the cells: ``[T, H, W]``."""
+        return values[:, self.row[level]][:, :, self.column[level]]
 
-def _node_of_cell(lengths: list[int]) -> torch.Tensor:
-    """``[L, n]`` index of the node over each of the n cells of one side, per level; ``lengths`` coarsest first."""
+
+def _nodes_over_cells(lengths: list[int]) -> torch.Tensor:
+    """``[L, n]``: per level, the node over each of the n cells along one side. ``lengths`` is coarsest first."""
     index = [torch.arange(lengths[-1])]
     for length in reversed(lengths[1:]):
         # On an odd side the first node stays alone and the others pair up.
@@ -74,35 +82,6 @@ def _node_of_cell(lengths: list[int]) -> torch.Tensor:
 
 def _with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return node, torch.searchsorted(node, node), torch.searchsorted(node, node, right=True)
-
-
-@dataclass(frozen=True)
-class Quadtrees:
-    """The pyramid of one video and what its similarities say.
-
-    Attributes:
-        layout: the geometry.
-        levels: L tensors ``[T, h, w, C]`` in the input's dtype, coarsest first; the last one is the input itself.
-        norms: L tensors ``[T, h, w, heads]`` float32.
-        agreement: ``[L - 1, T, H, W]`` float32, for every cell the agreement of the node over it (finest level left
-            out: its nodes have no children).
-    """
-
-    layout: Layout
-    levels: tuple[torch.Tensor, ...]
-    norms: tuple[torch.Tensor, ...]
-    agreement: torch.Tensor
-
-    def partition(self, spatial_threshold: float) -> Partition:
-        """The tokens of the spatial step at a threshold."""
-        layout = self.layout
-        finest = len(self.levels) - 1
-        level = torch.full(self.levels[-1].shape[:3], finest, device=self.agreement.device)
-        for coarser in reversed(range(finest)):
-            level.masked_fill_(self.agreement[coarser] >= spatial_threshold, coarser)
-        t, h, w = (torch.arange(side, device=level.device) for side in level.shape)
-        y, x = layout.top[level, h[:, None]], layout.left[level, w]
-        return Partition(level, (t[:, None, None] * len(h) + y) * len(w) + x)
 
 
 @dataclass(frozen=True)
@@ -123,6 +102,39 @@ class Partition:
         return self.anchor == torch.arange(self.anchor.numel(), device=self.anchor.device).view_as(self.anchor)
 
 
+def partition_at(layout: Layout, agreement: torch.Tensor, spatial_threshold: float) -> Partition:
+    """The tokens of the spatial step at a threshold. ``agreement`` as in :class:`Quadtrees`."""
+    coarser, *shape = agreement.shape
+    level = torch.full(shape, coarser, device=agreement.device)
+    for i in reversed(range(coarser)):
+        level.masked_fill_(agreement[i] >= spatial_threshold, i)
+    t, h, w = (torch.arange(side, device=agreement.device) for side in shape)
+    top, left = layout.top[level, h[:, None]], layout.left[level, w]
+    return Partition(level, (t[:, None, None] * len(h) + top) * len(w) + left)
+
+
+@dataclass(frozen=True)
+class Quadtrees:
+    """The pyramid of one video and what its similarities say.
+
+    Attributes:
+        layout: the geometry.
+        levels: L tensors ``[T, h, w, C]`` in the input's dtype, coarsest first; the last one is the input itself.
+        norms: L tensors ``[T*h*w, heads]`` float32.
+        agreement: ``[L - 1, T, H, W]`` float32, for every cell the agreement of the node over it (the finest level is
+            left out: its nodes have no children).
+    """
+
+    layout: Layout
+    levels: tuple[torch.Tensor, ...]
+    norms: tuple[torch.Tensor, ...]
+    agreement: torch.Tensor
+
+    def rows(self, level: int) -> torch.Tensor:
+        """The features of a level as ``[T*h*w, C]``."""
+        return self.levels[level].flatten(0, 2)
+
+
 def build_quadtrees(
     features: torch.Tensor,
     root_level: int,
@@ -136,47 +148,43 @@ def build_quadtrees(
     A node's feature is the mean of its children's, or with ``weighted_avg`` the mean of all its cells. Pooling keeps
     the input's dtype, similarities are float32.
     """
-    _, height, width, _ = features.shape
+    frames, height, width, _ = features.shape
     layout = Layout.of(height, width, root_level, features.device)
-    levels = [features]
-    norms = [head_norms(features, head_dim)]
-    agreement: list[torch.Tensor] = []
-    cells = torch.ones(height, width, dtype=torch.float32, device=features.device) if weighted_avg else None
-    for _ in layout.sizes[1:]:
-        children = levels[0]
-        parents, cells = _pool(children, cells)
-        parent_norms = head_norms(parents, head_dim)
-        agreement.insert(0, _agreement(children, parents, norms[0], parent_norms, odd_edge))
-        levels.insert(0, parents)
-        norms.insert(0, parent_norms)
-    upsampled = [low[:, layout.row[i]][:, :, layout.column[i]] for i, low in enumerate(agreement)]
-    if not upsampled:
-        per_cell = torch.empty(0, *features.shape[:3], dtype=torch.float32, device=features.device)
-    else:
-        per_cell = torch.stack(upsampled)
-    return Quadtrees(layout, tuple(levels), tuple(norms), per_cell)
+    finest = len(layout.sizes) - 1
+    levels = [features.contiguous()]
+    norms = [row_norms(levels[0].flatten(0, 2), head_dim)]
+    agreement = torch.empty(finest, frames, height, width, dtype=torch.float32, device=features.device)
+    for i in reversed(range(finest)):
+        levels.insert(0, _pool(levels[0], _cells(layout, i + 1) if weighted_avg else None))
+        norms.insert(0, row_norms(levels[0].flatten(0, 2), head_dim))
+        agreement[i] = layout.upsample(i, _agreement(levels[1], levels[0], norms[1], norms[0], odd_edge))
+    return Quadtrees(layout, tuple(levels), tuple(norms), agreement)
 
 
-def _pool(children: torch.Tensor, cells: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The next coarser level of ``[T, h, w, C]``; with ``cells`` ``[h, w]`` every child weighs as many cells.
+def _cells(layout: Layout, level: int) -> torch.Tensor:
+    """``[h, w]`` float32: cells under each node of a level."""
+    rows, columns = torch.bincount(layout.row[level]), torch.bincount(layout.column[level])
+    return (rows[:, None] * columns).float()
+
+
+def _average(grid: torch.Tensor) -> torch.Tensor:
+    """Mean over children, ``[..., h, w, C]`` -> ``[..., ceil(h/2), ceil(w/2), C]``.
 
     A padding of one in front of an odd side, not counted in the mean, leaves its first row or column alone.
     """
-    _, h, w, _ = children.shape
+    odd = (grid.shape[-3] % 2, grid.shape[-2] % 2)
+    return F.avg_pool2d(grid.movedim(-1, -3), 2, padding=odd, count_include_pad=False).movedim(-3, -1).contiguous()
 
-    def average(grid: torch.Tensor) -> torch.Tensor:
-        pooled = F.avg_pool2d(grid.movedim(-1, -3), 2, padding=(h % 2, w % 2), count_include_pad=False)
-        return pooled.movedim(-3, -1)
 
-    if cells is None:
-        return average(children).contiguous(), None
-    mean_cells = average(cells[..., None])
-    parents = children.new_empty(children.shape[0], *mean_cells.shape[:2], children.shape[-1])
-    for block in frame_blocks(children):
-        # The mean of (cells * child) over the mean of cells; sums in half precision could overflow.
-        parents[block] = average(children[block].float() * cells[..., None]).div_(mean_cells).to(parents.dtype)
-    missing = F.avg_pool2d(torch.ones_like(cells)[None], 2, padding=(h % 2, w % 2))[0]
-    return parents, mean_cells[..., 0] * missing * 4
+def _pool(children: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
+    """The next coarser level of ``[T, h, w, C]``; with ``cells`` ``[h, w]`` a child weighs as many cells."""
+    if cells is None or bool((cells == cells[0, 0]).all()):
+        return _average(children)
+    weight = cells[..., None]
+    # The mean of (cells * child) over the mean of cells, in float32: sums in half precision lose digits or overflow.
+    step = max(1, block_rows(children) // cells.numel())
+    parts = [_average(children[block].float() * weight) / _average(weight) for block in blocks(len(children), step)]
+    return torch.cat([part.to(children.dtype) for part in parts])
 
 
 def _agreement(
@@ -187,48 +195,27 @@ def _agreement(
     odd_edge: OddEdge,
 ) -> torch.Tensor:
     """``[T, h, w]`` float32: the lowest cosine similarity between each parent and its children."""
-    frames, h, w, _ = children.shape
+    (frames, child_h, child_w, _), (_, h, w, _) = children.shape, parents.shape
+    odd = (child_h % 2, child_w % 2)
+    child_norms, parent_norms = child_norms.clamp(min=EPS), parent_norms.clamp(min=EPS)
+    child_rows, parent_rows = children.flatten(0, 2), parents.flatten(0, 2)
     heads = child_norms.shape[-1]
-    rows = (torch.arange(h, device=children.device) + h % 2) // 2
-    columns = (torch.arange(w, device=children.device) + w % 2) // 2
-    parent_of = (rows[:, None] * parents.shape[2] + columns).flatten()
-    first = torch.zeros_like(parent_of[: parents.shape[1] * parents.shape[2]])
-    lowest = []
-    child_flat, parent_flat = children.flatten(1, 2), parents.flatten(1, 2)
-    child_norms, parent_norms = child_norms.flatten(1, 2).clamp(min=EPS), parent_norms.flatten(1, 2).clamp(min=EPS)
-    for block in frame_blocks(children):
-        child, parent = child_flat[block], parent_flat[block]
-        dots = head_dots(child, parent.index_select(1, parent_of), heads)
-        scale = child_norms[block] * parent_norms[block].index_select(1, parent_of)
-        cosine = (dots / scale).mean(-1).unflatten(1, (h, w))
-        # Max-pooling ignores its padding, as the mean above does.
-        low = -F.max_pool2d(-cosine, 2, padding=(h % 2, w % 2))
-        if odd_edge == "reference" and (h % 2 or w % 2):
-            low = _with_corner(low, child, parent, child_norms[block], parent_norms[block], h % 2, w % 2)
-        lowest.append(low)
-    return torch.cat(lowest)
+    t, y, x = (torch.arange(n, device=children.device) for n in (frames, child_h, child_w))
+    t = t[:, None, None]
 
+    parent = ((t * h + (y[:, None] + odd[0]) // 2) * w + (x + odd[1]) // 2).flatten()
+    dots = row_dots(child_rows, parent_rows, None, parent, heads)
+    cosine = (dots / (child_norms * parent_norms[parent])).mean(-1).view(frames, child_h, child_w)
+    # Max-pooling ignores its padding as the pooling of features does.
+    lowest = -F.max_pool2d(-cosine, 2, padding=odd)
+    if odd_edge == "masked" or not any(odd):
+        return lowest
 
-def _with_corner(
-    low: torch.Tensor,
-    child: torch.Tensor,
-    parent: torch.Tensor,
-    child_norms: torch.Tensor,
-    parent_norms: torch.Tensor,
-    odd_height: int,
-    odd_width: int,
-) -> torch.Tensor:
-    """Lower the agreement of border parents to their similarity with the frame's top-left child.
-
-    The published code fills the missing child slots of an odd side with that child.
-    """
-    border = torch.zeros_like(low[0], dtype=torch.bool)
-    border[:odd_height] = True
-    border[:, :odd_width] = True
-    index = border.flatten().nonzero().squeeze(1)
-    corner = child[:, :1].expand(-1, len(index), -1)
-    dots = head_dots(parent.index_select(1, index), corner, child_norms.shape[-1])
-    cosine = (dots / (parent_norms.index_select(1, index) * child_norms[:, :1])).mean(-1)
-    flat = low.flatten(1)
-    flat[:, index] = torch.minimum(flat[:, index], cosine)
-    return flat.view_as(low)
+    # The published code fills the missing child slots on an odd side with the frame's top-left child.
+    border = ((y[:h, None] < odd[0]) | (x[:w] < odd[1])).expand(frames, h, w)
+    parent = border.flatten().nonzero().squeeze(1)
+    corner = parent // (h * w) * (child_h * child_w)
+    dots = row_dots(parent_rows, child_rows, parent, corner, heads)
+    cosine = (dots / (parent_norms[parent] * child_norms[corner])).mean(-1)
+    lowest[border] = torch.minimum(lowest[border], cosine)
+    return lowest

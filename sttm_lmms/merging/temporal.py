@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sttm_lmms.merging.quadtree import Partition, Quadtrees
-from sttm_lmms.merging.rows import TokenRows
-from sttm_lmms.merging.similarity import EPS, head_dots
+from sttm_lmms.merging.similarity import EPS, row_dots
 
 
 @dataclass(frozen=True)
@@ -17,15 +16,15 @@ class Pairs:
 
     Attributes:
         cell: ``[P]`` int64, flat index, in the earlier frame, of the top-left cell of the smaller box; ascending.
-        earlier, later: ``[P]`` int64, anchors of the two tokens.
-        earlier_level, later_level: ``[P]`` int64, their pyramid levels.
+        earlier_level, later_level: ``[P]`` int64, pyramid levels of the two tokens over that cell.
+        earlier, later: ``[P]`` int64, their anchors.
     """
 
     cell: torch.Tensor
-    earlier: torch.Tensor
-    later: torch.Tensor
     earlier_level: torch.Tensor
     later_level: torch.Tensor
+    earlier: torch.Tensor
+    later: torch.Tensor
 
 
 def overlapping_pairs(partition: Partition) -> Pairs:
@@ -34,23 +33,38 @@ def overlapping_pairs(partition: Partition) -> Pairs:
     is_anchor = partition.is_anchor
     cell = (is_anchor[:-1] | is_anchor[1:]).flatten().nonzero().squeeze(1)
     anchor, level = partition.anchor.flatten(), partition.level.flatten()
-    return Pairs(cell, anchor[cell], anchor[cell + frame], level[cell], level[cell + frame])
+    return Pairs(cell, level[cell], level[cell + frame], anchor[cell], anchor[cell + frame])
 
 
-def pair_similarities(trees: Quadtrees, pairs: Pairs) -> torch.Tensor:
-    """``[P]`` float32 cosine similarities of the paired tokens' features."""
-    earlier = TokenRows(trees, pairs.earlier_level, pairs.earlier)
-    later = TokenRows(trees, pairs.later_level, pairs.later)
-    scale = (earlier.norms() + EPS) * (later.norms() + EPS)
-    bounds = earlier.even_bounds()
-    dots = [head_dots(a, b, scale.shape[-1]) for a, b in zip(earlier.blocks(bounds), later.blocks(bounds), strict=True)]
-    if not dots:
-        return scale.new_empty(0)
-    return (torch.cat(dots) / scale).mean(-1)
+def pair_similarities(
+    trees: Quadtrees, cell: torch.Tensor, earlier_level: torch.Tensor, later_level: torch.Tensor
+) -> torch.Tensor:
+    """``[P]`` float32 cosine similarities between the nodes over a cell in one frame and in the next.
+
+    Args:
+        trees: the video's quadtrees.
+        cell: ``[P]`` int64, flat index of a cell in any frame but the last.
+        earlier_level, later_level: ``[P]`` int64, pyramid levels of the two nodes.
+    """
+    levels = len(trees.levels)
+    height, width = trees.layout.sizes[-1]
+    kind = earlier_level * levels + later_level
+    # Pairs of the same two levels go together, so that both sides are plain row look-ups.
+    members = kind.argsort(stable=True).split(torch.bincount(kind, minlength=levels**2).tolist())
+    similarity = torch.empty(len(cell), dtype=torch.float32, device=cell.device)
+    for i, member in enumerate(members):
+        if len(member) == 0:
+            continue
+        a, b = divmod(i, levels)
+        node_a, node_b = trees.layout.node(a, cell[member]), trees.layout.node(b, cell[member] + height * width)
+        scale = (trees.norms[a][node_a] + EPS) * (trees.norms[b][node_b] + EPS)
+        dots = row_dots(trees.rows(a), trees.rows(b), node_a, node_b, scale.shape[-1])
+        similarity[member] = (dots / scale).mean(-1)
+    return similarity
 
 
 def representatives(partition: Partition, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-    """``[T, H, W]`` int64: anchor of the token that represents each cell after merging the kept pairs.
+    """``[T, H, W]`` int64: anchor of the token that stands for each cell after merging the pairs ``[P]`` of anchors.
 
     Not connected components, on purpose: rounds stop as soon as the representatives are stable under path compression,
     as in the published code, so a token joins the earliest of its partners while the other partners stay.
