@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torchvision.transforms.v2.functional import InterpolationMode, resize
+from torchvision.transforms.functional import InterpolationMode, resize
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from sttm_lmms.config import check_choice
