@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,19 @@ def load_questions(path: str | Path, benchmark: str) -> list[Question]:
             options, an id that is used twice or would leave the video folder; names the file and the record (from 0).
     """
     path = Path(path)
+    return parse_questions(read_records(path), benchmark, path)
+
+
+def parse_questions(records: Sequence[Any], benchmark: str, path: Path) -> list[Question]:
+    """Checked records; :class:`AnnotationError` as in :func:`load_questions`, with ``path`` as the file."""
     fmt = get_format(benchmark)
     questions: list[Question] = []
     seen: dict[str, int] = {}
-    for number, record in enumerate(read_records(path)):
+    for number, record in enumerate(records):
         try:
             question = parse_record(record, fmt)
-            if question.question_id in seen:
-                raise ValueError(
-                    f"{fmt.question_key} {question.question_id!r} is that of record {seen[question.question_id]}"
-                )
+            if (name := question.question_id) in seen:
+                raise ValueError(f"{fmt.question_key} {name!r} is that of record {seen[name]}")
         except ValueError as error:
             raise AnnotationError(f"{path}: record {number}: {error}") from None
         seen[question.question_id] = number
