@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sttm_lmms.provenance import Provenance
+from sttm_lmms.report.names import model_name, setting_words
 from sttm_lmms.report.runs import Run, Sample, TaskRun
 
 # Fields of the provenance that change answers or times for a reason other than the method.
@@ -24,7 +25,6 @@ COMPARABLE = {
 _TIMING = ("frames", "fps", "attention", "dtype", "device")
 # Newline tokens are part of a baseline's own setting, and neither reuse nor the device changes what is asked.
 _ANSWERS = ("frames", "fps", "video_backend", "attention", "dtype", "checkpoint_commit")
-_THRESHOLDS = ("spatial_threshold", "temporal_threshold")
 
 
 @dataclass(frozen=True)
@@ -157,23 +157,11 @@ def _entry(run: Run, task: TaskRun) -> Entry:
     checkpoint = args.pop("pretrained", None) or (provenance.checkpoint if provenance else None) or run.model
     method = provenance.method if provenance is not None else args.get("method", "unknown")
     args.pop("method", None)
-    return Entry(run, task, _model_name(checkpoint), method, _setting(args, provenance, method))
-
-
-def _model_name(checkpoint: str) -> str:
-    """A hub id as it is, a local folder by its last part."""
-    local = checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") != 1
-    return checkpoint.rstrip("/").rsplit("/", 1)[-1] if local else checkpoint
+    return Entry(run, task, model_name(checkpoint), method, _setting(args, provenance, method))
 
 
 def _setting(args: dict[str, str], provenance: Provenance | None, method: str) -> str:
-    """What the user asked for, in words: ``budget 0.5, start_layer=0``."""
+    """What the user asked for, in words."""
     if not args and provenance is not None:
         args = {key: str(value) for key, value in provenance.settings.items()}
-    words = [args.pop("preset")] if "preset" in args else []
-    if "budget" in args:
-        words.append(f"budget {args.pop('budget')}")
-    if all(key in args for key in _THRESHOLDS):
-        words.append("thresholds " + " / ".join(args.pop(key) for key in _THRESHOLDS))
-    words += [f"{key}={value}" for key, value in sorted(args.items())]
-    return ", ".join(words) or ("all tokens" if method == "none" else "defaults")
+    return setting_words(args) or ("all tokens" if method == "none" else "defaults")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sttm_lmms.errors import unknown
 from sttm_lmms.report.layout import Board, Cell, make_board
+from sttm_lmms.report.templating import render_template
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,15 +99,5 @@ def _latex_row(texts: tuple[str, ...] | list[str]) -> str:
 
 
 def _html(board: Board, plots: Mapping[str, str]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("sttm_lmms.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     inline = {caption: svg[svg.index("<svg") :] for caption, svg in plots.items()}
-    return environment.get_template("leaderboard.html.j2").render(board=board, plots=inline)
+    return render_template("leaderboard.html.j2", board=board, plots=inline)
