@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Runs one cell of the paper's tables (arXiv 2507.07990) with the published frames, thresholds and prompt.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/reproduce.sh MODEL BENCHMARK BUDGET [GPUS] [--dry-run] [--pretrained PATH] [--output DIR] [-- ARGUMENTS]
+
+  MODEL      llava-video-7b | llava-video-72b | llava-onevision-7b | qwen2-vl-7b
+  BENCHMARK  vnbench | videomme | longvideobench | mlvu | egoschema | nextqa
+  BUDGET     50 | 30 | 50-root2 | 30-root2 (Qwen2-VL as in the later published code)
+             100 (all tokens, no newline tokens) | 100-newline (all tokens, the checkpoint's own newline tokens)
+  GPUS       1 by default, 4 for the 72B model. Several GPUs hold a copy of a 7B model each, or share a 72B model.
+
+  --dry-run          print the command and do nothing
+  --pretrained PATH  a local checkpoint instead of the hub's
+  --output DIR       folder of the results; outputs/reproduce/MODEL/BENCHMARK/BUDGET by default
+  -- ARGUMENTS       handed on to lmms-eval, for example -- --limit 8
+
+The data come from $STTM_DATA_ROOT (./datasets by default); see `sttm-lmms prepare`. PYTHON names the interpreter.
+TEXT
+}
+
+fail() {
+    echo "error: $1" >&2
+    echo "see scripts/reproduce.sh --help" >&2
+    exit 2
+}
+
+positional=() extra=() dry_run=false pretrained="" output=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h | --help) usage; exit 0 ;;
+        --dry-run) dry_run=true ;;
+        --pretrained | --output)
+            [ $# -gt 1 ] || fail "$1 needs a value"
+            if [ "$1" = --pretrained ]; then pretrained=$2; else output=$2; fi
+            shift ;;
+        --) shift; extra=("$@"); break ;;
+        -*) fail "unknown option $1" ;;
+        *) positional+=("$1") ;;
+    esac
+    shift
+done
+[ ${#positional[@]} -ge 3 ] && [ ${#positional[@]} -le 4 ] || { usage >&2; exit 2; }
+model=${positional[0]} benchmark=${positional[1]} budget=${positional[2]}
+
+case "$model" in
+    llava-video-7b) family=llava_video size=7b hub=lmms-lab/LLaVA-Video-7B-Qwen2 ;;
+    llava-video-72b) family=llava_video size=72b hub=lmms-lab/LLaVA-Video-72B-Qwen2 ;;
+    llava-onevision-7b) family=llava_onevision size=7b hub=lmms-lab/llava-onevision-qwen2-7b-ov ;;
+    qwen2-vl-7b) family=qwen2_vl size=7b hub=Qwen/Qwen2-VL-7B-Instruct ;;
+    *) fail "unknown model '$model'" ;;
+esac
+case "$budget" in
+    50 | 30 | 50-root2 | 30-root2) preset=paper-$budget ;;
+    100 | 100-newline) preset="" ;;
+    *) fail "unknown budget '$budget'" ;;
+esac
+gpus=${positional[3]:-$([ "$size" = 72b ] && echo 4 || echo 1)}
+[[ "$gpus" =~ ^[1-9][0-9]*$ ]] || fail "GPUS must be a positive number, not '$gpus'"
+
+python=${PYTHON:-python}
+# Frames and tasks folder come from the package; a benchmark or preset that does not exist ends here, with the list.
+settings=$("$python" - "$preset" "$family" "$size" "$benchmark" <<'CODE'
+import sys
+from importlib.util import find_spec
+
+from sttm_lmms.benchmarks.formats import get_format
+from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
+
+preset, family, size, benchmark = sys.argv[1:]
+try:
+    task = f"sttm_{get_format(benchmark).name}"
+    if preset:
+        resolve_preset(preset, family=family, size=size, task=task)
+    frames = resolve_frames(family, task)
+except ValueError as error:
+    sys.exit(f"error: {error}")
+print(f"{frames.max_frames} {frames.fps} {find_spec('sttm_lmms.tasks').submodule_search_locations[0]}")
+CODE
+) || exit 2
+read -r max_frames fps tasks <<<"$settings"
+
+arguments="pretrained=${pretrained:-$hub}"
+if [ -n "$preset" ]; then
+    arguments+=",preset=$preset:$size"
+else
+    arguments+=",method=none,max_frames=$max_frames,fps=$fps"
+    if [ "$budget" = 100 ] && [ "$family" != qwen2_vl ]; then arguments+=",newline=no_token"; fi
+fi
+
+command=("$python" -m lmms_eval)
+if [ "$size" = 72b ]; then
+    arguments+=",device_map=auto"
+    command=(env "CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((gpus - 1)))" "${command[@]}")
+elif [ "$gpus" -gt 1 ]; then
+    command=("$python" -m accelerate.commands.launch --num_processes "$gpus" -m lmms_eval)
+fi
+command+=(
+    --model "sttm_$family" --model_args "$arguments" --tasks "sttm_$benchmark" --include_path "$tasks"
+    --batch_size 1 --log_samples --output_path "${output:-outputs/reproduce/$model/$benchmark/$budget}"
+)
+command+=(${extra[@]+"${extra[@]}"})
+
+printf '%q ' "${command[@]}"
+echo
+if [ "$dry_run" = false ]; then exec "${command[@]}"; fi

@@ -1,0 +1,116 @@
+"""scripts/reproduce.sh in dry run: every cell of the paper's tables."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sttm_lmms.benchmarks import FORMATS
+from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.sh"
+SHORT_LIST = ("vnbench", "videomme", "longvideobench")  # what the paper has for Qwen2-VL
+LLAVA = [
+    (model, b, budget)
+    for model in ("llava-video-7b", "llava-onevision-7b")
+    for b in FORMATS
+    for budget in ("100", "50", "30")
+]
+QWEN = [("qwen2-vl-7b", b, budget) for b in SHORT_LIST for budget in ("100", "50", "30", "50-root2", "30-root2")]
+LARGE = [("llava-video-72b", "videomme", budget) for budget in ("100", "50", "30")]
+
+
+def run(*arguments):
+    environment = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run(
+        ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, timeout=60
+    )
+
+
+def option(words, name):
+    return words[words.index(name) + 1]
+
+
+@pytest.mark.parametrize(("model", "benchmark", "budget"), LLAVA + QWEN + LARGE)
+def test_every_cell(model, benchmark, budget, tmp_path):
+    done = run(model, benchmark, budget, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(done.stdout)
+    family = option(words, "--model").removeprefix("sttm_")
+    arguments = dict(pair.split("=") for pair in option(words, "--model_args").split(","))
+    assert family.replace("_", "-") == model.rsplit("-", 1)[0]
+    assert option(words, "--tasks") == f"sttm_{benchmark}"
+    assert (Path(option(words, "--include_path")) / benchmark / f"sttm_{benchmark}.yaml").is_file()
+    assert "--log_samples" in words
+    assert model.rsplit("-", 1)[1] in arguments["pretrained"].lower()
+    if budget == "100":
+        frames = resolve_frames(family, f"sttm_{benchmark}")
+        assert (arguments["method"], int(arguments["max_frames"])) == ("none", frames.max_frames)
+        assert ("newline" in arguments) == (family != "qwen2_vl")
+    else:
+        assert resolve_preset(arguments["preset"], family=family, task=f"sttm_{benchmark}").max_frames > 0
+    assert ("CUDA_VISIBLE_DEVICES=0,1,2,3" in words) == ("72b" in model)
+
+
+@pytest.mark.parametrize(
+    ("model", "budget"), [("llava-video-7b", "50"), ("qwen2-vl-7b", "100"), ("llava-video-72b", "30")]
+)
+def test_wrappers_take_these_arguments(model, budget):
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.utils import simple_parse_args_string
+    from sttm_lmms.model_wrappers.arguments import parse_arguments
+
+    words = shlex.split(run(model, "videomme", budget, "--dry-run").stdout)
+    parsed = parse_arguments(simple_parse_args_string(option(words, "--model_args")))
+    assert parsed.preset == (None if budget == "100" else f"paper-{budget}:{model.rsplit('-', 1)[1]}")
+
+
+def test_eight_gpus_hold_a_copy_each():
+    words = shlex.split(run("qwen2-vl-7b", "videomme", "50", "8", "--dry-run").stdout)
+    assert words[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "8"]
+
+
+def test_a_large_model_is_spread_over_the_gpus():
+    words = shlex.split(run("llava-video-72b", "videomme", "50", "2", "--dry-run").stdout)
+    assert words[:2] == ["env", "CUDA_VISIBLE_DEVICES=0,1"]
+    assert "device_map=auto" in option(words, "--model_args")
+    assert "accelerate.commands.launch" not in words
+
+
+def test_newline_baseline():
+    words = shlex.split(run("llava-video-7b", "mlvu", "100-newline", "--dry-run").stdout)
+    assert "newline" not in option(words, "--model_args")
+
+
+def test_options_are_handed_on(tmp_path):
+    checkpoint = str(tmp_path / "my checkpoint")
+    done = run(
+        "llava-video-7b", "mlvu", "50", "--dry-run", "--pretrained", checkpoint, "--output", "out", "--", "--limit", "8"
+    )
+    words = shlex.split(done.stdout)
+    assert option(words, "--model_args").startswith(f"pretrained={checkpoint},")
+    assert option(words, "--output_path") == "out"
+    assert words[-2:] == ["--limit", "8"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["llava-video-8b", "mlvu", "50"], "unknown model 'llava-video-8b'"),
+        (["llava-video-7b", "mvlu", "50"], "Did you mean 'mlvu'"),
+        (["llava-video-7b", "mlvu", "40"], "unknown budget '40'"),
+        (["llava-video-7b", "mlvu", "50", "none"], "GPUS must be a positive number"),
+        (["llava-video-7b", "mlvu", "50", "--dry"], "unknown option --dry"),
+        (["qwen2-vl-7b", "mlvu", "50"], "qwen2_vl 7b on vnbench, videomme, longvideobench"),
+        (["llava-video-72b", "mlvu", "30"], "llava_video 72b on videomme"),
+        (["llava-video-7b"], "usage:"),
+    ],
+)
+def test_mistakes_end_before_anything_runs(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
