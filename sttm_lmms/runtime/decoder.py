@@ -79,3 +79,10 @@ def cached_layers(cache: Cache) -> list[DynamicLayer]:
     if len(layers) != len(cache.layers):
         raise UnsupportedModelError("only caches that keep the keys and values of every layer can be reused")
     return layers
+
+
+def keys_values(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values ``[B, heads, length, head_dim]`` of a filled cache layer."""
+    if layer.keys is None or layer.values is None:
+        raise ValueError("this cache layer is empty")
+    return layer.keys, layer.values

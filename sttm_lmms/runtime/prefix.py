@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from sttm_lmms.families.base import PreparedInput
-from sttm_lmms.runtime.decoder import cached_layers
+from sttm_lmms.runtime.decoder import cached_layers, keys_values
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
 from sttm_lmms.runtime.state import CacheState
@@ -46,7 +46,7 @@ class Prefix:
     @property
     def nbytes(self) -> int:
         """Memory of the KV cache."""
-        tensors = [t for layer in cached_layers(self.cache) for t in (layer.keys, layer.values) if t is not None]
+        tensors = [tensor for layer in cached_layers(self.cache) for tensor in keys_values(layer)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def stand_in_ids(self) -> torch.Tensor:
@@ -129,7 +129,6 @@ def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[t
 def _repeated(cache: DynamicCache, rows: int, decoder: Any) -> DynamicCache:
     copy = DynamicCache(config=decoder.config)
     for index, layer in enumerate(cached_layers(cache)):
-        shape = (rows, -1, -1, -1)
-        assert layer.keys is not None and layer.values is not None  # a prefix is never empty
-        copy.update(layer.keys.expand(shape), layer.values.expand(shape), index)
+        keys, values = (tensor.expand(rows, -1, -1, -1) for tensor in keys_values(layer))
+        copy.update(keys, values, index)
     return copy

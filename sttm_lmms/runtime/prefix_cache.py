@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 import torch
 
-from sttm_lmms.runtime.decoder import cached_layers
+from sttm_lmms.runtime.decoder import cached_layers, keys_values
 from sttm_lmms.runtime.prefix import Prefix
 
 
@@ -56,6 +56,5 @@ class PrefixCache:
 
 def _move(prefix: Prefix, devices: list[torch.device]) -> None:
     for layer, device in zip(cached_layers(prefix.cache), devices, strict=True):
-        assert layer.keys is not None and layer.values is not None  # a prefix is never empty
-        layer.keys, layer.values = layer.keys.to(device), layer.values.to(device)
+        layer.keys, layer.values = (tensor.to(device) for tensor in keys_values(layer))
         layer.device = device

@@ -25,12 +25,21 @@ def requests_for(videos, **generation) -> list[Request]:
 
 
 def sttm(start_layer: int = 2, **changes) -> STTMConfig:
-    return STTMConfig(**{"spatial_threshold": 0.6, "temporal_threshold": 0.6, "start_layer": start_layer, **changes})
+    return STTMConfig(
+        **{"spatial_threshold": 0.995, "temporal_threshold": 0.995, "start_layer": start_layer, **changes}
+    )
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize("start_layer", [0, 2])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("family", "start_layer", "attention"),
+    [
+        ("llava_video", 0, "sdpa"),
+        ("llava_video", 2, "eager"),
+        ("llava_onevision", 2, "sdpa"),
+        ("qwen2_vl", 0, "eager"),
+        ("qwen2_vl", 2, "sdpa"),
+    ],
+)
 def test_reuse_and_batches_change_no_answer(tiny, videos, family, start_layer, attention):
     model, processor = tiny(family, attention)
     requests = requests_for(videos)
@@ -54,8 +63,7 @@ def test_baseline_is_the_same_code_path(tiny, videos, family):
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-@pytest.mark.parametrize("start_layer", [0, 1, 3])
-@pytest.mark.parametrize("positions", ["continue", "reference"])
+@pytest.mark.parametrize(("start_layer", "positions"), [(0, "continue"), (1, "reference"), (3, "continue")])
 def test_prefix_logits_equal_one_prefill(tiny, videos, family, start_layer, positions):
     """The logits of every question token after a cached prefix, against the whole prompt at once."""
     model, processor = tiny(family)
@@ -195,9 +203,10 @@ def test_stop_texts_and_sampling(tiny, videos):
     model, processor = tiny("llava_video")
     engine = Engine(model, processor, sttm(), video=VIDEO)
     (full,) = engine.generate([ask(videos[0], "a", max_new_tokens=12)])
-    assert len(full.text) > 2
-    (short,) = engine.generate([ask(videos[0], "a", max_new_tokens=12, until=(full.text[1],))])
-    assert short.text == full.text[:1].strip()
+    stop = next(letter for letter in full.text if full.text.index(letter) > 0)
+    (short,) = engine.generate([ask(videos[0], "a", max_new_tokens=12, until=(stop,))])
+    assert short.text == full.text[: full.text.index(stop)].strip()
+    assert short.output_tokens < full.output_tokens
     torch.manual_seed(0)
     (sampled,) = engine.generate([ask(videos[0], "a", do_sample=True, temperature=5.0, top_p=0.9)])
     assert sampled.output_tokens <= 5
