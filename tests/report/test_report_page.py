@@ -1,0 +1,81 @@
+"""The page with sliders: its data, its independence of other files, and what a browser shows."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from sttm_lmms.report.page import Setting, render_page
+from sttm_lmms.report.pictures import TokenMap
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+FRAMES = np.full((2, 60, 80, 3), 100, dtype=np.uint8)
+
+
+@pytest.fixture
+def settings():
+    merged = TokenMap(np.array([[[0, 0], [0, 0]], [[0, 1], [-1, 2]]]), np.array([0, 1, 1]))
+    full = TokenMap(np.arange(8).reshape(2, 2, 2), np.repeat([0, 1], 4))
+    return [Setting("all", full), Setting("half </script>", merged, {"spatial_threshold": 0.81234, "steps": 3})]
+
+
+def data_of(html):
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_data(settings):
+    html = render_page(FRAMES, settings, "A <b>title</b>")
+    assert "<title>A &lt;b&gt;title&lt;/b&gt;</title>" in html
+    data = data_of(html)
+    assert data["grid"] == [2, 2, 2]
+    assert len(data["frames"]) == len(data["colours"]) == 2
+    assert all(frame.startswith("data:image/jpeg;base64,") for frame in data["frames"])
+    half = data["settings"][1]
+    assert half["name"] == "half </script>"
+    assert half["source"] == [0, 0, 0, 0, 0, 1, -1, 2]
+    assert half["home"] == [0, 1, 1]
+    assert half["kept"] == [1, 2]
+    assert half["info"] == "spatial_threshold 0.8123, steps 3"
+
+
+def test_loads_nothing(settings):
+    html = render_page(FRAMES, settings, "toy")
+    assert not re.search(r"""\b(src|href)\s*=\s*["']""", html)
+    assert "http" not in html
+
+
+def test_grids_that_differ_are_refused(settings):
+    other = Setting("other", TokenMap(np.zeros((2, 1, 1), dtype=int), np.zeros(1, dtype=int)))
+    with pytest.raises(ValueError, match="do not go together"):
+        render_page(FRAMES, [*settings, other], "toy")
+    with pytest.raises(ValueError, match="1 frames and token grids"):
+        render_page(FRAMES[:1], settings, "toy")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: pages are checked in a browser only where one is")
+def test_in_a_browser(settings, tmp_path):
+    # The probe runs after the page's own start and writes what the canvas shows into the document.
+    probe = """<script>
+    Promise.all(images.map(image => image.decode())).then(() => setTimeout(() => {
+      const at = (x, y) => [...picture.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3).join(" ");
+      const spot = (x, y) => at(Math.round(x * picture.width), Math.round(y * picture.height));
+      document.title = [spot(.4, .4), spot(.75, .25), spot(.25, .6)].join(" | ");
+    }, 50));</script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(render_page(FRAMES, settings, "toy").replace("</body>", probe), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    url = page.as_uri() + "#setting=1&frame=1"
+    html = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "3 of 8 visual tokens kept (37.5%). (spatial_threshold 0.8123, steps 3)" in html
+    assert "1: 2 of 4 kept" in html
+    merged, kept, dropped = (
+        [int(c) for c in spot.split()] for spot in re.search("<title>(.*?)</title>", html)[1].split(" | ")
+    )
+    colour = [int(c) for c in re.findall(r"\d+", data_of(html)["colours"][0])]
+    assert merged == pytest.approx([(100 + c) / 2 for c in colour], abs=4)
+    assert kept == pytest.approx([100] * 3, abs=4)
+    assert max(dropped) < 40

@@ -1,0 +1,78 @@
+"""What a run says about itself: read back as written, asked of a real model, and free of heavy imports."""
+
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from types import SimpleNamespace
+
+import pytest
+
+from sttm_lmms.config import STTMConfig
+from sttm_lmms.provenance import METRIC_PREFIX, Provenance, RunSummary, collect_provenance, sample_record
+
+
+def test_imports_neither_torch_nor_transformers():
+    code = "import sys, sttm_lmms.provenance; sys.exit(bool({'torch', 'transformers', 'lmms_eval'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_summary_survives_lmms_evals_prefix():
+    summary = RunSummary(questions=12, reduction_asked=1, reduced_share=0.75, kept_share_mean=0.5)
+    metrics = summary.metrics()
+    assert "peak_memory_bytes" not in metrics, "what was not measured is not reported"
+    assert all(isinstance(value, (int, float)) for value in metrics.values()), "lmms-eval drops everything else"
+    written = {METRIC_PREFIX + key: value for key, value in metrics.items()}
+    assert RunSummary.from_throughput({**written, "avg_speed": 4.0}) == summary
+
+
+def test_provenance_survives_json():
+    provenance = Provenance(method="sttm", settings={"budget": 0.5}, frames=128)
+    assert Provenance.from_dict({**asdict(provenance), "of a later version": 1}) == provenance
+
+
+def test_asks_the_model_the_packages_and_the_machine():
+    from sttm_lmms.families.tiny import tiny_model
+    from sttm_lmms.video import VideoSettings
+
+    model, _ = tiny_model("llava_onevision")
+    found = collect_provenance(
+        model,
+        method="sttm",
+        config=STTMConfig(budget=0.3),
+        checkpoint="tiny",
+        family="llava_onevision",
+        video=VideoSettings(max_frames=64, fps=2.0),
+        newline="no_token",
+        reuse="prefix",
+    )
+    assert (found.checkpoint, found.frames, found.fps, found.newline) == ("tiny", 64, 2.0, "no_token")
+    assert found.dtype == "float32"
+    assert found.device == "cpu"
+    assert found.attention in ("sdpa", "eager")
+    assert found.settings["budget"] == 0.3
+    assert "spatial_threshold" not in found.settings, "settings that were not given say nothing"
+    unknown = {f.name for f in fields(found) if getattr(found, f.name) is None}
+    assert unknown <= {"checkpoint_commit", "commit", "lmms_eval"}
+
+
+def test_baseline_has_no_settings():
+    assert dict(collect_provenance().settings) == {}
+
+
+@pytest.mark.parametrize("error", [None, "cannot be decoded"])
+def test_record_of_an_answer(error):
+    answer = SimpleNamespace(
+        input_tokens=800,
+        output_tokens=2,
+        visual_tokens=784,
+        kept_tokens=392,
+        reduced=True,
+        timing={"ttft": 0.1234567891},
+        error=error,
+    )
+    record = sample_record(answer, video="v1", reused=True, provenance=Provenance(method="sttm"))
+    assert record["timing_s"] == {"ttft": 0.123457}
+    assert (record["video"], record["reused"], record["reduced"]) == ("v1", True, True)
+    assert record["provenance"]["method"] == "sttm"
+    assert record.get("error") == error
+    assert "provenance" not in sample_record(answer)
