@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from sttm_lmms.benchmarks.prepare.releases import RELEASES
 from sttm_lmms.benchmarks.prepare.videos import duration_class
 from sttm_lmms.errors import AnnotationError
 from sttm_lmms.video import write_video
+
+TASKS = Path(__file__).parents[2] / "tasks"
 
 VNBENCH = [
     {
@@ -197,6 +200,21 @@ def test_round_trip(tmp_path, make_videos, benchmark):
     ]
     assert set(scores) == {1.0}
     assert check(out, benchmark, read_videos=True).complete
+
+
+@pytest.mark.parametrize("benchmark", FORMATS)
+def test_round_trip_through_the_task(tmp_path, make_videos, monkeypatch, benchmark):
+    tasks = pytest.importorskip("lmms_eval.tasks")
+    prepare(benchmark, write_release(tmp_path / "raw", benchmark), make_videos(benchmark), tmp_path / "data")
+    monkeypatch.setenv("STTM_DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
+    name = f"sttm_{benchmark}"
+    manager = tasks.TaskManager(include_path=str(TASKS), include_defaults=False)
+    task = tasks.get_task_dict([name], manager, "chat")[name]
+    docs = [doc for doc in task.eval_docs if doc["answer"]]
+    scores = [task.process_results(doc, [doc["answer"]])["accuracy"] for doc in docs]
+    assert task.aggregation()["accuracy"](scores) == 1.0
+    assert all(Path(path).is_file() for doc in docs for path in task.doc_to_visual(doc))
 
 
 def test_vnbench_record(tmp_path, make_videos):
