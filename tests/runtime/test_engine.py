@@ -9,6 +9,7 @@ from footage import FAMILY_NAMES, VIDEO
 from sttm_lmms import STTMConfig, encode_video
 from sttm_lmms.errors import NothingReducedError, VideoError
 from sttm_lmms.runtime import Engine, GenerationSettings, Request, TokenReducer
+from sttm_lmms.runtime.generation import cut
 from sttm_lmms.runtime.prefix import continued, prefill_prefix
 
 QUESTIONS = ["What moves?", "Which colour is the second square, and where does it go?", "Why?"]
@@ -199,13 +200,17 @@ def test_several_videos_and_text_only(tiny, videos, family):
     assert runs[0][1].visual_tokens == 0
 
 
+def test_the_earliest_stop_text_cuts():
+    assert cut("B. because\n\nQ: next", ("Q:", "\n\n")) == "B. because"
+    assert cut("B", ("", "\n")) == "B"
+
+
 def test_stop_texts_and_sampling(tiny, videos):
     model, processor = tiny("llava_video")
     engine = Engine(model, processor, sttm(), video=VIDEO)
     (full,) = engine.generate([ask(videos[0], "a", max_new_tokens=12)])
-    stop = next(letter for letter in full.text if full.text.index(letter) > 0)
-    (short,) = engine.generate([ask(videos[0], "a", max_new_tokens=12, until=(stop,))])
-    assert short.text == full.text[: full.text.index(stop)].strip()
+    (short,) = engine.generate([ask(videos[0], "a", max_new_tokens=12, until=("\n\n", full.text[0]))])
+    assert short.text == ""
     assert short.output_tokens < full.output_tokens
     torch.manual_seed(0)
     (sampled,) = engine.generate([ask(videos[0], "a", do_sample=True, temperature=5.0, top_p=0.9)])
