@@ -61,10 +61,9 @@ gpus=${positional[3]:-$([ "$size" = 72b ] && echo 4 || echo 1)}
 [[ "$gpus" =~ ^[1-9][0-9]*$ ]] || fail "GPUS must be a positive number, not '$gpus'"
 
 python=${PYTHON:-python}
-# Frames and tasks folder come from the package; a benchmark or preset that does not exist ends here, with the list.
-settings=$("$python" - "$preset" "$family" "$size" "$benchmark" <<'CODE'
+# The frames come from the package; a benchmark or preset that does not exist ends here, with the list.
+frames=$("$python" - "$preset" "$family" "$size" "$benchmark" <<'CODE'
 import sys
-from importlib.util import find_spec
 
 from sttm_lmms.benchmarks.formats import get_format
 from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
@@ -77,28 +76,28 @@ try:
     frames = resolve_frames(family, task)
 except ValueError as error:
     sys.exit(f"error: {error}")
-print(f"{frames.max_frames} {frames.fps} {find_spec('sttm_lmms.tasks').submodule_search_locations[0]}")
+print(f"max_frames={frames.max_frames},fps={frames.fps}")
 CODE
 ) || exit 2
-read -r max_frames fps tasks <<<"$settings"
 
 arguments="pretrained=${pretrained:-$hub}"
 if [ -n "$preset" ]; then
     arguments+=",preset=$preset:$size"
 else
-    arguments+=",method=none,max_frames=$max_frames,fps=$fps"
+    arguments+=",method=none,$frames"
     if [ "$budget" = 100 ] && [ "$family" != qwen2_vl ]; then arguments+=",newline=no_token"; fi
 fi
 
-command=("$python" -m lmms_eval)
+# `sttm-lmms eval` is lmms-eval with our tasks on its path, and fails where lmms-eval reports a failed run as a success.
+command=("$python" -m sttm_lmms eval)
 if [ "$size" = 72b ]; then
     arguments+=",device_map=auto"
     command=(env "CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((gpus - 1)))" "${command[@]}")
 elif [ "$gpus" -gt 1 ]; then
-    command=("$python" -m accelerate.commands.launch --num_processes "$gpus" -m lmms_eval)
+    command=("$python" -m accelerate.commands.launch --num_processes "$gpus" -m sttm_lmms eval)
 fi
 command+=(
-    --model "sttm_$family" --model_args "$arguments" --tasks "sttm_$benchmark" --include_path "$tasks"
+    --model "sttm_$family" --model_args "$arguments" --tasks "sttm_$benchmark"
     --batch_size 1 --log_samples --output_path "${output:-outputs/reproduce/$model/$benchmark/$budget}"
 )
 command+=(${extra[@]+"${extra[@]}"})

@@ -12,6 +12,7 @@ from sttm_lmms.benchmarks import FORMATS
 from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.sh"
+TASKS = Path(__file__).parents[2] / "tasks"
 SHORT_LIST = ("vnbench", "videomme", "longvideobench")  # what the paper has for Qwen2-VL
 LLAVA = [
     (model, b, budget)
@@ -43,7 +44,7 @@ def test_every_cell(model, benchmark, budget, tmp_path):
     arguments = dict(pair.split("=") for pair in option(words, "--model_args").split(","))
     assert family.replace("_", "-") == model.rsplit("-", 1)[0]
     assert option(words, "--tasks") == f"sttm_{benchmark}"
-    assert (Path(option(words, "--include_path")) / benchmark / f"sttm_{benchmark}.yaml").is_file()
+    assert (TASKS / benchmark / f"sttm_{benchmark}.yaml").is_file()
     assert "--log_samples" in words
     assert model.rsplit("-", 1)[1] in arguments["pretrained"].lower()
     if budget == "100":
@@ -70,7 +71,7 @@ def test_wrappers_take_these_arguments(model, budget):
 
 def test_eight_gpus_hold_a_copy_each():
     words = shlex.split(run("qwen2-vl-7b", "videomme", "50", "8", "--dry-run").stdout)
-    assert words[1:5] == ["-m", "accelerate.commands.launch", "--num_processes", "8"]
+    assert words[1:8] == ["-m", "accelerate.commands.launch", "--num_processes", "8", "-m", "sttm_lmms", "eval"]
 
 
 def test_a_large_model_is_spread_over_the_gpus():
