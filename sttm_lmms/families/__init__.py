@@ -52,11 +52,13 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UnsupportedModelError: a model of another architecture.
     """
-    architecture = type(model).__name__
-    config = getattr(model, "config", None)
-    if config is None or ARCHITECTURES.get(architecture) != "hf":
-        known = ", ".join(name for name, layout in ARCHITECTURES.items() if layout == "hf")
-        raise UnsupportedModelError(f"{architecture} is not supported; supported classes: {known}")
+    supported = [name for name, layout in ARCHITECTURES.items() if layout == "hf"]
+    architecture = next((base.__name__ for base in type(model).__mro__ if base.__name__ in supported), None)
+    if architecture is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not supported; supported classes: {', '.join(supported)}"
+        )
+    config: Any = model.config
     return _family(architecture, config.to_dict(), str(getattr(config, "name_or_path", "")))
 
 
@@ -92,6 +94,7 @@ def load_pretrained(
     dtype: Any = "auto",
     device_map: Any = None,
     attn_implementation: str | None = None,
+    family: str | None = None,
     revision: str | None = None,
     **kwargs: Any,
 ) -> tuple[nn.Module, Any]:
@@ -102,6 +105,8 @@ def load_pretrained(
         dtype: torch dtype, its name, or ``"auto"`` (as the checkpoint says).
         device_map: as in transformers: None (CPU), ``"cuda"``, ``"auto"``, a dictionary, ...
         attn_implementation: ``"eager"``, ``"sdpa"``, ``"flash_attention_2"`` or None for transformers' choice.
+        family: only for a converted LLaVA checkpoint whose files do not say whether it is ``llava_video`` or
+            ``llava_onevision``; they are the same architecture with other defaults.
         revision: branch, tag or commit on the hub.
         kwargs: for ``from_pretrained``: ``offload_folder``, ``max_memory``, ``quantization_config``,
             ``load_in_4bit=True``, ...
@@ -113,5 +118,8 @@ def load_pretrained(
         CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
     """
     folder = resolve_checkpoint(path_or_id, revision=revision)
-    family, _ = layout_of(folder)
-    return family.load(folder, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs)
+    found, _ = layout_of(folder)
+    wanted = get_family(family) if family else found
+    if (wanted.name == "qwen2_vl") != (found.name == "qwen2_vl"):
+        raise CheckpointError(f"{folder} is a {found.name} checkpoint and cannot be loaded as {wanted.name}")
+    return wanted.load(folder, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs)

@@ -52,7 +52,7 @@ class VisionFeatures:
             merger ``[T, H, W, C]``.
         kind: ``"video"`` or ``"image"``.
         metadata: plain values: ``vid, video_time, frame_time, num_frames`` (LLaVA), or
-            ``video_sample_fps, video_grid_thw`` (Qwen2-VL).
+            ``video_sample_fps, video_grid_thw`` (Qwen2-VL). Images: ``image_size`` (height, width), ``image_grid_thw``.
     """
 
     tensor: torch.Tensor

@@ -76,8 +76,7 @@ class LlavaFamily(Family):
         config: Any = model.config
         if lmms_lab.ARCHITECTURE in (read_json(path / "config.json").get("architectures") or ()):
             processor = lmms_lab.load_processor(path, config)
-            end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-            model.generation_config.eos_token_id = end  # the original configuration names <|endoftext|> at best
+            _stop_at(model, processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
         else:
             processor = AutoProcessor.from_pretrained(path)
         config.image_token_index, config.video_token_index = processor.image_token_id, processor.video_token_id
@@ -179,6 +178,13 @@ class LlavaOneVision(LlavaFamily):
     name = "llava_onevision"
     default_newline = "one_token"
     default_time_instruction = False
+
+
+def _stop_at(model: Any, token_id: int) -> None:
+    """Let generation end at this token too: an original configuration may name ``<|endoftext|>`` alone."""
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    model.generation_config.eos_token_id = [token_id, *(other for other in known if other != token_id)]
 
 
 def see(model: Any, pixels: torch.Tensor) -> torch.Tensor:

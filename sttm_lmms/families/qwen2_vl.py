@@ -31,6 +31,9 @@ VISION_END = "<|vision_end|>"
 # Frames that go through the vision tower at once (its attention never crosses a pair of frames).
 _CHUNK = 32
 
+# A token's side in pixels: 2x2 patches of 14.
+_SIDE = 28
+
 BICUBIC = InterpolationMode.BICUBIC
 
 
@@ -79,11 +82,11 @@ def frame_size(height: int, width: int, frames: int, settings: VideoSettings) ->
     """Height and width in pixels to which qwen-vl-utils resizes the frames of a video."""
     from qwen_vl_utils import vision_process as qwen
 
-    factor = 28
-    low = settings.min_pixels or 128 * factor**2
-    total = qwen.MODEL_SEQ_LEN * factor**2 * 0.9
-    high = max(min(768 * factor**2, total / frames * qwen.FRAME_FACTOR), int(low * 1.05))
-    return qwen.smart_resize(height, width, factor, min_pixels=low, max_pixels=min(high, settings.max_pixels or high))
+    default = 128 * _SIDE**2
+    low = settings.min_pixels or min(default, settings.max_pixels or default)
+    total = qwen.MODEL_SEQ_LEN * _SIDE**2 * 0.9
+    high = max(min(768 * _SIDE**2, total / frames * qwen.FRAME_FACTOR), int(low * 1.05))
+    return qwen.smart_resize(height, width, _SIDE, min_pixels=low, max_pixels=min(high, settings.max_pixels or high))
 
 
 class Qwen2VL(Family):
@@ -108,8 +111,7 @@ class Qwen2VL(Family):
             size = frame_size(height, width, frames, settings)
         except ValueError as error:
             raise VideoError(path, str(error), "crop the video") from error
-        rate = len(video.frames) / info.total_frames * info.fps
-        return replace(video, frames=_resize(video.frames, size), sample_fps=rate)
+        return replace(video, frames=_resize(video.frames, size))
 
     @torch.no_grad()
     def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
@@ -121,7 +123,7 @@ class Qwen2VL(Family):
                 see(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
             )
         chunks, grid = [], [0, 0, 0]
-        unfit = any(side % 28 for side in visual.frames.shape[1:3])  # frames that did not come from read_video
+        unfit = any(side % _SIDE for side in visual.frames.shape[1:3])  # frames that did not come from read_video
         for start in range(0, len(visual.frames), _CHUNK):
             frames = torch.from_numpy(visual.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
             batch = processor.video_processor(

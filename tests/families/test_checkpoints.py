@@ -329,6 +329,50 @@ def test_converted_checkpoints_have_only_their_name(loaded):
     assert family_of(stock).name == "llava_video"
 
 
+def test_a_converted_checkpoint_can_be_told_which_family_it_is(checkpoint, tmp_path):
+    folder = copy_of(checkpoint("llava_onevision", "hf"), tmp_path / "converted")
+    config = json.loads((folder / "config.json").read_text())
+    for field in ("mm_newline_position", "add_time_instruction"):
+        del config[field]
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, newline in (("llava_video", "grid"), ("llava_onevision", "one_token")):
+        model, _ = load_pretrained(folder, family=name)
+        assert family_of(model).name == name
+        assert model.config.mm_newline_position == newline
+    with pytest.raises(CheckpointError, match="is a llava_onevision checkpoint and cannot be loaded as qwen2_vl"):
+        load_pretrained(folder, family="qwen2_vl")
+
+
+@pytest.mark.parametrize(("name", "layout"), [("llava_video", "original"), ("qwen2_vl", "hf")])
+def test_device_maps_of_transformers(loaded, checkpoint, name, layout):
+    _, model, processor = loaded(name, layout)
+    for device_map in ("auto", "cpu", {"": "cpu"}):
+        placed, _ = load_pretrained(checkpoint(name, layout), dtype=torch.float32, device_map=device_map)
+        assert_same(answer(placed, processor), answer(model, processor))
+
+
+@pytest.mark.parametrize(("name", "layout"), [("llava_video", "original"), ("qwen2_vl", "hf")])
+def test_four_bit_loading_reaches_transformers(checkpoint, monkeypatch, name, layout):
+    seen = {}
+
+    def from_pretrained(*args, **kwargs):
+        seen.update(kwargs)
+        raise InterruptedError
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", from_pretrained)
+    with pytest.raises(InterruptedError):
+        load_pretrained(checkpoint(name, layout), load_in_4bit=True, max_memory={"cpu": "1GB"})
+    assert seen["quantization_config"].load_in_4bit
+    assert seen["max_memory"] == {"cpu": "1GB"}
+
+
+def test_generation_stops_at_the_end_of_a_turn(loaded):
+    for layout in ("original", "hf"):
+        _, model, processor = loaded("llava_video", layout)
+        end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert end in torch.tensor(model.generation_config.eos_token_id).reshape(-1).tolist()
+
+
 def test_sizes_of_the_published_tower(tmp_path):
     name = "google/siglip-so400m-patch14-384"
     tower = tower_config({"mm_vision_tower": name}, tmp_path)

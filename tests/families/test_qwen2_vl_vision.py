@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen_vl_utils.vision_process import fetch_video
 
+from sttm_lmms.errors import VideoError
 from sttm_lmms.families.qwen2_vl import frame_size, mrope_positions, sample_frames
 from sttm_lmms.video import VideoSettings, write_video
 
@@ -76,6 +77,18 @@ def test_frame_sizes(height, width, frames):
     assert h * w <= 768 * 28 * 28
     assert min(h, w) >= 28
     assert (h >= w) == (height >= width) or abs(h - w) <= 28
+
+
+def test_few_pixels_alone_are_enough():
+    h, w = frame_size(480, 640, 8, VideoSettings(max_pixels=28 * 28 * 6))
+    assert h * w <= 28 * 28 * 6
+
+
+def test_too_narrow_for_qwen_vl_utils(loaded, tmp_path):
+    family, _, _ = loaded("qwen2_vl", "hf")
+    path = write_video(tmp_path / "line.mp4", moving_frames(2, 16, 3400), fps=2)
+    with pytest.raises(VideoError, match=r"line\.mp4: absolute aspect ratio"):
+        family.read_video(path, VideoSettings())
 
 
 @torch.no_grad()
