@@ -223,9 +223,16 @@ class STTMWrapper(lmms):
             checkpoint=self.arguments.pretrained,
             family=self.family,
             video=settings.video,
-            newline=self.arguments.newline,
+            newline=self._newline(settings),
             reuse=self.arguments.reuse,
         )
+
+    def _newline(self, settings: TaskSettings) -> str | None:
+        """The newline mode that is in force, as :class:`Engine` decides it; None where a family has none."""
+        if "newline" in self.refused:
+            return None
+        own = getattr(self.model.config, "mm_newline_position", None)
+        return self.arguments.newline or (own if settings.config is None else "no_token")
 
 
 def _with_padding(requests: Sequence[Instance], results: Sequence[T], filler: T) -> list[T]:

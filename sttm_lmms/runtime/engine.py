@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
 from sttm_lmms.config import check_choice, check_integer
 from sttm_lmms.errors import FeatureError, NothingReducedError, VideoError
@@ -164,6 +165,9 @@ class Engine:
     # -- groups ------------------------------------------------------------------------------------------------
 
     def _config(self, request: Request) -> Any:
+        """Settings of the reduction; None for a request without a video, where there is nothing to reduce."""
+        if not any(kind == "video" for kind, _ in request.sources):
+            return None
         return self.config if request.config is None else request.config
 
     def _video(self, request: Request) -> VideoSettings:
@@ -366,21 +370,26 @@ class Engine:
                     yield from ((later, lost) for later, _ in group[position:])
                     return
                 prepared = self._prepare(request, encoded, config)
+                if not prepared.visual_tokens:
+                    yield index, self._score(prepared.input_ids[0], texts[index])
+                    continue
                 question = self._question(reducer, index, request, prepared, encoded)
-                yield index, self._score(reducer, question, texts[index])
+                with continued(reducer, question.prefix, 1) as cache:
+                    score = self._score(question.ids, texts[index], cache)
+                yield index, score
                 self._totals.count_reduction(question.prefix.visual_tokens, question.prefix.kept_tokens)
 
     @torch.inference_mode()
-    def _score(self, reducer: TokenReducer, question: _Question, text: str) -> LogLikelihood:
+    def _score(self, prompt: torch.Tensor, text: str, cache: Cache | None = None) -> LogLikelihood:
+        """Score ``text`` after the prompt ``[L]``, which continues ``cache`` where one is given."""
         tokenizer = tokenizer_of(self.processor)
         targets = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
         if not len(targets):
             return LogLikelihood(0.0, True, 0)
-        ids = torch.cat([question.ids, targets.to(question.ids)])[None]
-        with continued(reducer, question.prefix, 1) as cache:
-            logits = self.model(
-                input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=len(targets)
-            ).logits[0]
+        ids = torch.cat([prompt, targets.to(prompt)])[None]
+        logits = self.model(
+            input_ids=ids[:, :-1], past_key_values=cache, use_cache=cache is not None, logits_to_keep=len(targets)
+        ).logits[0]
         return LogLikelihood(*continuation_score(logits, targets), len(targets))
 
 

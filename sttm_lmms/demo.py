@@ -1,0 +1,165 @@
+"""``sttm-lmms demo``: real videos, a small checkpoint of each family, the real ``lmms-eval`` three times on each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttm_lmms.errors import STTMError, unknown
+
+FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
+SETTINGS = {"all tokens": "method=none", "about 50%": "budget=0.5", "about 30%": "budget=0.3"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A small checkpoint and what it is, in words."""
+
+    family: str
+    path: Path
+    description: str
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the result files and tables.")] = Path("results/demo"),
+    work: Annotated[Path, typer.Option(help="Folder for the generated videos and checkpoints.")] = Path("outputs/demo"),
+    videos: Annotated[int, typer.Option(help="Videos to make; each has four questions.", min=1)] = 12,
+    family: Annotated[list[str] | None, typer.Option(help="Only these model families. Default: all three.")] = None,
+) -> None:
+    """Compare all tokens with about 50% and 30% of them, on generated videos, for all three model families."""
+    from rich.console import Console
+
+    console = Console()
+    for name in family or ():
+        if name not in FAMILIES:
+            raise unknown("family", name, FAMILIES)
+    with console.status("Encoding videos ..."):
+        data = make_videos(work / "data", videos)
+    console.print(f"{videos} videos with {4 * videos} questions: {data}")
+    rows = []
+    for name in family or FAMILIES:
+        checkpoint = find_checkpoint(name, work / "checkpoints")
+        console.print(f"\n[bold]{name}[/bold]: {checkpoint.path}\n{checkpoint.description}")
+        for label, arguments in SETTINGS.items():
+            folder = out / f"{name}-{label.replace('about ', '').replace(' ', '-').rstrip('%')}"
+            command = lmms_eval_command(checkpoint, arguments, folder)
+            console.print(f"$ STTM_DATA_ROOT={data} {shlex.join(['lmms-eval', *command[3:]])}", style="dim")
+            rows.append((checkpoint, label, *run(command, folder, data)))
+    console.print(table(rows))
+    for written in write_reports(out):
+        console.print(f"wrote {written}")
+
+
+def make_videos(folder: Path, count: int) -> Path:
+    """Mini-VNBench under ``folder``, made again only if it is another one. Returns the data root."""
+    from sttm_lmms.benchmarks.mini import write_benchmark
+
+    stamp = folder / "complete.txt"
+    if not stamp.is_file() or stamp.read_text() != str(count):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_benchmark(folder, videos=count)
+        stamp.write_text(str(count))
+    return folder
+
+
+def find_checkpoint(family: str, folder: Path) -> Checkpoint:
+    """The trained checkpoint that comes with the package, or a random one, made now."""
+    shipped = Path(__file__).parent / "checkpoints" / f"{family}_tiny"
+    if (shipped / "config.json").is_file():
+        return Checkpoint(family, _shown(shipped), "A small checkpoint, trained on videos of this kind (not on these).")
+    from sttm_lmms.families.tiny import TinySizes, build_tiny_checkpoint
+
+    path = folder / family
+    if not (path / "config.json").is_file():
+        sizes = TinySizes(hidden_size=128, intermediate_size=256)
+        build_tiny_checkpoint(path, family, sizes=sizes)
+    layout = "Hugging Face" if family == "qwen2_vl" else "original lmms-lab"
+    text = f"A RANDOM checkpoint in the {layout} layout: it can only guess; what the table shows is tokens and time."
+    return Checkpoint(family, path, text)
+
+
+def lmms_eval_command(checkpoint: Checkpoint, arguments: str, folder: Path) -> list[str]:
+    """The command line of one run: lmms-eval as it is installed."""
+    from sttm_lmms.cli.evaluate import tasks_folder
+
+    return [
+        *(sys.executable, "-m", "lmms_eval", "--model", f"sttm_{checkpoint.family}"),
+        *("--model_args", f"pretrained={checkpoint.path},{arguments},max_frames=16"),
+        *("--tasks", "vnbench", "--include_path", str(_shown(tasks_folder()))),
+        *("--log_samples", "--output_path", str(folder)),
+    ]
+
+
+def run(command: Sequence[str], folder: Path, data: Path) -> tuple[dict[str, Any], float]:
+    """Run lmms-eval offline and return the content of its result file and the seconds it took.
+
+    Raises:
+        STTMError: there is no result file; the end of lmms-eval's output is in the message.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    environment = {**os.environ, "STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    started = time.perf_counter()
+    process = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    files = list(folder.rglob("*_results.json"))
+    if len(files) != 1:
+        raise STTMError(f"the run failed: {shlex.join(command)}\n{process.stdout[-3000:]}")
+    return json.loads(files[0].read_text(encoding="utf-8")), seconds
+
+
+def table(rows: Sequence[tuple[Checkpoint, str, dict[str, Any], float]]) -> Any:
+    """The comparison as a rich table."""
+    from rich.table import Table
+
+    from sttm_lmms.provenance import RunSummary
+
+    shown = Table(title="Mini-VNBench through lmms-eval")
+    for column in ("Model", "Visual tokens", "Accuracy", "Kept", "Time to first token", "Total"):
+        shown.add_column(column, justify="left" if column in ("Model", "Visual tokens") else "right")
+    baseline = float("nan")
+    for checkpoint, label, results, seconds in rows:
+        summary = RunSummary.from_throughput(results["throughput"])
+        ttft = summary.ttft_first_s or float("nan")
+        if label == next(iter(SETTINGS)):
+            baseline = ttft
+        shown.add_row(
+            checkpoint.family,
+            label,
+            f"{100 * results['results']['vnbench']['accuracy,none']:.1f}%",
+            f"{100 * (summary.kept_share_mean or 0):.1f}%",
+            f"{1000 * ttft:.0f} ms ({baseline / ttft:.1f}x)",
+            f"{seconds:.0f} s",
+            end_section=label == list(SETTINGS)[-1],
+        )
+    return shown
+
+
+def write_reports(out: Path) -> list[Path]:
+    """The leaderboard of the runs under ``out``, and plots where matplotlib is installed."""
+    from importlib.util import find_spec
+
+    from sttm_lmms.report.cli import leaderboard
+
+    plots = find_spec("matplotlib") is not None
+    files = [out / "leaderboard.md", *([out / "leaderboard.html"] if plots else [])]
+    for file in files:
+        leaderboard([out], out=file, title="Mini-VNBench", plots=out / "plots" if plots else None)
+    return [*files, *([out / "plots"] if plots else [])]
+
+
+def _shown(path: Path) -> Path:
+    """Relative to the working folder where it lies in there: result files hold no more of a machine than they need."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
