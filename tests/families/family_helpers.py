@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from sttm_lmms.video import Video
 
@@ -42,3 +45,14 @@ def last_logits(model: Any, prepared: Any) -> torch.Tensor:
     """Logits ``[V]`` after the last token of a prepared prompt."""
     output = model(inputs_embeds=prepared.inputs_embeds, position_ids=prepared.position_ids, logits_to_keep=1)
     return output.logits[0, -1]
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+def edit(folder: Path, change) -> None:
+    """Rewrite ``model.safetensors`` with ``change`` applied to its dictionary of tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
