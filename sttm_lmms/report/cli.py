@@ -19,6 +19,9 @@ def leaderboard(
     out: Annotated[Path | None, typer.Option(help="File to write. Default: print.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Add the paper's own numbers, marked as such.")] = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for the plots (PNG and SVG).")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Rename a column: vnbench=Mini-VNBench. May be given several times.")
+    ] = None,
     title: Annotated[str, typer.Option(help="Headline.")] = "Leaderboard",
     check: Annotated[
         Path | None, typer.Option(help="Compare with this file instead of writing; exit 1 if it differs.")
@@ -32,7 +35,8 @@ def leaderboard(
 
     target = check or out
     chosen = format or (format_of(target) if target else "md")
-    table = build_table(load_runs(runs), paper=paper)
+    names = dict(_named(text) for text in name or [])
+    table = build_table(load_runs(runs), paper=paper, names=names)
     figures = draw_plots(table) if plots or chosen == "html" else {}
     svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()} if chosen == "html" else {}
     text = render(table, chosen, title=title, plots=svgs)
@@ -53,6 +57,13 @@ def leaderboard(
         typer.echo(f"wrote {out}", err=True)
     else:
         typer.echo(text, nl=False)
+
+
+def _named(text: str) -> tuple[str, str]:
+    task, equals, label = text.partition("=")
+    if not (task and equals and label):
+        raise ValueError(f"--name {text!r}: write TASK=LABEL, such as vnbench=Mini-VNBench")
+    return task, label
 
 
 def compare_text(file: Path, fresh: str) -> str:

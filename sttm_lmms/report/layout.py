@@ -102,7 +102,7 @@ def _summary(groups: Sequence[Sequence[Row]], notes: list[str]) -> Grid:
 def _details(records: Iterable[Row]) -> Grid:
     words = ("Model", "Method", "Setting", "Benchmark")
     scores = ("Questions", "Videos", "Accuracy", "Relative", "Lost", "Won", "p")
-    columns = (*words, *scores, "Kept", "TTFT s", "Speed-up", "Failed videos")
+    columns = (*words, *scores, "Kept", "TTFT s", "Speed-up", "Failed videos", "Also reported")
     rows, paper = [], []
     for record in records:
         if (record["source"] == PAPER and record["ttft_s"] is None) or record["benchmark"] == "Mean":
@@ -122,6 +122,7 @@ def _details(records: Iterable[Row]) -> Grid:
                 seconds(record["ttft_s"]),
                 times(record["speed_up"]),
                 count(record["failed_videos"]),
+                Cell(record["also"] or "", record["also"] or None),
             )
         )
         paper.append(record["source"] == PAPER)

@@ -53,6 +53,7 @@ def _row(row: dict[str, Any], name: str, cell: list[float], base: list[float]) -
         "kept_mean": tokens / base_tokens if tokens and base_tokens else None,
         "ttft_s": ttft,
         "speed_up": base_ttft / ttft if ttft and base_ttft else None,
+        "also": "",
         "comparable": True,
         "flags": row.get("note", ""),
     }

@@ -45,7 +45,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One task of one run. ``reported`` and ``reported_error`` are fractions from the results file."""
+    """One task of one run.
+
+    Attributes:
+        metric: what ``reported`` and the samples' scores are.
+        reported, reported_error: score and standard error of the results file, as fractions.
+        also: further scores of the results file that are no breakdown (``name/part``) of another, as fractions.
+        samples: None where they were not logged.
+    """
 
     task: str
     metric: str
@@ -54,6 +61,7 @@ class TaskRun:
     questions: int
     samples: tuple[Sample, ...] | None
     provenance: Provenance | None
+    also: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,11 +136,16 @@ def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, A
     return TaskRun(
         task=task,
         metric=metric,
-        reported=_fraction(reported.get(metric)),
+        reported=_fraction(reported[metric]) if metric in reported else None,
         reported_error=next((float(reported[key]) for key in errors if key in reported), None),
         questions=len(samples) if samples is not None else int(size.get("effective") or 0),
         samples=samples,
         provenance=_provenance(records, sample_file) if records is not None else None,
+        also=tuple(
+            (name, _fraction(value))
+            for name, value in sorted(reported.items())
+            if name != metric and "/" not in name and "_stderr" not in name
+        ),
     )
 
 
@@ -203,9 +216,9 @@ def _refuse_repeats(samples: tuple[Sample, ...], file: Path) -> None:
         seen.add(sample.doc_id)
 
 
-def _fraction(value: float | None) -> float | None:
+def _fraction(value: float) -> float:
     # lmms-eval's tasks disagree: videomme reports percent, nextqa a fraction.
-    return None if value is None else value / 100 if value > 1 else float(value)
+    return value / 100 if value > 1 else float(value)
 
 
 def _arguments(given: Any) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ COLUMNS = (
     "low",
     "high",
     "interval",  # "video": clustered by video; "question": no video known; "reported": the run's own standard error
+    "also",  # further scores of the task, such as VNBench's circular one
     "relative",  # accuracy / the baseline's, over the questions both answered
     "lost",
     "won",
@@ -67,13 +68,14 @@ _OURS = {
 _THEIRS = ("videomme", "longvideobench", "mlvu", "egoschema", "nextqa")
 
 
-def build_table(runs: Sequence[Run], *, paper: bool = False) -> pd.DataFrame:
+def build_table(runs: Sequence[Run], *, paper: bool = False, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The tidy table of all runs, ordered by model, benchmark and setting; see ``COLUMNS``.
 
     Args:
         runs: from :func:`sttm_lmms.report.runs.load_runs`. Of several runs of one row and task the newest is shown,
             and says so.
         paper: add the paper's rows; their ``source`` is ``"paper"``.
+        names: task -> column name, for tasks that ran on other data than their name says.
     """
     try:
         import pandas as pd
@@ -86,7 +88,8 @@ def build_table(runs: Sequence[Run], *, paper: bool = False) -> pd.DataFrame:
     rows = []
     for same in newest.values():
         shown = max(same, key=lambda entry: (entry.run.date, entry.run.path.as_posix()))
-        rows.append(_measure(shown, find_baseline(shown, entries), older=len(same) - 1))
+        row = _measure(shown, find_baseline(shown, entries), older=len(same) - 1)
+        rows.append({**row, "benchmark": (names or {}).get(shown.task.task, row["benchmark"])})
     rows.sort(key=_order(rows))
     return pd.DataFrame([*rows, *(paper_rows() if paper else [])], columns=list(COLUMNS))
 
@@ -136,6 +139,7 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
         "low": low,
         "high": high,
         "interval": interval,
+        "also": ", ".join(f"{name} {100 * value:.1f}" for name, value in entry.task.also),
         "kept_requested": _requested(entry),
         "kept_mean": fmean(shares) if shares else summary.kept_share_mean,
         "kept_min": min(shares) if shares else summary.kept_share_min,
@@ -210,7 +214,7 @@ def _requested(entry: Entry) -> float | None:
     budget = entry.run.model_args.get("budget") or settings.get("budget") or entry.run.summary.requested_budget
     if budget is not None:
         return float(budget)
-    preset = re.fullmatch(r".*-(\d+)", entry.run.model_args.get("preset", ""))
+    preset = re.search(r"-(\d+)(?::|$)", entry.run.model_args.get("preset", ""))
     return int(preset[1]) / 100 if preset else None
 
 

@@ -65,3 +65,11 @@ def test_check_of_no_file(recorded, tmp_path):
     result = invoke(recorded, "--check", tmp_path / "none.md")
     assert result.exit_code == 1
     assert "no such file" in result.stdout
+
+
+def test_a_column_can_be_renamed(recorded):
+    result = invoke(recorded, "--name", "vnbench=Mini-VNBench", "--paper")
+    header = next(line for line in result.stdout.splitlines() if line.startswith("| Model"))
+    assert "| VNBench | VideoMME |" in header, "the paper's column stays"
+    assert "| Mini-VNBench |" in header
+    assert isinstance(invoke(recorded, "--name", "vnbench").exception, ValueError)

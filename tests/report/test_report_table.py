@@ -171,6 +171,35 @@ def test_the_newest_of_equal_runs_is_shown(edited):
     assert "1 older run(s) of this setting left out" in shown["flags"]
 
 
+def test_further_scores_are_shown_but_not_breakdowns(edited):
+    folder, _ = edited
+    results = next((folder / "sttm-50").rglob(f"*{RESULTS}"))
+    content = json.loads(results.read_text())
+    more = {"circular,none": 0.25, "circular_stderr,none": 0.1, "circular/counting,none": 0.5, "duration/short,none": 1}
+    content["results"]["vnbench"].update(more)
+    results.write_text(json.dumps(content))
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert shown["also"] == "circular 25.0"
+    assert shown["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("preset", "share"), [("paper-30", 0.3), ("paper-50:7b", 0.5), ("mine", None)])
+def test_the_share_in_a_presets_name_is_what_was_asked_for(edited, preset, share):
+    folder, edit = edited
+    results = next((folder / "sttm-50").rglob(f"*{RESULTS}"))
+    text = results.read_text().replace('llava-video,budget=0.5"', f'llava-video,preset={preset}"')
+    results.write_text(text.replace('"avg_requested_budget": 0.5,', ""))
+
+    def thresholds(record):
+        record["token_counts"][0].get("provenance", {}).update(settings={"spatial_threshold": 0.8})
+
+    for task in ("vnbench", "sttm_videomme"):
+        edit("sttm-50", thresholds, task)
+    table = build_table(load_runs([folder]))
+    shown = row(table, preset)
+    assert shown["kept_requested"] == share or (share is None and shown["kept_requested"] != shown["kept_requested"])
+
+
 def test_a_partial_run_is_flagged(edited):
     folder, _ = edited
     results = next((folder / "sttm-50").rglob(f"*{RESULTS}"))
