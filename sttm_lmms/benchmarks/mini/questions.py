@@ -92,7 +92,7 @@ def place(rng: np.random.Generator, objects: Sequence[int], seconds: float) -> t
             if not near or max(abs(row - before[1]), abs(column - before[2])) >= 2:  # type: ignore[index]
                 break
         before = (second, row, column)
-        dx, dy = rng.uniform(-0.25, 0.25, 2)
+        dx, dy = rng.uniform(-0.25, 0.25, 2).tolist()
         events.append(Event(int(second), int(index), (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size))
     return tuple(events)
 

@@ -1,0 +1,150 @@
+"""The Qwen2 decoder and a forward pass of it for training: one video, several questions that do not see each other.
+
+The weights live in transformers' Qwen2ForCausalLM. This forward pass differs from its own in three ways: questions of
+one video share the video, hidden states of chosen layers come out, and tokens can be dropped on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from .codes import HIDDEN, OBJECT_NORM, Codes
+
+LAYERS = 7
+FRONT = 2
+"""Layers before the visual tokens may be reduced; the layers after them are the core."""
+HEADS, KV_HEADS = 4, 2
+VOCABULARY = 320
+THETA = 1_000_000.0
+
+
+def decoder_config() -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=256,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        initializer_range=0.07,
+        tie_word_embeddings=False,
+        use_sliding_window=False,
+    )
+
+
+def build_decoder(codes: Codes, object_ids: list[int]) -> Qwen2ForCausalLM:
+    """A fresh decoder: object words start as their codes, the front layers start as the identity."""
+    model = Qwen2ForCausalLM(decoder_config())
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.2 / 0.07)
+        model.model.embed_tokens.weight[object_ids] = OBJECT_NORM * codes.objects
+        for number, layer in enumerate(model.model.layers):
+            gain = 0.0 if number < FRONT else 1 / math.sqrt(LAYERS)
+            layer.self_attn.o_proj.weight.mul_(gain)
+            layer.mlp.down_proj.weight.mul_(gain)
+    return model
+
+
+@dataclass
+class Trace:
+    """What a forward pass leaves: hidden states after each layer and the attention the video got from the text.
+
+    Attributes:
+        context: ``{layer: [B, C', D]}``, text: ``{layer: [B, L, D]}``.
+        mass: ``{layer: scalar}``, the mean share of a text token's attention that goes to visual tokens.
+    """
+
+    context: dict[int, torch.Tensor]
+    text: dict[int, torch.Tensor]
+    mass: dict[int, torch.Tensor]
+
+
+def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin ``[..., width]`` of rotary position embeddings."""
+    rates = THETA ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
+    angles = positions.float()[..., None] * rates
+    angles = torch.cat((angles, angles), -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
+def text_mask(lengths: list[int]) -> torch.Tensor:
+    """Additive mask ``[L, L]``: causal inside each question, nothing between questions."""
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    index = torch.arange(len(owner))
+    visible = (owner[:, None] == owner[None]) & (index[:, None] >= index[None])
+    return torch.zeros(len(owner), len(owner)).masked_fill(~visible, -torch.inf)
+
+
+def text_offsets(lengths: list[int]) -> torch.Tensor:
+    """Position of each text token inside its question ``[L]``."""
+    return torch.cat([torch.arange(n) for n in lengths])
+
+
+def run(
+    model: Qwen2ForCausalLM,
+    context: torch.Tensor,
+    text: torch.Tensor,
+    lengths: list[int],
+    *,
+    prefix: int,
+    layers: range = range(LAYERS),
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Trace:
+    """Run ``layers``.
+
+    Args:
+        context: ``[B, C, D]``: the tokens before the video (``prefix`` of them) and the video.
+        text: ``[B, L, D]``: the questions one after the other, ``lengths`` long.
+        reduce: maps the context to a shorter one in front of layer ``FRONT``.
+    """
+    trace = Trace({}, {}, {})
+    mask = text_mask(lengths).to(text.device)
+    offsets = text_offsets(lengths).to(text.device)
+    for number in layers:
+        if number == FRONT and reduce is not None:
+            context = reduce(context)
+        size = context.shape[1]
+        layer = model.model.layers[number]
+        positions = torch.cat((torch.arange(size, device=text.device), size + offsets))
+        hidden = torch.cat((context, text), 1)
+        update, mass = attention(layer.self_attn, layer.input_layernorm(hidden), size, positions, mask, prefix)
+        hidden = hidden + update
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        context, text = hidden[:, :size], hidden[:, size:]
+        trace.context[number], trace.text[number], trace.mass[number] = context, text, mass
+    return trace
+
+
+def attention(
+    module: nn.Module, x: torch.Tensor, size: int, positions: torch.Tensor, mask: torch.Tensor, prefix: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of one layer ``[B, C+L, D]``, and the mean share of the text's attention that goes to the video."""
+    batch, length, width = x.shape
+    head = width // HEADS
+    q = module.q_proj(x).view(batch, length, HEADS, head).transpose(1, 2)
+    k = module.k_proj(x).view(batch, length, KV_HEADS, head).transpose(1, 2)
+    v = module.v_proj(x).view(batch, length, KV_HEADS, head).transpose(1, 2)
+    cos, sin = rotation(positions, head)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    k = k.repeat_interleave(HEADS // KV_HEADS, 1)
+    v = v.repeat_interleave(HEADS // KV_HEADS, 1)
+    seen = F.scaled_dot_product_attention(q[:, :, :size], k[:, :, :size], v[:, :, :size], is_causal=True)
+    scores = q[:, :, size:] @ k.transpose(-1, -2) / math.sqrt(head)
+    scores = torch.cat((scores[..., :size], scores[..., size:] + mask), -1)
+    shares = scores.softmax(-1)
+    out = torch.cat((seen, shares @ v), 2).transpose(1, 2).reshape(batch, length, width)
+    return module.o_proj(out), shares[..., prefix:size].sum(-1).mean()

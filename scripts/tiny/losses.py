@@ -1,0 +1,113 @@
+"""Dense supervision of the decoder: heads that ask early layers for the steps of the answer. Dropped afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .codes import HIDDEN, MAX_FRAMES
+from .decoder import FRONT, LAYERS, Trace
+from .stream import Batch
+
+if TYPE_CHECKING:
+    from .stages import Student
+
+ORDINALS = 5
+
+
+class Heads(nn.Module):
+    """Linear readers of hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ordinal = nn.Linear(HIDDEN, ORDINALS)
+        self.present = nn.Linear(HIDDEN, 2)
+        self.time = nn.Linear(HIDDEN, MAX_FRAMES)
+        self.count = nn.Linear(HIDDEN, ORDINALS)
+        self.later = nn.Linear(HIDDEN, 2)
+        self.right = nn.Linear(HIDDEN, 2)
+
+
+def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Per head: rows, text positions and classes. ``object_of[id]`` is the object a token names, or -1."""
+    found: dict[str, list[tuple[int, int, int]]] = {k: [] for k in ("present", "time", "count", "later", "right")}
+    starts = [sum(batch.lengths[:i]) for i in range(len(batch.lengths))]
+    named = object_of[batch.ids]
+    for row, video in enumerate(batch.drawn):
+        seen = Counter(event.index for event in video.events)
+        first = {event.index: event.second for event in reversed(video.events)}
+        for start, length, question in zip(starts, batch.lengths, video.questions, strict=True):
+            words = [start + i for i in (named[row, start : start + length] >= 0).nonzero()[:, 0].tolist()]
+            stops = [start + i for i in (batch.ids[row, start : start + length] == period).nonzero()[:, 0].tolist()]
+            for option, stop in enumerate(stops):
+                found["right"].append((row, stop, int(option == question.answer)))
+            for word in words:
+                index = int(named[row, word])
+                if question.kind == "cnt":
+                    found["count"].append((row, word, seen[index] - 1))
+                else:
+                    found["present"].append((row, word, int(index in seen)))
+                if question.kind == "ord":
+                    found["time"].append((row, word, first[index]))
+            if question.kind == "ord":
+                times = [first[int(named[row, word])] for word in words]
+                for i, word in enumerate(words):
+                    if i % 4:
+                        found["later"].append((row, word, int(times[i] > times[i - 1])))
+    return {k: tuple(torch.tensor(v).T) for k, v in found.items() if v}
+
+
+def ordinal_targets(needle: torch.Tensor) -> torch.Tensor:
+    """How often the object of each needle token was seen before, ``[B, N]``; -1 for background."""
+    same = (needle[:, :, None] == needle[:, None]) & (needle >= 0)[:, :, None]
+    before = same.tril(-1).sum(-1)
+    return torch.where(needle >= 0, before, -1).clamp(max=ORDINALS - 1)
+
+
+DEPTH = {"present": 1, "time": 1, "count": 2, "later": 2, "right": 3}
+"""Core layer after which each text head reads."""
+WEIGHT = {"present": 0.3, "time": 1.0, "count": 1.0, "later": 0.7, "right": 0.7}
+
+
+def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Total loss and a report: accuracy of each head and of the answers by kind.
+
+    Args:
+        student: has ``decoder``, ``heads``, ``object_of``, ``period`` and ``prefix``.
+        needle: ``[B, N]`` object of each visual token that the core layers see, or -1.
+    """
+    heads, size = student.heads, len(student.prefix)
+    report: dict[str, float] = {}
+    total = torch.zeros(())
+    for name, (rows, places, classes) in text_targets(batch, student.object_of, student.period).items():
+        state = trace.text[FRONT + DEPTH[name]][rows, places]
+        logits = getattr(heads, name)(F.rms_norm(state, (HIDDEN,)))
+        total = total + WEIGHT[name] * F.cross_entropy(logits, classes)
+        report[name] = accuracy(logits, classes)
+    kinds = [question.kind for question in batch.drawn[0].questions]
+    if "cnt" in kinds:
+        ordinal = ordinal_targets(needle)
+        rows, places = (ordinal >= 0).nonzero().T
+        logits = heads.ordinal(F.rms_norm(trace.context[FRONT + 1][rows, size + places], (HIDDEN,)))
+        total = total + F.cross_entropy(logits, ordinal[rows, places])
+        report["ordinal"] = accuracy(logits, ordinal[rows, places])
+    ends = torch.tensor(batch.lengths).cumsum(0) - 1
+    final = student.decoder.model.norm(trace.text[LAYERS - 1])
+    letters = batch.ids[:, ends]
+    logits = student.decoder.lm_head(final[:, ends - 1])
+    total = total + F.cross_entropy(logits.flatten(0, 1), letters.flatten())
+    end_of_turn = torch.full_like(letters, student.tokenizer.eos_token_id)
+    closing = student.decoder.lm_head(final[:, ends])
+    total = total + 0.1 * F.cross_entropy(closing.flatten(0, 1), end_of_turn.flatten())
+    hit = (logits.argmax(-1) == letters).float().mean(0)
+    for kind in dict.fromkeys(kinds):
+        report[f"answer_{kind}"] = hit[[k == kind for k in kinds]].mean().item()
+    return total, report
+
+
+def accuracy(logits: torch.Tensor, classes: torch.Tensor) -> float:
+    return (logits.argmax(-1) == classes).float().mean().item()

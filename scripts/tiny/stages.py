@@ -1,0 +1,212 @@
+"""The stages of the training, in order, each on top of the one before.
+
+1. ``vision``: tower and projector on single frames.
+2. ``front``: decoder layers 0 and 1 learn to add the time to visual tokens and to leave everything else alone.
+3. ``core``: the other layers learn the three tasks from a few synthetic tokens a frame, the time already added.
+4. ``video``: the same with features of real frames, up to all 49 cells a frame.
+5. ``joint``: the whole decoder, all cells in front, with the attention penalty and background dropping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Qwen2ForCausalLM
+
+from sttm_lmms.benchmarks.mini.objects import OBJECTS
+
+from .bank import Bank, build_bank, compose
+from .codes import MAX_FRAMES, Codes, make_codes
+from .decoder import FRONT, LAYERS, VOCABULARY, build_decoder, run
+from .loop import Schedule, train
+from .losses import Heads, losses
+from .stream import CELLS, LAYOUTS, Batch, draw, make_batch, synthetic_features
+from .text import PREFIX, build_tokenizer
+from .vision import Vision, frame_stream, vision_loss, vision_scores
+
+SEED = 20
+VIDEOS = 16
+MASS_WEIGHT = 1.0
+
+
+class Student(nn.Module):
+    """Everything that is trained: vision side, decoder, and the heads that are dropped in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(SEED)
+        self.codes: Codes = make_codes()
+        self.tokenizer = build_tokenizer()
+        ids = self.tokenizer.convert_tokens_to_ids(list(OBJECTS))
+        self.vision = Vision()
+        self.decoder: Qwen2ForCausalLM = build_decoder(self.codes, ids)
+        self.heads = Heads()
+        self.object_of = torch.full((VOCABULARY,), -1)
+        self.object_of[ids] = torch.arange(len(OBJECTS))
+        self.period: int = self.tokenizer.convert_tokens_to_ids(".")
+        self.prefix = torch.tensor(self.tokenizer(PREFIX)["input_ids"])
+
+    def layers(self, numbers: range) -> Iterator[nn.Parameter]:
+        for number in numbers:
+            yield from self.decoder.model.layers[number].parameters()
+
+    def core(self) -> Iterator[nn.Parameter]:
+        """All of the decoder but its front layers, and the heads."""
+        yield from self.layers(range(FRONT, LAYERS))
+        yield from self.decoder.model.embed_tokens.parameters()
+        yield from self.decoder.model.norm.parameters()
+        yield from self.decoder.lm_head.parameters()
+        yield from self.heads.parameters()
+
+    def context(self, visual: torch.Tensor) -> torch.Tensor:
+        """Prefix and visual tokens ``[B, P + N, C]``."""
+        start = self.decoder.model.embed_tokens(self.prefix)
+        return torch.cat((start[None].expand(len(visual), -1, -1), visual), 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run keeps its state and its log."""
+
+    folder: Path
+    log: Path
+
+
+def layout_of(step: int) -> str:
+    return tuple(LAYOUTS)[step % len(LAYOUTS)]
+
+
+def vision_stage(student: Student, place: Place, schedule: Schedule) -> None:
+    frames = frame_stream(np.random.default_rng((SEED, 1)), 64)
+
+    def step(_: int, __: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, labels, colours = next(frames)
+        features = student.vision(pixels)
+        return vision_loss(features, labels, colours, student.codes), vision_scores(features, labels, student.codes)
+
+    train(
+        "vision",
+        schedule,
+        student.vision,
+        student.vision.parameters(),
+        step,
+        folder=place.folder,
+        log=place.log,
+        seed=1,
+    )
+
+
+def front_stage(student: Student, place: Place, schedule: Schedule) -> None:
+    """Layers 0 and 1: visual tokens get their time, text passes unchanged and does not look at the video."""
+    words = student.decoder.model.embed_tokens.weight.detach()
+    front = nn.ModuleList(student.decoder.model.layers[:FRONT])
+    for layer in front:
+        nn.init.normal_(layer.self_attn.o_proj.weight, std=0.01)  # type: ignore[union-attr, arg-type]
+        nn.init.normal_(layer.mlp.down_proj.weight, std=0.01)  # type: ignore[union-attr, arg-type]
+    size = len(student.prefix)
+    times = student.codes.time_code(torch.arange(MAX_FRAMES * CELLS) / CELLS - 0.5)
+
+    def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        drawn = [draw(rng, layout_of(number), MAX_FRAMES) for _ in range(2)]
+        features = torch.stack([synthetic_features(rng, student.codes, video, MAX_FRAMES) for video in drawn])
+        batch = make_batch(rng, student.tokenizer, drawn, features, CELLS)
+        # Embeddings move in later stages: any vector of their kind must pass.
+        text = words[batch.ids]
+        text = text + 0.3 * torch.randn_like(text) * text.pow(2).mean(-1, keepdim=True).sqrt()
+        context = student.context(batch.visual).detach()
+        trace = run(student.decoder, context, text, batch.lengths, prefix=size, layers=range(FRONT))
+        seen = (trace.context[1][:, size:] - batch.visual - times).pow(2).sum(-1).mean()
+        kept = (trace.text[1] - text).pow(2).sum(-1).mean()
+        start = (trace.context[1][:, :size] - context[:, :size]).pow(2).sum(-1).mean()
+        mass = trace.mass[0] + trace.mass[1]
+        report = {"visual": seen.item(), "text": kept.item(), "mass": mass.item()}
+        return seen + kept + 0.1 * start + mass, report
+
+    train("front", schedule, front, front.parameters(), step, folder=place.folder, log=place.log, seed=2)
+
+
+def core_batch(student: Student, rng: np.random.Generator, layout: str, per_frame: int, bank: Bank | None) -> Batch:
+    frames = int(rng.integers(8, MAX_FRAMES + 1))
+    drawn = [draw(rng, layout, frames) for _ in range(VIDEOS)]
+    if bank is None:
+        features = torch.stack([synthetic_features(rng, student.codes, video, frames) for video in drawn])
+    else:
+        made = [compose(rng, bank, video, frames) for video in drawn]
+        features, drawn = torch.stack([f for f, _ in made]), [video for _, video in made]
+    return make_batch(rng, student.tokenizer, drawn, features, per_frame)
+
+
+def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Layers ``FRONT`` and up, on visual tokens to which the time is added by hand."""
+    words = student.decoder.model.embed_tokens(batch.ids)
+    context = student.context(batch.visual + student.codes.time_code(batch.frame))
+    size = len(student.prefix)
+    trace = run(student.decoder, context, words, batch.lengths, prefix=size, layers=range(FRONT, LAYERS))
+    return losses(student, trace, batch, batch.needle)
+
+
+def core_stage(student: Student, place: Place, schedule: Schedule) -> None:
+    def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        per_frame = int(rng.integers(1, 1 + min(6, 1 + number // 200)))
+        return core_step(student, core_batch(student, rng, layout_of(number), per_frame, None))
+
+    train("core", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=3)
+
+
+def video_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
+    choices = (4, 6, 9, 13, 20, 49)
+
+    def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        reach = 2 + (len(choices) - 1) * number // schedule.steps
+        per_frame = choices[int(rng.integers(min(reach, len(choices))))]
+        return core_step(student, core_batch(student, rng, layout_of(number), per_frame, bank))
+
+    train("video", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=4)
+
+
+def drop_background(batch: Batch, rng: np.random.Generator, share: float) -> torch.Tensor:
+    """Sorted places ``[B, K]`` of the visual tokens that stay: every needle's, and background at random."""
+    priority = torch.from_numpy(rng.random(batch.needle.shape))
+    priority[batch.needle >= 0] = -1
+    keep = max(round(share * batch.needle.shape[1]), int((batch.needle >= 0).sum(1).max()))
+    return priority.argsort(1)[:, :keep].sort(1).values
+
+
+def joint_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
+    size = len(student.prefix)
+
+    def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = core_batch(student, rng, layout_of(number), CELLS, bank)
+        share = 1.0 if rng.random() < 0.15 else float(rng.uniform(0.18, 0.8))
+        stay = drop_background(batch, rng, share)
+
+        def reduce(context: torch.Tensor) -> torch.Tensor:
+            places = stay[..., None].expand(-1, -1, context.shape[-1])
+            return torch.cat((context[:, :size], context[:, size:].gather(1, places)), 1)
+
+        words = student.decoder.model.embed_tokens(batch.ids)
+        trace = run(student.decoder, student.context(batch.visual), words, batch.lengths, prefix=size, reduce=reduce)
+        loss, report = losses(student, trace, batch, batch.needle.gather(1, stay))
+        mass = trace.mass[0] + trace.mass[1]
+        return loss + MASS_WEIGHT * mass, report | {"mass": mass.item()}
+
+    parameters = [*student.decoder.parameters(), *student.heads.parameters()]
+    train("joint", schedule, student, parameters, step, folder=place.folder, log=place.log, seed=5)
+
+
+def make_bank(student: Student, place: Place, clips: int, per_object: int) -> Bank:
+    """The bank of a run, made once."""
+    path = place.folder / "bank.pt"
+    if not path.exists():
+        bank = build_bank(student.vision, np.random.default_rng((SEED, 2)), clips, per_object)
+        torch.save({"clips": bank.clips, "needles": bank.needles, "cells": bank.cells}, path)
+    return Bank(**torch.load(path, weights_only=True))
+
+
+FREE_STAGES = {"vision": vision_stage, "front": front_stage, "core": core_stage}
+BANK_STAGES = {"video": video_stage, "joint": joint_stage}

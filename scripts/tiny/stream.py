@@ -1,0 +1,148 @@
+"""Training videos as token features, with questions and with what every token could know (dense supervision)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+
+from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS
+from sttm_lmms.benchmarks.mini.questions import (
+    Event,
+    Question,
+    ask_counting,
+    ask_ordering,
+    ask_retrieval,
+    place,
+    sample_objects,
+    slots,
+)
+from sttm_lmms.benchmarks.prompt import build_prompt
+
+from .codes import OBJECT_NORM, Codes
+from .text import SUFFIX
+
+CELLS = GRID * GRID
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "ord": ("ord", "ord", "ord", "ret", "ret"),
+    "cnt": ("cnt", "cnt", "cnt", "ret", "ret"),
+}
+"""Kinds of the questions that are asked of one video, by the kind of the video."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One video: where its needles are and what is asked."""
+
+    events: tuple[Event, ...]
+    questions: tuple[Question, ...]
+
+
+def draw(rng: np.random.Generator, layout: str, frames: int) -> Drawn:
+    """Needles and questions of one training video of ``frames`` sampled frames."""
+    seconds = frames - 1
+    room = slots(seconds)
+    objects, asked = sample_objects(rng, layout, room)
+    if layout == "cnt" and rng.random() < 0.5:
+        objects = several_counts(rng, room)
+        asked = (objects[0],)
+    events = place(rng, objects, seconds)
+    if layout == "ord":
+        main = [ask_ordering(rng, events) for _ in range(3)]
+    else:
+        present = sorted(set(objects))
+        main = [ask_counting(rng, events, asked[0])]
+        main += [ask_counting(rng, events, int(rng.choice(present))) for _ in range(2)]
+    return Drawn(events, (*main, ask_retrieval(rng, events), ask_retrieval(rng, events)))
+
+
+def several_counts(rng: np.random.Generator, room: int) -> list[int]:
+    """Up to four objects, each a random number of times, in random order."""
+    objects: list[int] = []
+    for index in rng.permutation(len(OBJECTS))[: int(rng.integers(1, 5))].tolist():
+        objects += [index] * int(rng.integers(1, 6))
+    objects = objects[:room]
+    return [objects[i] for i in rng.permutation(len(objects))]
+
+
+def cell_of(event: Event) -> int:
+    return int(event.y * GRID) * GRID + int(event.x * GRID)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Videos of one layout and length.
+
+    Attributes:
+        visual: ``[B, N, C]`` features of the visual tokens that are shown.
+        frame: ``[B, N]`` frame of each token.
+        needle: ``[B, N]`` object whose centre the token holds, or -1.
+        ids: ``[B, L]`` text tokens of all questions, one after the other; lengths: of each question.
+        drawn: the videos.
+    """
+
+    visual: torch.Tensor
+    frame: torch.Tensor
+    needle: torch.Tensor
+    ids: torch.Tensor
+    lengths: list[int]
+    drawn: list[Drawn]
+
+
+def synthetic_features(rng: np.random.Generator, codes: Codes, drawn: Drawn, frames: int) -> torch.Tensor:
+    """A stand-in for what the trained vision side says of a video, ``[T, 49, C]``."""
+    noise = torch.from_numpy(rng.standard_normal((frames, CELLS, codes.background.shape[0])).astype(np.float32))
+    grey = torch.from_numpy(rng.normal(0.45, 0.15, (frames, 1, 1)) + rng.normal(0, 0.08, (frames, CELLS, 1)))
+    tint = torch.from_numpy(rng.normal(0, 0.04, (frames, CELLS, 3)))
+    features = codes.background_target((grey + tint).float()) + 0.06 * noise
+    for event in drawn.events:
+        place_at = (event.second, cell_of(event))
+        strength = float(rng.uniform(0.75, 1.05))
+        needle = strength * OBJECT_NORM * codes.objects[event.index] + (1 - strength) * features[place_at]
+        features[place_at] = needle + 0.1 * noise[place_at]
+    return features
+
+
+def pick_cells(rng: np.random.Generator, drawn: list[Drawn], frames: int, per_frame: int) -> torch.Tensor:
+    """Sorted cells ``[B, T, per_frame]``: those with a needle's centre always, background at random."""
+    priority = rng.random((len(drawn), frames, CELLS))
+    for row, video in enumerate(drawn):
+        for event in video.events:
+            priority[row, event.second, cell_of(event)] = -1
+    return torch.from_numpy(np.sort(np.argsort(priority, -1)[..., :per_frame], -1))
+
+
+def needle_map(drawn: list[Drawn], frames: int) -> torch.Tensor:
+    """Object at each cell's centre ``[B, T, 49]``, or -1."""
+    found = torch.full((len(drawn), frames, CELLS), -1)
+    for row, video in enumerate(drawn):
+        for event in video.events:
+            found[row, event.second, cell_of(event)] = event.index
+    return found
+
+
+def encode_questions(tokenizer: object, drawn: list[Drawn]) -> tuple[torch.Tensor, list[int]]:
+    """Token ids ``[B, L]`` of all questions with their answers, and the length of each question."""
+    texts = [
+        "\n" + build_prompt(q.text, q.options) + SUFFIX + "ABCD"[q.answer] for video in drawn for q in video.questions
+    ]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    count = len(drawn[0].questions)
+    lengths = [len(row) for row in ids[:count]]
+    rows = [list(chain.from_iterable(ids[i : i + count])) for i in range(0, len(ids), count)]
+    return torch.tensor(rows), lengths
+
+
+def make_batch(
+    rng: np.random.Generator, tokenizer: object, drawn: list[Drawn], features: torch.Tensor, per_frame: int
+) -> Batch:
+    """Choose ``per_frame`` cells of ``features [B, T, 49, C]`` and write the questions down."""
+    size, frames, _, width = features.shape
+    cells = pick_cells(rng, drawn, frames, per_frame)
+    visual = features.gather(2, cells[..., None].expand(-1, -1, -1, width)).flatten(1, 2)
+    needle = needle_map(drawn, frames).gather(2, cells).flatten(1)
+    frame = torch.arange(frames)[None, :, None].expand(size, frames, per_frame).flatten(1)
+    ids, lengths = encode_questions(tokenizer, drawn)
+    return Batch(visual, frame, needle, ids, lengths, drawn)

@@ -1,0 +1,146 @@
+"""Stage 1: the SigLIP tower and the projector, taught on single frames, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from sttm_lmms.benchmarks.mini.footage import Scene, random_scene
+from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
+
+from .codes import HIDDEN, Codes
+
+IMAGE = 56
+PATCH = 4
+WIDTH = 64
+
+
+def vision_config() -> SiglipVisionConfig:
+    return SiglipVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=IMAGE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+
+
+class Vision(nn.Module):
+    """Frames ``[n, 3, 56, 56]`` in [-1, 1] to visual tokens ``[n, 49, C]``, as LLaVA-Video does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = SiglipVisionModel(vision_config())
+        self.projector = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN))
+        inner = self.inner
+        inner.embeddings.position_embedding.weight.data.copy_(grid_waves(IMAGE // PATCH, WIDTH))
+
+    @property
+    def inner(self) -> nn.Module:
+        return getattr(self.tower, "vision_model", self.tower)
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Output of the last encoder layer ``[n, 196, C_v]``, before any post layer norm."""
+        hidden = self.inner.embeddings(pixels)
+        return self.inner.encoder(inputs_embeds=hidden).last_hidden_state
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        projected = self.projector(self.patches(pixels))
+        n, _, c = projected.shape
+        side = IMAGE // PATCH
+        grid = projected.view(n, side, side, c).permute(0, 3, 1, 2)
+        pooled = F.interpolate(grid, (GRID, GRID), mode="bilinear", align_corners=False)
+        return pooled.flatten(2).transpose(1, 2)
+
+
+def grid_waves(side: int, width: int) -> torch.Tensor:
+    """Sine and cosine position codes ``[side*side, width]``: a start from which neighbours are easy to find."""
+    axis = torch.arange(side).float()
+    rates = 3.14 / 2 ** torch.linspace(0.5, 4, width // 4)
+    waves = torch.cat(((axis[:, None] * rates).sin(), (axis[:, None] * rates).cos()), 1)
+    y = waves[:, None].expand(side, side, -1)
+    x = waves[None].expand(side, side, -1)
+    return 0.5 * torch.cat((y, x), -1).reshape(side * side, width)
+
+
+def degrade(frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """What a codec, a resize and 8 bits leave: blur, noise, light, rounding. ``[n, 3, H, W]`` in [0, 1]."""
+    n = len(frames)
+    seed = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    blurred = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    frames = torch.lerp(frames, blurred, 0.6 * torch.rand((n, 1, 1, 1), generator=seed) ** 2)
+    frames = frames + 0.03 * torch.rand((n, 1, 1, 1), generator=seed) * torch.randn(frames.shape, generator=seed)
+    gain = 1 + 0.06 * torch.randn((n, 1, 1, 1), generator=seed)
+    return ((frames * gain).clamp(0, 1) * 255).round() / 255
+
+
+def random_cell(rng: np.random.Generator, size: float) -> tuple[int, int]:
+    """Row and column of the cell in which a needle of ``size`` cells may have its centre."""
+    low = 0 if size <= 1.5 else 1
+    return int(rng.integers(low, GRID - low)), int(rng.integers(low, GRID - low))
+
+
+def frame_stream(rng: np.random.Generator, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Endless ``(frames [n,3,56,56] in [-1,1], labels [n,49], mean cell colours [n,49,3])``.
+
+    A label is the object whose centre lies in the cell, or ``len(OBJECTS)`` for background.
+    """
+    scenes: list[Scene] = [random_scene(rng) for _ in range(128)]
+    while True:
+        for _ in range(6):
+            scenes[int(rng.integers(len(scenes)))] = random_scene(rng)
+        frames, labels = [], torch.full((batch, GRID, GRID), len(OBJECTS))
+        for i in range(batch):
+            scene = scenes[int(rng.integers(len(scenes)))]
+            scale = 2 if rng.random() < 0.3 else 1
+            time = torch.tensor([float(rng.uniform(0, 8))])
+            frame = scene.render(time, IMAGE * scale, IMAGE * scale)
+            taken: list[tuple[int, int]] = []
+            for _ in range(int(rng.integers(0, 5))):
+                size = float(rng.uniform(1.1, 2.5))
+                row, column = random_cell(rng, size)
+                if any(max(abs(row - r), abs(column - c)) < 3 for r, c in taken):
+                    continue
+                taken.append((row, column))
+                index = int(rng.integers(len(OBJECTS)))
+                dx, dy = rng.uniform(-0.25, 0.25, 2)
+                frame = paint(frame, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size)
+                labels[i, row, column] = index
+            frames.append(F.avg_pool2d(frame, scale) if scale > 1 else frame)
+        images = degrade(torch.cat(frames), rng)
+        colours = F.avg_pool2d(images, IMAGE // GRID).flatten(2).transpose(1, 2)
+        yield images * 2 - 1, labels.flatten(1), colours
+
+
+def vision_loss(features: torch.Tensor, labels: torch.Tensor, colours: torch.Tensor, codes: Codes) -> torch.Tensor:
+    """Classification of every cell against the fixed codes, plus the distance to the code itself."""
+    classes = torch.cat((codes.objects, codes.background[None]))
+    logits = 2 * features @ classes.T
+    needle = labels < len(OBJECTS)
+    weight = torch.where(needle, 1.0, 0.25)
+    entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(weight)
+    target = codes.background_target(colours)
+    target[needle] = 4 * codes.objects[labels[needle]]
+    distance = (features - target).pow(2).sum(-1) / 16
+    return ((entropy + distance) * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def vision_scores(features: torch.Tensor, labels: torch.Tensor, codes: Codes) -> dict[str, float]:
+    """Share of needles named right, colour right, shape right, and of background cells taken for a needle."""
+    guess = (features @ torch.cat((codes.objects, codes.background[None])).T).argmax(-1)
+    needle = labels < len(OBJECTS)
+    g, w = guess[needle], labels[needle]
+    return {
+        "needle": (g == w).float().mean().item(),
+        "colour": ((g % 6 == w % 6) & (g < len(OBJECTS))).float().mean().item(),
+        "shape": ((g // 6 == w // 6) & (g < len(OBJECTS))).float().mean().item(),
+        "false_needles": (guess[~needle] < len(OBJECTS)).float().mean().item(),
+    }
