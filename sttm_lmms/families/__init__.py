@@ -117,8 +117,9 @@ def load_pretrained(
     Raises:
         CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
     """
+    # The configuration first: a checkpoint that is not supported is refused before its weights are downloaded.
+    found, _ = layout_of(resolve_checkpoint(path_or_id, revision=revision, files=["config.json"]))
     folder = resolve_checkpoint(path_or_id, revision=revision)
-    found, _ = layout_of(folder)
     wanted = get_family(family) if family else found
     if (wanted.name == "qwen2_vl") != (found.name == "qwen2_vl"):
         raise CheckpointError(f"{folder} is a {found.name} checkpoint and cannot be loaded as {wanted.name}")

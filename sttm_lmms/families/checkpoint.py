@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sttm_lmms.errors import CheckpointError
 
 # Everything a checkpoint needs, and no second copy of the weights (*.bin, *.pth, gguf).
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 # Tensors that old files carry and no current model has: buffers, and SigLIP's pooling head.
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$|vision_tower\.(?:.*\.)?head\.")
@@ -30,8 +30,10 @@ class TensorHeader(NamedTuple):
     file: str
 
 
-def resolve_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint; a hub id is downloaded (safetensors, configuration and tokenizer only).
+def resolve_checkpoint(
+    path_or_id: str | Path, *, revision: str | None = None, files: Sequence[str] = HUB_FILES
+) -> Path:
+    """The local folder of a checkpoint; of a hub id, the given files are downloaded (where they are not there yet).
 
     Raises:
         CheckpointError: neither a folder nor a hub id that can be had.
@@ -47,7 +49,7 @@ def resolve_checkpoint(path_or_id: str | Path, *, revision: str | None = None) -
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises many unrelated types: network, permission, cache, no such id
         raise CheckpointError(
             f"{name}: not a local folder, and the hub gave {type(error).__name__}: {error}. "

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from accelerate.utils import align_module_device
 from torch import nn
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
@@ -215,7 +214,9 @@ def pool(model: Any, projected: torch.Tensor) -> torch.Tensor:
 
 
 def newline_embedding(model: Any) -> torch.Tensor:
-    # A parameter of a module whose weights may be offloaded: it is fetched as that module's own forward would.
+    """``[C]``. Its module's weights may be offloaded: they are fetched as that module's own forward would."""
+    from accelerate.utils import align_module_device
+
     with align_module_device(model.model):
         return model.model.image_newline.detach().clone()
 

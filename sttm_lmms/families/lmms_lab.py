@@ -22,8 +22,6 @@ from transformers import (
     Qwen2Tokenizer,
     SiglipVisionConfig,
 )
-from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
-from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 
 from sttm_lmms.errors import CheckpointError
 from sttm_lmms.families.checkpoint import check_tensors, is_optional, is_unused, load_model, read_headers, read_json
@@ -217,6 +215,10 @@ def build_processor(tokenizer: Any, config: Any, own: Mapping[str, Any] | None =
         config: a ``LlavaOnevisionConfig``.
         own: ``size``, ``image_mean`` and ``image_std`` that replace the defaults.
     """
+    # Both need torchvision, which a machine that only runs stored features may not have.
+    from transformers.models.llava_onevision.image_processing_llava_onevision import LlavaOnevisionImageProcessor
+    from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
+
     side = config.vision_config.image_size
     settings: dict[str, Any] = {
         "size": {"height": side, "width": side},

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torchvision.transforms.functional import InterpolationMode, resize
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from sttm_lmms.config import check_choice
@@ -33,8 +32,6 @@ _CHUNK = 32
 
 # A token's side in pixels: 2x2 patches of 14.
 _SIDE = 28
-
-BICUBIC = InterpolationMode.BICUBIC
 
 
 def mrope_positions(length: int, visuals: Sequence[tuple[int, tuple[int, int, int]]]) -> torch.Tensor:
@@ -240,10 +237,13 @@ def _grid(feature: VisionFeatures) -> tuple[int, int, int]:
 
 def _resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """``[T, H, W, 3]`` uint8 to another (height, width), bicubic with anti-aliasing."""
+    from torchvision.transforms.functional import InterpolationMode, resize
+
     if frames.shape[1:3] == size:
         return frames
+    mode = InterpolationMode.BICUBIC
     chunks = [
-        resize(torch.from_numpy(frames[i : i + _CHUNK]).permute(0, 3, 1, 2), list(size), BICUBIC, antialias=True)
+        resize(torch.from_numpy(frames[i : i + _CHUNK]).permute(0, 3, 1, 2), list(size), mode, antialias=True)
         for i in range(0, len(frames), _CHUNK)
     ]
     return torch.cat(chunks).permute(0, 2, 3, 1).contiguous().numpy()

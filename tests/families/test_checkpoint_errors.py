@@ -162,3 +162,17 @@ def test_the_hub_is_offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="nobody/nothing: not a local folder, and the hub gave"):
         load_pretrained("nobody/nothing")
+
+
+def test_an_unsupported_checkpoint_is_not_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    asked = []
+
+    def snapshot_download(name, *, allow_patterns, **kwargs):
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM"):
+        load_pretrained("somebody/llama-70b")
+    assert asked == [["config.json"]]
