@@ -156,7 +156,9 @@ def write_reports(out: Path) -> list[Path]:
     plots = find_spec("matplotlib") is not None
     files = [out / "leaderboard.md", *([out / "leaderboard.html"] if plots else [])]
     for file in files:
-        leaderboard([out], out=file, title="Mini-VNBench", plots=out / "plots" if plots else None)
+        leaderboard(
+            [out], out=file, name=["vnbench=Mini-VNBench"], title="Mini-VNBench", plots=out / "plots" if plots else None
+        )
     return [*files, *([out / "plots"] if plots else [])]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sttm_lmms.report.render import format_of, render, without_plots
+from sttm_lmms.report.render import essence, format_of, render
 from sttm_lmms.report.runs import load_runs
 from sttm_lmms.report.table import build_table
 
@@ -39,7 +40,8 @@ def leaderboard(
     table = build_table(load_runs(runs), paper=paper, names=names)
     figures = draw_plots(table) if plots or chosen == "html" else {}
     svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()} if chosen == "html" else {}
-    text = render(table, chosen, title=title, plots=svgs)
+    command = _command(runs, paper, name or [], title)
+    text = render(table, chosen, title=title, plots=svgs, command=command)
     if check:
         difference = compare_text(check, text)
         if difference:
@@ -66,9 +68,17 @@ def _named(text: str) -> tuple[str, str]:
     return task, label
 
 
+def _command(runs: list[Path], paper: bool, names: list[str], title: str) -> str:
+    """What to type for the same table again."""
+    words = ["sttm-lmms", "leaderboard", *(run.as_posix() for run in runs)]
+    words += ["--paper"] * paper
+    words += [word for name in names for word in ("--name", name)]
+    return shlex.join([*words, "--title", title])
+
+
 def compare_text(file: Path, fresh: str) -> str:
-    """Unified diff between a committed table and a fresh one, plots aside; empty if they agree."""
+    """Unified diff between a committed table and a fresh one, plots and command aside; empty if they agree."""
     if not file.is_file():
         return f"{file}: no such file"
-    old, new = without_plots(file.read_text(encoding="utf-8")), without_plots(fresh)
+    old, new = essence(file.read_text(encoding="utf-8")), essence(fresh)
     return "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), str(file), "run files", lineterm="", n=1))

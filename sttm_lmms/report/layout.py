@@ -48,15 +48,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Board:
-    """Everything a rendered leaderboard says."""
+    """Everything a rendered leaderboard says; ``command`` is how to make it again, empty if unknown."""
 
     title: str
     grids: tuple[Grid, ...]
     notes: tuple[str, ...]
     legend: tuple[str, ...]
+    command: str = ""
 
 
-def make_board(table: pd.DataFrame, title: str = "Leaderboard") -> Board:
+def make_board(table: pd.DataFrame, title: str = "Leaderboard", command: str = "") -> Board:
     """Lay out a table of :func:`sttm_lmms.report.table.build_table`."""
     records = [{key: _known(value) for key, value in record.items()} for record in table.to_dict("records")]
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -67,7 +68,7 @@ def make_board(table: pd.DataFrame, title: str = "Leaderboard") -> Board:
     legend = (*LEGEND, PAPER_LEGEND) if has_paper else LEGEND
     # The summary comes first: it numbers the notes.
     grids = (_summary(list(groups.values()), notes), _details(records))
-    return Board(title, grids, tuple(notes), legend)
+    return Board(title, grids, tuple(notes), legend, command)
 
 
 def _summary(groups: Sequence[Sequence[Row]], notes: list[str]) -> Grid:

@@ -168,7 +168,10 @@ def draw_film(frames: np.ndarray, tokens: TokenMap, title: str, *, width: int = 
 
 def save_gif(pictures: Sequence[Image.Image], path: Path, seconds: float = 0.5) -> Path:
     """An endless animated GIF, ``seconds`` a picture."""
-    first, *others = (picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures)
+    # The octree is many times as fast as the default median cut, and as good on these few colours.
+    first, *others = (
+        picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for picture in pictures
+    )
     first.save(path, save_all=True, append_images=others, duration=round(1000 * seconds), loop=0)
     return path
 

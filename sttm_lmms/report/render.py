@@ -29,7 +29,12 @@ _LATEX = {
 
 
 def render(
-    table: pd.DataFrame, format: str, *, title: str = "Leaderboard", plots: Mapping[str, str] | None = None
+    table: pd.DataFrame,
+    format: str,
+    *,
+    title: str = "Leaderboard",
+    plots: Mapping[str, str] | None = None,
+    command: str = "",
 ) -> str:
     """The leaderboard as text, the same for the same runs.
 
@@ -38,15 +43,16 @@ def render(
         format: ``md``, ``csv`` (the tidy table itself), ``latex`` (needs booktabs) or ``html`` (one file, nothing
             loaded from elsewhere).
         plots: caption -> SVG text; HTML only.
+        command: how to make it again; everywhere but in CSV.
 
     Raises:
         ValueError: unknown format.
     """
     renderers: dict[str, Callable[[], str]] = {
-        "md": lambda: _markdown(make_board(table, title)),
+        "md": lambda: _markdown(make_board(table, title, command)),
         "csv": lambda: table.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-        "latex": lambda: _latex(make_board(table, title)),
-        "html": lambda: _html(make_board(table, title), plots or {}),
+        "latex": lambda: _latex(make_board(table, title, command)),
+        "html": lambda: _html(make_board(table, title, command), plots or {}),
     }
     if format not in renderers:
         raise unknown("format", format, renderers)
@@ -60,9 +66,10 @@ def format_of(path: Path) -> str:
     return SUFFIXES[path.suffix]
 
 
-def without_plots(text: str) -> str:
-    """HTML without its plots, whose bytes depend on the version of matplotlib; other formats have none."""
-    return re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+def essence(text: str) -> str:
+    """What has to be equal in two renderings: all but the plots, whose bytes depend on the version of matplotlib, and
+    the command, which names folders."""
+    return re.sub(r"Made with .*", "", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
 
 
 def _markdown(board: Board) -> str:
@@ -74,7 +81,8 @@ def _markdown(board: Board) -> str:
         blocks += [f"## {grid.caption}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
     if board.notes:
         blocks.append("Notes:\n\n" + "\n".join(f"{n}. {note}" for n, note in enumerate(board.notes, start=1)))
-    return "\n\n".join([*blocks, *board.legend]) + "\n"
+    made = [f"Made with `{board.command}`"] if board.command else []
+    return "\n\n".join([*blocks, *board.legend, *made]) + "\n"
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -90,6 +98,7 @@ def _latex(board: Board) -> str:
         blocks.append("\n".join([f"% {grid.caption}", *lines]))
     blocks += [f"% {n}. {note}" for n, note in enumerate(board.notes, start=1)]
     blocks += [f"% {line}" for line in board.legend]
+    blocks += [f"% Made with `{board.command}`"] if board.command else []
     return "\n\n".join(blocks) + "\n"
 
 

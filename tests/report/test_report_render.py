@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sttm_lmms.report.layout import make_board
-from sttm_lmms.report.render import format_of, render, without_plots
+from sttm_lmms.report.render import essence, format_of, render
 from sttm_lmms.report.runs import load_runs
 from sttm_lmms.report.table import COLUMNS, build_table
 
@@ -106,5 +106,12 @@ def test_format_by_file_name(tmp_path):
         format_of(tmp_path / "board.doc")
 
 
-def test_without_plots_forgets_only_plots():
-    assert without_plots("a<svg width='1'>\n<g/></svg>b<svg></svg>c") == "abc"
+def test_essence_leaves_out_plots_and_the_command():
+    assert essence("a<svg width='1'>\n<g/></svg>b<svg></svg>c\nMade with `x`\nd") == "abc\n\nd"
+    assert essence("a\n% Made with `x`") == essence("a\n% Made with `y`")
+
+
+@pytest.mark.parametrize("format", ["md", "html", "latex"])
+def test_the_command_is_in_the_table(table, format):
+    assert "Made with" in render(table, format, command="sttm-lmms leaderboard runs")
+    assert "Made with" not in render(table, format)
