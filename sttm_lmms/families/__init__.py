@@ -82,9 +82,11 @@ def _family(architecture: str, config: Mapping[str, Any], name: str) -> Family:
     if architecture == "Qwen2VLForConditionalGeneration":
         return FAMILIES["qwen2_vl"]
     # LLaVA-Video and LLaVA-OneVision are one architecture; converted checkpoints may have nothing but their name.
-    video = config.get("add_time_instruction")
-    if video is None:
-        video = config.get("mm_newline_position") == "grid" or "llava-video" in name.lower().replace("_", "-")
+    newline = config.get("mm_newline_position")
+    video = config.get("add_time_instruction") or newline == "grid"
+    if newline is None and not video:
+        lowered = name.lower().replace("_", "-")
+        video = lowered.rfind("llava-video") > lowered.rfind("onevision")
     return FAMILIES["llava_video" if video else "llava_onevision"]
 
 

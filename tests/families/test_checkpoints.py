@@ -162,6 +162,10 @@ def test_converted_checkpoints_have_only_their_name(loaded):
     assert family_of(stock).name == "llava_onevision"
     stock.config.name_or_path = "somebody/LLaVA_Video-7B-hf"
     assert family_of(stock).name == "llava_video"
+    stock.config.name_or_path = "llava-video-experiments/llava-onevision-7b"
+    assert family_of(stock).name == "llava_onevision"
+    stock.config.mm_newline_position = "grid"
+    assert family_of(stock).name == "llava_video"
 
 
 def test_a_converted_checkpoint_can_be_told_which_family_it_is(checkpoint, tmp_path):
