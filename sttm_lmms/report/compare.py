@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sttm_lmms.provenance import Provenance
 from sttm_lmms.report.names import model_name, setting_words
@@ -25,6 +26,8 @@ COMPARABLE = {
 _TIMING = ("frames", "fps", "attention", "dtype", "device")
 # Newline tokens are part of a baseline's own setting, and neither reuse nor the device changes what is asked.
 _ANSWERS = ("frames", "fps", "video_backend", "attention", "dtype", "checkpoint_commit")
+
+_Samples = Mapping[Any, Sample]
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,12 @@ def certificate_problem(entry: Entry) -> str | None:
 
 
 def pair(entry: Entry, baseline: Entry) -> Pairing:
-    """Match two runs by document, refusing pairs whose prompt or target differ."""
-    ours, theirs = _by_document(entry), _by_document(baseline)
-    if ours is None or theirs is None:
+    """Match two runs question by question, refusing pairs whose prompt or target differ."""
+    if entry.task.samples is None or baseline.task.samples is None:
         return Pairing(None, None, 0, 0, ("not paired: samples were not logged (--log_samples)",))
-    common = sorted(ours.keys() & theirs.keys())
-    same = [d for d in common if (ours[d].prompt, ours[d].target) == (theirs[d].prompt, theirs[d].target)]
+    ours, theirs = _matched(entry.task.samples, baseline.task.samples)
+    common = sorted(ours.keys() & theirs.keys(), key=str)
+    same = [key for key in common if (ours[key].prompt, ours[key].target) == (theirs[key].prompt, theirs[key].target)]
     problems = []
     if len(same) < len(common):
         problems.append(f"prompt or answer key differs from the baseline's on {len(common) - len(same)} questions")
@@ -128,7 +131,7 @@ def pair(entry: Entry, baseline: Entry) -> Pairing:
         problems.append(f"{alone} questions are in only one of the two runs")
     scores = [
         (mine, other)
-        for mine, other in ((_answered(ours[d]), _answered(theirs[d])) for d in same)
+        for mine, other in ((_answered(ours[key]), _answered(theirs[key])) for key in same)
         if mine is not None and other is not None
     ]
     if not scores:
@@ -144,8 +147,16 @@ def pair(entry: Entry, baseline: Entry) -> Pairing:
     )
 
 
-def _by_document(entry: Entry) -> Mapping[int, Sample] | None:
-    return None if entry.task.samples is None else {sample.doc_id: sample for sample in entry.task.samples}
+def _matched(ours: Sequence[Sample], theirs: Sequence[Sample]) -> tuple[_Samples, _Samples]:
+    """Both runs' samples by question id, or by position where ids are missing or not unique.
+
+    Ids come first: our tasks order their documents by the number of processes, so positions may differ.
+    """
+    by_id = tuple({(sample.video, sample.question): sample for sample in samples} for samples in (ours, theirs))
+    unique = len(by_id[0]) == len(ours) and len(by_id[1]) == len(theirs)
+    if unique and all(sample.question is not None for sample in (*ours, *theirs)):
+        return by_id[0], by_id[1]
+    return {sample.doc_id: sample for sample in ours}, {sample.doc_id: sample for sample in theirs}
 
 
 def _answered(sample: Sample) -> float | None:

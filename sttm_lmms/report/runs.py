@@ -21,9 +21,10 @@ class Sample:
     """One question of one task.
 
     Attributes:
-        doc_id: position in the data set. lmms-eval's ``doc_hash`` is the same for all documents of a chat model (it
-            hashes None), so prompt and target tell whether two runs saw the same question.
-        score: 1 or 0; None where the task only makes a submission.
+        doc_id: position in the data set, which may depend on the number of processes.
+        question: id of the question where the task logs one. (lmms-eval's ``doc_hash`` is no help: it is the same for
+            all documents of a chat model, because it hashes None.)
+        score: 1 or 0; None where the answer is not known.
         video: what the intervals are clustered by; None if the files do not say.
         visual_tokens, kept_tokens: before and after reduction; None if not logged.
         reduced: whether tokens were reduced; None if not logged.
@@ -35,6 +36,7 @@ class Sample:
     prompt: str
     target: str
     score: float | None
+    question: str | None = None
     video: str | None = None
     visual_tokens: int | None = None
     kept_tokens: int | None = None
@@ -131,6 +133,8 @@ def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, A
             for number, record in enumerate(records, start=1)
         )
         _refuse_repeats(samples, sample_file)
+        if metric in reported and all(sample.score is None for sample in samples):
+            raise ResultError(f"{sample_file}: no line has a score of {metric!r}, which {path.name} reports")
     errors = (f"{metric}_stderr_clustered", f"{metric}_stderr_clt", f"{metric}_stderr")
     size = content.get("n-samples", {}).get(task, {})
     return TaskRun(
@@ -152,19 +156,22 @@ def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, A
 def _sample(
     record: Mapping[str, Any], metric: str, score_key: str, cluster_key: str | None, file: Path, number: int
 ) -> Sample:
-    missing = [key for key in ("doc_id", "target", metric) if key not in record]
+    missing = [key for key in ("doc_id", "target") if key not in record]
     if missing:
         raise ResultError(f"{file}, line {number}: no {', '.join(map(repr, missing))}; it has {', '.join(record)}")
-    value = record[metric]
+    value = record.get(metric)
+    details = value if isinstance(value, dict) else {}
     counts = _counts(record)
     timing = counts.get(TIMING_KEY) or {}
-    cluster = value.get(cluster_key) if isinstance(value, dict) and cluster_key else None
+    cluster = details.get(cluster_key) if cluster_key else None
     video = cluster if cluster is not None else counts.get("video")
+    question = details.get("question_id", details.get("id"))
     return Sample(
         doc_id=record["doc_id"],
         prompt=str(record.get("input", "")),
         target=str(record["target"]),
         score=_score(value, score_key, file, number),
+        question=str(question) if question is not None else None,
         video=str(video) if video not in (None, "") else None,
         visual_tokens=counts.get("visual_tokens"),
         kept_tokens=counts.get("kept_tokens"),

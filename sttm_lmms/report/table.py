@@ -125,6 +125,9 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
         flags.append(f"only a part of the data (limit {entry.run.limit:g})")
     if failed:
         flags.append(f"{len(failed)} unreadable video(s), left out of the accuracy")
+    unscored = sum(s.error is None and s.score is None for s in samples or ())
+    if unscored:
+        flags.append(f"{unscored} question(s) without a known answer, left out of the accuracy")
     ttft = _ttft(entry)
     row = {
         "source": "run",

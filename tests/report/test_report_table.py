@@ -108,6 +108,39 @@ def edited(recorded, tmp_path):
     return tmp_path, edit
 
 
+def test_unknown_answers_are_left_out(edited):
+    folder, edit = edited
+    edit("sttm-50", lambda record: record["accuracy"].pop("score") if record["doc_id"] % 2 else None)
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert shown["questions"] == 12
+    assert "12 question(s) without a known answer" in shown["flags"]
+
+
+def test_runs_pair_by_question_id_whatever_the_order(edited):
+    """Our tasks order documents by the number of processes: the same question may have another doc_id."""
+    folder, edit = edited
+
+    def identify(record):
+        record["accuracy"]["question_id"] = f"q{record['doc_id']}"
+
+    for run in ("full", "sttm-50"):
+        edit(run, identify)
+    before = row(build_table(load_runs([folder])), "budget 0.5")
+    edit("sttm-50", lambda record: record.update(doc_id=23 - record["doc_id"]))
+    after = row(build_table(load_runs([folder])), "budget 0.5")
+    assert after["flags"] == ""
+    columns = ["relative", "lost", "won", "mcnemar_p"]
+    assert after[columns].tolist() == before[columns].tolist()
+
+
+def test_ids_that_are_not_unique_do_not_pair(edited):
+    folder, edit = edited
+    for run in ("full", "sttm-50"):
+        edit(run, lambda record: record["accuracy"].update(question_id="the same"))
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert (shown["lost"], shown["won"]) == (2, 2), "paired by position"
+
+
 def test_another_prompt_is_not_compared(edited):
     folder, edit = edited
     edit("sttm-50", lambda record: record.update(input="Answer briefly. " + record["input"]))
