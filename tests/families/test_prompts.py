@@ -156,6 +156,26 @@ def test_text_only(loaded):
         assert decoded == f"{SYSTEM}<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_turns_in_tokens(loaded):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        user(VIDEO, text("A?")),
+        {"role": "assistant", "content": "Yes."},
+        user(text("B?")),
+        {"role": "assistant", "content": "The answer is"},
+    ]
+    for name, layout in CHECKPOINTS:
+        family, model, processor = loaded(name, layout)
+        features = [family.vision_features(model, processor, clip())]
+        prepared = family.prepare(model, processor, turns, features)
+        decoded = processor.tokenizer.decode(prepared.input_ids[0])
+        assert decoded.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+        assert decoded.endswith(
+            "A?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nB?<|im_end|>\n"
+            "<|im_start|>assistant\nThe answer is"
+        )
+
+
 def test_visuals_and_features_must_agree(loaded):
     for name in ("llava_video", "qwen2_vl"):
         family, model, processor = loaded(name, "hf")
