@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -32,6 +33,8 @@ from tqdm import tqdm
 from sttm_lmms.errors import STTMError
 from sttm_lmms.provenance import collect_provenance, sample_record
 from sttm_lmms.runtime import Answer, Engine, Failure, GenerationSettings, Request
+from sttm_lmms.runtime.stored import open_store
+from sttm_lmms.video.features import FeatureStore
 
 Progress = Callable[[int], Any]
 Turn = tuple[Document, Callable[[], Messages]]
@@ -63,13 +66,22 @@ class STTMWrapper(lmms):
     def __init__(self, **values: Any) -> None:
         super().__init__()
         self.arguments = parse_arguments(values, refused=self.refused)
-        settings = default_settings(self.arguments, self.family)
+        default_settings(self.arguments, self.family)
         placement = place(self.arguments)
         if self.arguments.reproduce:
             make_reproducible()
         self.device, self._rank, self._world_size = placement.device, placement.rank, placement.world_size
         self.model, self.processor = load(self.arguments, placement, self.family)
-        self._engine = Engine(
+        self._task_settings: dict[str, TaskSettings] = {}
+        self._tasks_described: set[str] = set()
+        self._output_tokens = 0
+        self._seconds = 0.0
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """Made at the first request: only then are the tasks known."""
+        settings = default_settings(self.arguments, self.family)
+        return Engine(
             self.model,
             self.processor,
             settings.config,
@@ -77,12 +89,20 @@ class STTMWrapper(lmms):
             newline=self.arguments.newline,
             reuse=self.arguments.reuse,
             on_error=self.arguments.on_error,
-            features=self.arguments.features,
+            features=self._store(),
         )
-        self._task_settings: dict[str, TaskSettings] = {}
-        self._tasks_described: set[str] = set()
-        self._output_tokens = 0
-        self._seconds = 0.0
+
+    def _store(self) -> FeatureStore | None:
+        if self.arguments.features is None:
+            return None
+        sampled = {self._settings(task).video for task in self.task_dict}
+        if len(sampled) != 1:
+            raise ValueError(
+                f"features={self.arguments.features} holds one sampling of frames, these tasks have {len(sampled)}: "
+                "give max_frames and fps, or run the tasks one by one"
+            )
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return open_store(self.arguments.features, self.arguments.pretrained, sampled.pop(), dtype)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> STTMWrapper:

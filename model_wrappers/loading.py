@@ -9,7 +9,8 @@ from sttm_lmms.model_wrappers.placement import Placement
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.families import family_of, load_pretrained
+from sttm_lmms.families import family_of, layout_of, load_pretrained
+from sttm_lmms.families.checkpoint import resolve_checkpoint
 
 
 def load(arguments: WrapperArguments, placement: Placement, family: str) -> tuple[nn.Module, Any]:
@@ -18,6 +19,8 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
     Raises:
         CheckpointError: it cannot be read, or is of a family that has a wrapper of its own.
     """
+    folder = resolve_checkpoint(arguments.pretrained)
+    _check_family(arguments.pretrained, layout_of(folder)[0].name, family, converted="llava")
     options: dict[str, Any] = {}
     if arguments.load_in_4bit:
         from transformers import BitsAndBytesConfig
@@ -26,14 +29,18 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
             load_in_4bit=True, bnb_4bit_compute_dtype=placement.dtype, bnb_4bit_quant_type="nf4"
         )
     model, processor = load_pretrained(
-        arguments.pretrained,
+        folder,
         dtype=placement.dtype,
         device_map=placement.device_map,
         attn_implementation=arguments.attn_implementation,
+        family=family,
         **options,
     )
-    found = family_of(model).name
-    if found != family:
-        hint = "; a converted LLaVA-Video needs add_time_instruction in its config.json" if "llava" in found else ""
-        raise CheckpointError(f"{arguments.pretrained} is a {found} checkpoint: use --model sttm_{found}{hint}")
+    _check_family(arguments.pretrained, family_of(model).name, family)
     return model, processor
+
+
+def _check_family(checkpoint: str, found: str, wanted: str, converted: str = "-") -> None:
+    """Refuse another family; converted LLaVA checkpoints may not say which one they are before they are loaded."""
+    if found != wanted and not (found.startswith(converted) and wanted.startswith(converted)):
+        raise CheckpointError(f"{checkpoint} is a {found} checkpoint: use --model sttm_{found}")

@@ -299,6 +299,24 @@ def test_model_args_win_over_the_options_of_lmms_eval(checkpoints):
     assert wrapper.device.type == "cpu"
 
 
+def test_stored_features_replace_the_videos(build, checkpoints, videos, tmp_path):
+    from sttm_lmms.runtime.stored import open_store
+    from sttm_lmms.video import VideoSettings
+
+    live = build()
+    expected = texts(live.generate_until(ask(live, [(videos[0], question) for question in QUESTIONS])))
+    settings = VideoSettings(max_frames=4)
+    store = open_store(tmp_path, str(checkpoints["llava_video"]), settings, "float32")
+    family = live._engine.family
+    store.save(
+        videos[0].stem, family.vision_features(live.model, live.processor, family.read_video(videos[0], settings))
+    )
+    wrapper = build(features=str(tmp_path))
+    gone = tmp_path / "gone" / videos[0].name
+    assert texts(wrapper.generate_until(ask(wrapper, [(gone, question) for question in QUESTIONS]))) == expected
+    assert wrapper._engine.counters.videos_decoded == 0
+
+
 def test_reproducible_runs_sample_the_same(build, videos):
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:

@@ -1,0 +1,67 @@
+"""``sttm-lmms extract``: visual features of a task's videos, stored in the published layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def extract(
+    model: Annotated[str, typer.Option(help="Hub id or folder of a checkpoint.")],
+    task: Annotated[str, typer.Option(help="A task of one of the six benchmarks, such as vnbench.")],
+    out: Annotated[Path | None, typer.Option(help="Data set folder to write to. Default: the task's own.")] = None,
+    size: Annotated[bool, typer.Option("--size", help="Only say how much space it takes.")] = False,
+    form: Annotated[str, typer.Option(help="full, bf16 or pooled; --size says what each loses.")] = "full",
+    max_frames: Annotated[int | None, typer.Option(help="Default: as in the published runs.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Default: as in the published runs.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
+    video_backend: Annotated[str, typer.Option(help="auto, decord or pyav.")] = "auto",
+) -> None:
+    """Run the vision tower once over the videos of a task and store what it sees; features=DIR then reads it.
+
+    Stopped at any moment, it goes on where it was. Several processes share the work: accelerate launch
+    --num_processes 8 -m sttm_lmms extract ...
+    """
+    from sttm_lmms.benchmarks import data_root
+    from sttm_lmms.cli.videos import load_model, video_settings, videos_of
+    from sttm_lmms.config import check_choice
+    from sttm_lmms.runtime.stored import open_store
+    from sttm_lmms.video.extract import extract as fill
+    from sttm_lmms.video.extract import human_bytes
+    from sttm_lmms.video.feature_forms import FORMS
+    from sttm_lmms.video.sizes import estimate_size, feature_shape
+
+    check_choice("form", form, tuple(FORMS))
+    benchmark, videos = videos_of(task, data)
+    loaded = load_model(model, device, dtype)
+    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend)
+    precision = str(loaded.placement.dtype).removeprefix("torch.")
+    if size:
+        config = loaded.model.config
+        for name in FORMS:
+            if name == "pooled" and loaded.family.name == "qwen2_vl":
+                continue
+            space = estimate_size(
+                videos, lambda info: feature_shape(loaded.family.name, config, info, settings), precision, name
+            )
+            typer.echo(f"{name}: {human_bytes(space.size)} for {space.videos} videos; {space.loses}")
+        return
+    folder = out or (data or data_root()) / benchmark
+    store = open_store(folder, model, settings, precision, form)
+    rank, world = loaded.placement.rank, loaded.placement.world_size
+    with typer.progressbar(length=1, label="extracting", hidden=rank != 0) as bar:
+
+        def progress(done: int, videos_here: int) -> None:
+            bar.length = videos_here
+            bar.update(done - bar.pos)
+
+        report = fill(videos, loaded.encoder(settings), store, shard=(rank, world), progress=progress)
+    typer.echo(f"{len(report.written)} written, {len(report.skipped)} there already: {store.folder}")
+    for video_id, reason in report.failed:
+        typer.echo(f"failed: {video_id}: {reason}", err=True)
+    if report.failed:
+        raise typer.Exit(1)

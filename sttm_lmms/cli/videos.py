@@ -1,0 +1,70 @@
+"""What the commands over a task's videos share: the videos, the model, the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sttm_lmms.benchmarks import FORMATS, data_root, find_video, load_benchmark, video_folder
+from sttm_lmms.benchmarks.presets import benchmark_of, resolve_frames
+from sttm_lmms.errors import unknown
+from sttm_lmms.families import family_of, load_pretrained
+from sttm_lmms.families.base import Family, VisionFeatures
+from sttm_lmms.model_wrappers.arguments import WrapperArguments
+from sttm_lmms.model_wrappers.placement import Placement, place
+from sttm_lmms.video import VideoSettings
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A checkpoint on this process' device."""
+
+    model: nn.Module
+    processor: Any
+    family: Family
+    placement: Placement
+
+    def encoder(self, settings: VideoSettings) -> Callable[[str | Path], VisionFeatures]:
+        """A function that reads a video and runs the vision tower on it."""
+
+        def encode(path: str | Path) -> VisionFeatures:
+            return self.family.vision_features(self.model, self.processor, self.family.read_video(path, settings))
+
+        return encode
+
+
+def load_model(checkpoint: str, device: str | None, dtype: str) -> LoadedModel:
+    """Load a checkpoint the way the wrappers do: CUDA, MPS or CPU, the process' own device under accelerate."""
+    placement = place(WrapperArguments(checkpoint, method="none", device=device, dtype=dtype))
+    model, processor = load_pretrained(checkpoint, dtype=placement.dtype, device_map=placement.device_map)
+    return LoadedModel(model, processor, family_of(model), placement)
+
+
+def videos_of(task: str, data: Path | None) -> tuple[str, list[tuple[str, Path]]]:
+    """Benchmark of a task, and id and file of each of its videos, each video once.
+
+    Raises:
+        ValueError: the task belongs to none of the six benchmarks.
+        AnnotationError: its annotation file is missing or malformed.
+    """
+    benchmark = benchmark_of(task)
+    if benchmark is None:
+        raise unknown("task", task, FORMATS)
+    root = data or data_root()
+    folder = video_folder(root, benchmark)
+    ids = dict.fromkeys(question.video_id for question in load_benchmark(benchmark, root))
+    return benchmark, [(video_id, find_video(folder, video_id)) for video_id in ids]
+
+
+def video_settings(family: str, task: str, max_frames: int | None, fps: float | None, backend: str) -> VideoSettings:
+    """Frame sampling of a task: what is given, else that of the published runs."""
+    frames = resolve_frames(family, task)
+    return VideoSettings(
+        max_frames=frames.max_frames if max_frames is None else max_frames,
+        fps=frames.fps if fps is None else fps,
+        backend=backend,
+    )
