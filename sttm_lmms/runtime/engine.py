@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -24,7 +24,9 @@ from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood,
 from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key
 from sttm_lmms.runtime.summary import Totals
 from sttm_lmms.runtime.timing import FirstForward, clock, peak_memory
-from sttm_lmms.video import VideoSettings
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import VideoSettings
 
 Reuse = Literal["prefix", "features", "none"]
 OnError = Literal["skip", "raise"]
@@ -82,6 +84,7 @@ class Engine:
         timing: bool = True,
     ) -> None:
         from sttm_lmms.families import family_of
+        from sttm_lmms.video import VideoSettings
 
         check_choice("reuse", reuse, get_args(Reuse))
         check_choice("on_error", on_error, get_args(OnError))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sttm_lmms.config import check_integer
-from sttm_lmms.video import VideoSettings
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import VideoSettings
 
 
 @dataclass(frozen=True)

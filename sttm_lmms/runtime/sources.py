@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,9 @@ from torch import nn
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family, VisionFeatures
 from sttm_lmms.runtime.requests import Counters, Failure, Request
-from sttm_lmms.video import VideoSettings
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import VideoSettings
 
 
 class Store(Protocol):

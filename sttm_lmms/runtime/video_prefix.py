@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from sttm_lmms.runtime.engine import Engine
 from sttm_lmms.runtime.requests import Answer, GenerationSettings, Request
-from sttm_lmms.video import VideoSettings
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import VideoSettings
 
 
 class VideoPrefix:

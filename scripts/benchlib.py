@@ -1,0 +1,117 @@
+"""What the benchmark scripts share: footage-like features, a description of the machine, result files."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def natural_features(
+    grid: tuple[int, int, int], channels: int, *, dtype: torch.dtype, device: str, seed: int = 0, noise: float = 0.35
+) -> torch.Tensor:
+    """Features ``[T, H, W, C]`` that look like footage to a merging method.
+
+    A few directions in channel space are weighted by fields that vary slowly over space and time, with a cut every 16
+    frames; independent noise makes the similarities of neighbours spread over a range, as real ones do.
+    """
+    t, h, w = grid
+    generator = torch.Generator().manual_seed(seed)
+    directions = 24
+    scenes = []
+    for start in range(0, t, 16):
+        length = min(16, t - start)
+        coarse = torch.randn(1, directions, max(2, length // 6), max(2, h // 4), max(2, w // 4), generator=generator)
+        scenes.append(torch.nn.functional.interpolate(coarse, size=(length, h, w), mode="trilinear")[0])
+    weights = torch.cat(scenes, dim=1).permute(1, 2, 3, 0).to(device)
+    basis = torch.randn(directions, channels, generator=generator).to(device)
+    features = torch.empty(*grid, channels, dtype=dtype, device=device)
+    for frame in range(t):  # frame by frame, so that no float32 copy of everything is made
+        spread = torch.rand(h, w, 1, generator=generator).to(device)  # some cells are noisier than others
+        own = torch.randn(h, w, channels, generator=generator).to(device)
+        features[frame] = (weights[frame] @ basis + noise * directions**0.5 * spread * own).to(dtype)
+    return features
+
+
+def timed(run: Callable[[], Any], *, repeats: int, warmup: int, device: str) -> list[float]:
+    """Seconds of each repeat, after warm-up; the device is waited for."""
+    seconds = []
+    for attempt in range(warmup + repeats):
+        _wait(device)
+        began = time.perf_counter()
+        run()
+        _wait(device)
+        if attempt >= warmup:
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def median(values: Sequence[float]) -> float:
+    """The median; a run's spread is kept beside it in the result files."""
+    return statistics.median(values)
+
+
+def peak_bytes(run: Callable[[], Any], device: str) -> int | None:
+    """Device memory that ``run`` needs on top of what is allocated already; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    _wait(device)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    _wait(device)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def about(device: str) -> dict[str, Any]:
+    """Command, date, machine and versions: what a published number has to carry."""
+    import transformers
+
+    import sttm_lmms
+
+    cuda = device.startswith("cuda")
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "sttm_lmms": sttm_lmms.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_json(path: Path, **content: Any) -> None:
+    """Write a result file, creating its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def markdown_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]], header: dict[str, Any]) -> str:
+    """A Markdown table with the command, machine and date under it; columns are (key, format) pairs."""
+    lines = [
+        "| " + " | ".join(key.replace("_", " ") for key, _ in columns) + " |",
+        "|" + "|".join("---:" for _ in columns) + "|",
+    ]
+    for row in rows:
+        cells = ["-" if row.get(key) is None else format(row[key], spec) for key, spec in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    versions = f"torch {header['torch']}, transformers {header['transformers']}"
+    lines += ["", f"`{header['command']}` on {header['device']}, {versions}, {header['date']}.", ""]
+    return "\n".join(lines)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
