@@ -15,8 +15,8 @@ from tiny import stages
 from tiny.export import export
 from tiny.loop import Schedule
 
-STEPS = {"vision": 1800, "front": 400, "core": 2500, "video": 1500, "joint": 600}
-RATES = {"vision": 3e-3, "front": 3e-3, "core": 2e-3, "video": 1.2e-3, "joint": 6e-4}
+STEPS = {"vision": 1800, "core": 800, "video": 800, "front": 400, "joint": 600}
+RATES = {"vision": 3e-3, "core": 2e-3, "video": 1.5e-3, "front": 3e-3, "joint": 6e-4}
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     student = stages.Student()
     for name in list(STEPS)[: list(STEPS).index(options.until) + 1]:
         schedule = Schedule(max(1, round(STEPS[name] * options.scale)), RATES[name])
-        if name in ("video", "joint"):
+        if name in stages.BANK_STAGES:
             bank = stages.make_bank(
                 student, place, clips=max(1, round(400 * options.scale)), per_object=max(1, round(150 * options.scale))
             )

@@ -25,11 +25,6 @@ from .codes import OBJECT_NORM, Codes
 from .text import SUFFIX
 
 CELLS = GRID * GRID
-LAYOUTS: dict[str, tuple[str, ...]] = {
-    "ord": ("ord", "ord", "ord", "ret", "ret"),
-    "cnt": ("cnt", "cnt", "cnt", "ret", "ret"),
-}
-"""Kinds of the questions that are asked of one video, by the kind of the video."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,11 @@ class Drawn:
 
 
 def draw(rng: np.random.Generator, layout: str, frames: int) -> Drawn:
-    """Needles and questions of one training video of ``frames`` sampled frames."""
+    """Needles and questions of one training video of ``frames`` sampled frames.
+
+    ``layout`` ``"ord"`` gives three questions on ordering and two on retrieval, ``"cnt"`` three on counting and two on
+    retrieval: the same kinds at the same places in every video of a batch.
+    """
     seconds = frames - 1
     room = slots(seconds)
     objects, asked = sample_objects(rng, layout, room)

@@ -1,0 +1,151 @@
+#!/usr/bin/env python
+"""Measure the embedded checkpoint on held-out Mini-VNBench videos, reduced in different ways.
+
+``python scripts/eval_tiny.py --work WORK --out results/tiny`` generates the test videos (once), runs every setting
+through the engine on real mp4 files, and writes ``accuracy.json`` and ``accuracy.md`` with 95% intervals clustered by video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny.settings import SETTINGS, Setting, oracle_config
+
+from sttm_lmms import load_pretrained
+from sttm_lmms.benchmarks.data import load_benchmark
+from sttm_lmms.benchmarks.mini import MiniVideo, plan_video, write_benchmark
+from sttm_lmms.benchmarks.prompt import build_prompt
+from sttm_lmms.benchmarks.question import Question
+from sttm_lmms.benchmarks.scores import score_reply, vnbench_kind
+from sttm_lmms.families import family_of
+from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.report.stats import clustered_interval
+from sttm_lmms.runtime import Engine, GenerationSettings, Request
+from sttm_lmms.video import VideoSettings
+
+KINDS = ("retrieval", "ordering", "counting")
+SEED = 100
+CHECKPOINT = Path(__file__).parents[1] / "sttm_lmms" / "checkpoints" / "llava_video_tiny"
+
+
+class Seen(dict[str, VisionFeatures]):
+    """Vision features of the test videos in memory: every setting sees the same ones."""
+
+    def load(self, vid: str) -> VisionFeatures:
+        return self[vid]
+
+
+@dataclass(frozen=True)
+class Test:
+    """Held-out videos and their questions."""
+
+    folder: Path
+    questions: list[Question]
+    plans: Mapping[str, MiniVideo]
+
+
+def prepare(work: Path, videos: int) -> Test:
+    """The test videos, written once, and how they were planned."""
+    root = work / f"test-{videos}"
+    if not (root / "vnbench" / "annotations").is_dir():
+        write_benchmark(root, videos=videos, seed=SEED, split="test")
+    plans = [plan_video(number, seed=SEED, split="test") for number in range(videos)]
+    return Test(root / "vnbench" / "videos", load_benchmark("vnbench", root), {plan.name: plan for plan in plans})
+
+
+@torch.inference_mode()
+def see(model: Any, processor: Any, test: Test) -> Seen:
+    """Read every mp4 file and run the vision tower over its sampled frames."""
+    family = family_of(model)
+    seen = Seen()
+    for name in test.plans:
+        video = family.read_video(test.folder / f"{name}.mp4", VideoSettings())
+        seen[name] = family.vision_features(model, processor, video)
+    return seen
+
+
+def ask(question: Question, folder: Path, config: Any) -> Request:
+    prompt = build_prompt(question.question, question.options)
+    content = [
+        {"type": "video", "video": str(folder / f"{question.video_id}.mp4")},
+        {"type": "text", "text": prompt},
+    ]
+    generation = GenerationSettings(max_new_tokens=2)
+    return Request(
+        [{"role": "user", "content": content}], generation=generation, config=config, video_id=question.video_id
+    )
+
+
+def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting) -> dict[str, Any]:
+    """Accuracy by kind of question and the kept share of one setting."""
+    engine = Engine(model, processor, setting.config, features=seen, reuse=setting.reuse, timing=False)
+    began = time.monotonic()
+    requests = [
+        ask(question, test.folder, oracle_config(test.plans[question.video_id], setting.oracle))
+        for question in test.questions
+    ]
+    answers = engine.generate(requests, batch_size=4)
+    if setting.oracle is None:
+        engine.certify()
+    scores: dict[str, list[float]] = {kind: [] for kind in (*KINDS, "all")}
+    videos: dict[str, list[str]] = {kind: [] for kind in scores}
+    shares = []
+    for question, answer in zip(test.questions, answers, strict=True):
+        assert question.answer is not None
+        _, score = score_reply(answer.text, question.letters, question.answer)
+        for kind in (vnbench_kind(question.categories["task_type"]), "all"):
+            scores[kind].append(score)
+            videos[kind].append(question.video_id)
+        shares.append(answer.kept_tokens / answer.visual_tokens)
+    row: dict[str, Any] = {"setting": setting.name, "kept": sum(shares) / len(shares), "questions": len(answers)}
+    for kind, values in scores.items():
+        row[kind] = {"accuracy": sum(values) / len(values), "interval": clustered_interval(values, videos[kind])}
+    row["per_question"] = "".join(str(int(value)) for value in scores["all"])
+    row["seconds"] = round(time.monotonic() - began, 1)
+    return row
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; intervals in brackets, all numbers in percent."""
+    lines = ["| setting | kept | retrieval | ordering | counting | all | relative |", "|---|---|---|---|---|---|---|"]
+    full = rows[0]["all"]["accuracy"]
+    for row in rows:
+        cells = [row["setting"], f"{100 * row['kept']:.1f}"]
+        for kind in (*KINDS, "all"):
+            low, high = row[kind]["interval"]
+            cells.append(f"{100 * row[kind]['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        cells.append(f"{100 * row['all']['accuracy'] / full:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the generated test videos")
+    parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and accuracy.md")
+    parser.add_argument("--videos", type=int, default=450, help="test videos, a third for each kind; four tries each")
+    parser.add_argument("--only", nargs="*", help="names of settings to run, by default all")
+    options = parser.parse_args()
+    model, processor = load_pretrained(options.checkpoint, dtype=torch.float32, device_map="cpu")
+    test = prepare(options.work, options.videos)
+    seen = see(model, processor, test)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for setting in SETTINGS:
+        if options.only is None or setting.name in options.only:
+            rows.append(measure(model, processor, test, seen, setting))
+            print(table([rows[0], rows[-1]]).splitlines()[-1], f"{rows[-1]['seconds']} s", flush=True)
+            (options.out / "accuracy.json").write_text(json.dumps(rows, indent=1) + "\n")
+            (options.out / "accuracy.md").write_text(table(rows))
+
+
+if __name__ == "__main__":
+    main()
