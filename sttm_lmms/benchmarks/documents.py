@@ -5,6 +5,8 @@ Nothing here imports lmms-eval; the files in ``tasks/`` name these functions in 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections import Counter
@@ -28,7 +30,7 @@ CATEGORIES = ("duration", "task_type", "domain", "sub_category")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TaskData:
     """The documents of one task and what its YAML needs to load them.
 
@@ -60,10 +62,18 @@ class TaskData:
             log.info("%s: %d videos are shared between ranks", benchmark, len(split))
         return cls(path, tuple(ordered))
 
+    def __repr__(self) -> str:
+        """Short, and other for other questions: lmms-eval writes it into result files and tells cached answers by it."""
+        content = json.dumps([{**doc, "video": ""} for doc in self.docs], sort_keys=True).encode()
+        return (
+            f"TaskData({self.annotations.name}, {len(self.docs)} questions, {hashlib.sha256(content).hexdigest()[:12]})"
+        )
+
     @property
     def dataset_kwargs(self) -> dict[str, Any]:
-        """For ``dataset_path: json``."""
-        return {"data_files": {"test": str(self.annotations)}}
+        """For ``dataset_path: json``; the path is relative where it can be, because result files hold it."""
+        path, here = self.annotations, Path.cwd()
+        return {"data_files": {"test": str(path.relative_to(here) if path.is_relative_to(here) else path)}}
 
     @property
     def metric_list(self) -> list[dict[str, Any]]:
