@@ -63,11 +63,10 @@ class TaskData:
         return cls(path, tuple(ordered))
 
     def __repr__(self) -> str:
-        """Short, and other for other questions: lmms-eval writes it into result files and tells cached answers by it."""
+        """Short, and other for other questions: lmms-eval writes it to result files and keys cached answers by it."""
         content = json.dumps([{**doc, "video": ""} for doc in self.docs], sort_keys=True).encode()
-        return (
-            f"TaskData({self.annotations.name}, {len(self.docs)} questions, {hashlib.sha256(content).hexdigest()[:12]})"
-        )
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        return f"TaskData({self.annotations.name}, {len(self.docs)} questions, {digest})"
 
     @property
     def dataset_kwargs(self) -> dict[str, Any]:
