@@ -1,43 +1,18 @@
-"""Small videos, small checkpoints, and two ways to run lmms-eval on them: in this process and as a command."""
+"""Small videos and small checkpoints."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("lmms_eval")
 
+from wrapper_runs import FAMILIES, VIDEOS
+
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.families.tiny import build_tiny_checkpoint
-
-HERE = Path(__file__).parent
-TASKS = HERE.parents[1] / "tasks"
-FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
-VIDEOS, QUESTIONS = 3, 12
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run left: the result file's content, the samples of each task by question, and what it printed."""
-
-    results: dict[str, Any] | None
-    samples: dict[str, list[dict[str, Any]]]
-    printed: str = ""
-
-    @property
-    def throughput(self) -> dict[str, float]:
-        return self.results["throughput"]
-
-    def answers(self, task: str = "vnbench") -> dict[str, str]:
-        """Question -> answer, whatever the order of the documents was."""
-        return {sample["accuracy"]["question_id"]: sample["filtered_resps"] for sample in self.samples[task]}
 
 
 @pytest.fixture(scope="session")
@@ -58,46 +33,9 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def broken_data(tmp_path, data) -> Path:
     """The same data root with one empty and one missing video."""
-    import shutil
-
     root = tmp_path / "broken"
     shutil.copytree(data, root)
     first, second, _ = sorted((root / "vnbench" / "videos").iterdir())
     first.write_bytes(b"")
     second.unlink()
     return root
-
-
-def lmms_eval(
-    data: Path,
-    out: Path,
-    *args: str,
-    launcher: tuple[str, ...] = (sys.executable,),
-    tasks: str = "vnbench",
-    **environment: str,
-) -> Run:
-    """The command line, without any network: every connection to another machine raises."""
-    command = [*launcher, str(HERE / "offline.py"), "--tasks", tasks, "--log_samples", "--output_path", str(out), *args]
-    if "--include_path" not in args:
-        command += ["--include_path", str(TASKS)]
-    process = subprocess.run(
-        command,
-        env={**os.environ, "STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    return read_run(out, process.stdout)
-
-
-def read_run(out: Path, printed: str = "") -> Run:
-    files = sorted(out.rglob("*_results.json"))
-    if not files:
-        return Run(None, {}, printed)
-    samples = {}
-    for file in out.rglob("*_samples_*.jsonl"):
-        task = file.stem.partition("_samples_")[2]
-        samples[task] = [json.loads(line) for line in file.read_text().splitlines()]
-    return Run(json.loads(files[-1].read_text()), samples, printed)

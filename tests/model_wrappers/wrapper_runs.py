@@ -1,0 +1,68 @@
+"""lmms-eval as a command, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TASKS = HERE.parents[1] / "tasks"
+FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
+VIDEOS, QUESTIONS = 3, 12
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left: the result file's content, the samples of each task by question, and what it printed."""
+
+    results: dict[str, Any] | None
+    samples: dict[str, list[dict[str, Any]]]
+    printed: str = ""
+
+    @property
+    def throughput(self) -> dict[str, float]:
+        return self.results["throughput"]
+
+    def answers(self, task: str = "vnbench") -> dict[str, str]:
+        """Question -> answer, whatever the order of the documents was."""
+        return {sample["accuracy"]["question_id"]: sample["filtered_resps"] for sample in self.samples[task]}
+
+
+def lmms_eval(
+    data: Path,
+    out: Path,
+    *args: str,
+    launcher: tuple[str, ...] = (sys.executable,),
+    tasks: str = "vnbench",
+    **environment: str,
+) -> Run:
+    """The command line, without any network: every connection to another machine raises."""
+    command = [*launcher, str(HERE / "offline.py"), "--tasks", tasks, "--log_samples", "--output_path", str(out), *args]
+    if "--include_path" not in args:
+        command += ["--include_path", str(TASKS)]
+    process = subprocess.run(
+        command,
+        env={**os.environ, "STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    return read_run(out, process.stdout)
+
+
+def read_run(out: Path, printed: str = "") -> Run:
+    files = sorted(out.rglob("*_results.json"))
+    if not files:
+        return Run(None, {}, printed)
+    samples = {}
+    for file in out.rglob("*_samples_*.jsonl"):
+        task = file.stem.partition("_samples_")[2]
+        samples[task] = [json.loads(line) for line in file.read_text().splitlines()]
+    return Run(json.loads(files[-1].read_text()), samples, printed)
