@@ -1,4 +1,4 @@
-"""Accuracy against kept share and against TTFT, one panel per benchmark."""
+"""Accuracy against kept share and against TTFT, in panels by benchmark, or by model where there is one benchmark."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vPX<>h"
 MIN_SPAN = 10.0
+SHIFT = 0.008
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ AXES = (
         "kept visual tokens (%)",
         100.0,
         "accuracy_vs_kept",
-        "Accuracy against the kept share of visual tokens",
+        "Accuracy against the kept share of visual tokens (methods at equal shares stand side by side)",
     ),
     Axis("ttft_s", "time to first token (s)", 1.0, "accuracy_vs_ttft", "Accuracy against the time to the first token"),
 )
@@ -48,8 +49,9 @@ def draw_plots(table: pd.DataFrame) -> dict[str, Figure]:
     """File name -> figure, for every axis that the table has numbers for.
 
     Bars are the 95% intervals of the table, dashed lines the accuracy without reduction, hollow points the paper's.
-    Runs that are not comparable with their baseline are faint and joined to nothing. The legend stands below the
-    panels, so that no label covers a point.
+    Runs that are not comparable with their baseline are faint and joined to nothing. Where methods would hide each
+    other (equal budgets), each moves sideways by less than a hundredth of the axis for each method. The legend stands
+    below the panels, so that no label covers a point.
 
     Raises:
         STTMError: matplotlib is missing.
@@ -89,10 +91,11 @@ def _draw(table: pd.DataFrame, axis: Axis) -> Figure | None:
     shown = table[table["accuracy"].notna() & table[axis.column].notna() & (table["benchmark"] != "Mean")]
     if shown.empty:
         return None
-    shown = shown.assign(series=_series(shown))
-    benchmarks = sorted(set(shown["benchmark"]), key=benchmark_order)
-    columns = min(3, len(benchmarks))
-    rows = -(-len(benchmarks) // columns)
+    by = "benchmark" if shown["benchmark"].nunique() > 1 else "model"
+    shown = shown.assign(series=_series(shown, by))
+    titles = sorted(set(shown[by]), key=benchmark_order)
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
     styles = _styles(shown)
     legend_columns = max(2, columns)
     legend_rows = -(-len(styles) // legend_columns)
@@ -100,10 +103,10 @@ def _draw(table: pd.DataFrame, axis: Axis) -> Figure | None:
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     handles: dict[str, Any] = {}
-    for panel, benchmark in zip(panels, benchmarks, strict=False):
-        _panel(panel, shown[shown["benchmark"] == benchmark], axis, styles, handles)
-        panel.set_title(benchmark)
-    for panel in panels[len(benchmarks) :]:
+    for panel, title in zip(panels, titles, strict=False):
+        _panel(panel, shown[shown[by] == title], axis, styles, handles)
+        panel.set_title(title if by == "benchmark" else f"{title} on {shown['benchmark'].iloc[0]}")
+    for panel in panels[len(titles) :]:
         panel.set_visible(False)
     order = [name for name in styles if name in handles]
     named = [handles[name] for name in order]
@@ -114,9 +117,10 @@ def _draw(table: pd.DataFrame, axis: Axis) -> Figure | None:
 def _panel(
     panel: Any, rows: pd.DataFrame, axis: Axis, styles: Mapping[str, dict[str, Any]], handles: dict[str, Any]
 ) -> None:
+    shifts = _shifts(rows, axis)
     for name, series in rows.groupby("series", sort=False):
         points = series.sort_values(axis.column)
-        x, y = points[axis.column] * axis.scale, points["accuracy"] * 100
+        x, y = points[axis.column] * axis.scale + shifts[str(name)], points["accuracy"] * 100
         error = None
         if points["low"].notna().all():
             error = [(points["accuracy"] - points["low"]) * 100, (points["high"] - points["accuracy"]) * 100]
@@ -135,11 +139,26 @@ def _panel(
         panel.set_ylim(middle - MIN_SPAN / 2, middle + MIN_SPAN / 2)
 
 
-def _series(rows: pd.DataFrame) -> pd.Series:
-    """Name of the series of each row: model and method; what is not comparable is kept apart."""
+def _shifts(rows: pd.DataFrame, axis: Axis) -> dict[str, float]:
+    """How far each series moves sideways: not at all, unless points of several methods would hide each other."""
+    reduced = rows[rows["method"] != "none"]
+    names = list(dict.fromkeys(reduced["series"]))
+    width = 100.0 if axis.scale == 100 else float(rows[axis.column].max())
+    places = reduced.groupby("series")[axis.column].agg(lambda x: set((x * axis.scale / width * 50).round()))
+    crowded = sum(map(len, places)) > len(set().union(*places))
+    steps = [(number - (len(names) - 1) / 2) * crowded for number in range(len(names))]
+    return {
+        **dict.fromkeys(rows["series"], 0.0),
+        **dict(zip(names, (SHIFT * width * step for step in steps), strict=True)),
+    }
+
+
+def _series(rows: pd.DataFrame, by: str) -> pd.Series:
+    """Name of the series of each row: model (unless each has its panel) and method; what is not comparable apart."""
+    model = rows["model"] + ", " if by == "benchmark" else ""
     paper = rows["source"].map(lambda source: " (paper)" if source == PAPER else "")
     apart = rows["comparable"].map(lambda comparable: "" if comparable else ", not comparable")
-    return rows["model"] + ", " + rows["method"] + paper + apart
+    return model + rows["method"] + paper + apart
 
 
 def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:

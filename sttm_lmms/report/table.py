@@ -163,7 +163,11 @@ def _compare(
     if baseline is None:
         return {"comparable": False}, ["no baseline: no run of this model and task without reduction"]
     if baseline is entry:
-        alone = {"relative": 1.0, "speed_up": 1.0 if ttft else None, "baseline": _run_name(entry.run)}
+        alone = {
+            "relative": 1.0 if accuracy else None,
+            "speed_up": 1.0 if ttft else None,
+            "baseline": _run_name(entry.run),
+        }
         return {**alone, "comparable": True}, []
     flags = differences(entry, baseline)
     pairing = pair(entry, baseline)

@@ -6,6 +6,7 @@ from sttm_lmms.report.runs import load_runs
 from sttm_lmms.report.table import build_table
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
 from sttm_lmms.report.plots import draw_plots, save_plots, to_svg
 
 
@@ -54,6 +55,33 @@ def test_no_texts_overlap(table):
                 boxes.append(panel.yaxis.label.get_window_extent())
         for n, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[n + 1 :])
+
+
+def test_methods_at_equal_budgets_do_not_hide_each_other(table):
+    import pandas as pd
+
+    own = table[(table["benchmark"] == "VNBench") & (table["model"] == "tiny/llava-video") & table["comparable"]]
+    other = own[own["method"] == "sttm"].assign(method="random", accuracy=0.5)
+    figure = draw_plots(pd.concat([own, other]))["accuracy_vs_kept"]
+    (panel,) = figure.axes
+    sttm, random = (
+        sorted(container.lines[0].get_xdata())
+        for container in panel.containers
+        if len(container.lines[0].get_xdata()) > 1
+    )
+    assert all(0.5 < abs(a - b) < 1 for a, b in zip(sttm, random, strict=True))
+    baseline = next(container for container in panel.containers if len(container.lines[0].get_xdata()) == 1)
+    assert baseline.lines[0].get_xdata() == [100]
+
+
+def test_one_benchmark_gets_a_panel_for_each_model(table):
+    one = table[(table["benchmark"] == "VNBench") & table["kept_mean"].notna()]
+    figure = draw_plots(one)["accuracy_vs_kept"]
+    titles = [panel.get_title() for panel in figure.axes if panel.get_visible()]
+    assert "tiny/llava-video on VNBench" in titles
+    assert len(titles) == one["model"].nunique()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"sttm", "sttm (paper)", "sttm, not comparable"} <= set(labels)
 
 
 def test_nothing_to_draw(table):
