@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 
 import numpy as np
 import pytest
@@ -58,24 +59,46 @@ def test_grids_that_differ_are_refused(settings):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: pages are checked in a browser only where one is")
 def test_in_a_browser(settings, tmp_path):
-    # The probe runs after the page's own start and writes what the canvas shows into the document.
+    # The probe runs after the page's own start, uses it like a reader, and leaves what it saw in the title.
     probe = """<script>
+    const at = (x, y) => [...picture.getContext("2d").getImageData(
+      Math.round(x * picture.width), Math.round(y * picture.height), 1, 1).data].slice(0, 3);
+    const event = (type, target, x, y) => {
+      const box = target.getBoundingClientRect();
+      const place = { clientX: box.left + x * box.width, clientY: box.top + y * box.height };
+      target.dispatchEvent(new PointerEvent(type, place));
+    };
     Promise.all(images.map(image => image.decode())).then(() => setTimeout(() => {
-      const at = (x, y) => [...picture.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3).join(" ");
-      const spot = (x, y) => at(Math.round(x * picture.width), Math.round(y * picture.height));
-      document.title = [spot(.4, .4), spot(.75, .25), spot(.25, .6)].join(" | ");
+      const seen = { merged: at(.4, .4), kept: at(.75, .25), dropped: at(.25, .6) };
+      seen.start = byId("headline").textContent + " / " + byId("frameName").textContent;
+      event("pointermove", picture, .25, .25);
+      seen.pointed = byId("told").textContent;
+      event("pointermove", picture, .25, .75);
+      seen.pointedDropped = byId("told").textContent;
+      event("click", strip, .1, .5);
+      seen.clicked = byId("frameName").textContent;
+      byId("play").click();
+      seen.playing = byId("play").getAttribute("aria-pressed");
+      byId("play").click();
+      byId("setting").value = 0;
+      byId("setting").dispatchEvent(new Event("input"));
+      seen.all = byId("settingName").textContent + " / " + byId("headline").textContent;
+      document.title = JSON.stringify(seen);
     }, 50));</script></body>"""
     page = tmp_path / "page.html"
     page.write_text(render_page(FRAMES, settings, "toy").replace("</body>", probe), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     url = page.as_uri() + "#setting=1&frame=1"
     html = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=120).stdout
-    assert "3 of 8 visual tokens kept (37.5%). (spatial_threshold 0.8123, steps 3)" in html
-    assert "1: 2 of 4 kept" in html
-    merged, kept, dropped = (
-        [int(c) for c in spot.split()] for spot in re.search("<title>(.*?)</title>", html)[1].split(" | ")
-    )
+    seen = json.loads(unescape(re.search("<title>(.*?)</title>", html)[1]))
     colour = [int(c) for c in re.findall(r"\d+", data_of(html)["colours"][0])]
-    assert merged == pytest.approx([(100 + c) / 2 for c in colour], abs=4)
-    assert kept == pytest.approx([100] * 3, abs=4)
-    assert max(dropped) < 40
+    assert seen["merged"] == pytest.approx([(100 + c) / 2 for c in colour], abs=4)
+    assert seen["kept"] == pytest.approx([100] * 3, abs=4)
+    assert max(seen["dropped"]) < 40
+    numbers = "3 of 8 visual tokens kept (37.5%). (spatial_threshold 0.8123, steps 3)"
+    assert seen["start"] == f"{numbers} / 1: 2 of 4 kept"
+    assert seen["pointed"] == "Token 0 stands in frame 0 for 5 cell(s) of frame(s) 0, 1."
+    assert seen["pointedDropped"] == "This cell was dropped."
+    assert seen["clicked"] == "0: 1 of 4 kept"
+    assert seen["playing"] == "true"
+    assert seen["all"] == "all / 8 of 8 visual tokens kept (100.0%)."
