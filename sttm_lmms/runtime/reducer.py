@@ -354,13 +354,8 @@ class TokenReducer:
         state, device = call.state, positions.device
         past = call.cache.get_seq_length(self.start_layer) if call.cache is not None else 0
         total = extend_mask(state.short_mask, mask, past, call.rows, length, device)
-        if self._mrope:
-            places = call.positions if call.mask is None else call.positions.masked_fill(~call.mask, -1)
-            following = places.amax(dim=(0, 2)) + 1
-            if state.next_position is not None:
-                following = torch.maximum(following, state.next_position.to(following.device))
-        else:
-            following = None
+        # Rows end together, so the last token is real; text goes on after its largest coordinate.
+        following = call.positions[..., -1].amax(dim=0) + 1 if self._mrope else None
         call.after = CacheState(
             full=state.full + real_tokens(call.mask, call.length),
             short=state.short + real_tokens(mask, length),

@@ -233,3 +233,13 @@ def test_bfloat16(tiny):
     with reduce_tokens(model, CONFIG) as report:
         assert generate(model, batch).shape == (1, 4)
     assert 0 < report.kept_tokens < report.visual_tokens
+
+
+@FAMILIES
+def test_generated_tokens_go_on_where_transformers_goes_on(tiny, family):
+    """More steps in time than rows or columns: there the text's positions are below the video's."""
+    model, processor = tiny(family)
+    batch = batch_for(processor, [moving_squares(0, 24, height=56, width=56)], ["What moves?"])
+    plain = generate(model, batch, max_new_tokens=8)
+    with reduce_tokens(model, STTMConfig(1.5, 1.5, start_layer=1)):
+        assert torch.equal(generate(model, batch, max_new_tokens=8), plain)
