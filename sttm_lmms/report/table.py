@@ -142,7 +142,7 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
         "low": low,
         "high": high,
         "interval": interval,
-        "also": ", ".join(f"{name} {100 * value:.1f}" for name, value in entry.task.also),
+        "also": _also(entry, accuracy),
         "kept_requested": _requested(entry),
         "kept_mean": fmean(shares) if shares else summary.kept_share_mean,
         "kept_min": min(shares) if shares else summary.kept_share_min,
@@ -202,6 +202,15 @@ def _accuracy(entry: Entry) -> tuple[float | None, float | None, float | None, s
     if mean is None or error is None:
         return mean, None, None, None
     return mean, max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error), "reported"
+
+
+def _also(entry: Entry, accuracy: float | None) -> str:
+    """Further scores of the task, and its own main score where that is not our accuracy."""
+    task = entry.task
+    scores = list(task.also)
+    if accuracy is not None and task.reported is not None and abs(task.reported - accuracy) > 0.0005:
+        scores.insert(0, (f"{task.metric} as reported", task.reported))
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores)
 
 
 def _ttft(entry: Entry) -> float | None:
