@@ -7,7 +7,7 @@ import torch
 from sttm_lmms.config import STTMConfig
 from sttm_lmms.merging.average import average_groups
 from sttm_lmms.merging.quadtree import Partition, Quadtrees, build_quadtrees, partition_at
-from sttm_lmms.merging.temporal import overlapping_pairs, pair_similarities, representatives
+from sttm_lmms.merging.temporal import merge_in_time, pair_similarities
 from sttm_lmms.merging.tokens import MergedTokens
 
 
@@ -31,11 +31,9 @@ def plant(features: torch.Tensor, config: STTMConfig, head_dim: int | None = Non
 def merge_at(trees: Quadtrees, spatial: float, temporal: float, *, weighted_avg: bool = False) -> MergedTokens:
     """The tokens of a video at a pair of thresholds; ``info`` holds the two."""
     partition = partition_at(trees.layout, trees.agreement, spatial)
-    owner = partition.anchor
-    if temporal > 0 and len(owner) > 1:
-        pairs = overlapping_pairs(partition)
-        kept = pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level) >= temporal
-        owner = representatives(partition, pairs.earlier[kept], pairs.later[kept])
+    owner = merge_in_time(
+        partition, temporal, lambda pairs: pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
+    )
     return _collect(
         trees, partition, owner, weighted_avg, {"spatial_threshold": spatial, "temporal_threshold": temporal}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,23 @@ def pair_similarities(
         dots = row_dots(trees.rows(a), trees.rows(b), node_a, node_b, scale.shape[-1])
         similarity[member] = (dots / scale).mean(-1)
     return similarity
+
+
+def merge_in_time(
+    partition: Partition, temporal_threshold: float, similarities: Callable[[Pairs], torch.Tensor]
+) -> torch.Tensor:
+    """``[T, H, W]`` int64: anchor of the token that stands for each cell after the temporal step.
+
+    Args:
+        partition: the tokens of the spatial step.
+        temporal_threshold: pairs at least as similar merge; at or below 0 the step is off.
+        similarities: ``[P]`` float32 cosine similarities of pairs; called at most once.
+    """
+    if temporal_threshold <= 0 or len(partition.anchor) == 1:
+        return partition.anchor
+    pairs = overlapping_pairs(partition)
+    kept = similarities(pairs) >= temporal_threshold
+    return representatives(partition, pairs.earlier[kept], pairs.later[kept])
 
 
 def representatives(partition: Partition, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:

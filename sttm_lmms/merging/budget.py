@@ -1,0 +1,119 @@
+"""One knob instead of two thresholds: the pair of thresholds that keeps a given share of the tokens.
+
+All similarities of a video are computed once; a step of the search only counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from sttm_lmms.config import STTMConfig, check_number
+from sttm_lmms.merging.quadtree import Layout, Quadtrees, partition_at
+from sttm_lmms.merging.search import HIGHEST, LOWEST, Search, Thresholds
+from sttm_lmms.merging.sttm import plant
+from sttm_lmms.merging.temporal import Pairs, merge_in_time, pair_similarities
+
+
+class BudgetWarning(UserWarning):
+    """A video has no token set that meets the budget."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All that decides how many tokens a video keeps, without its features.
+
+    Attributes:
+        layout: the geometry of the quadtrees.
+        agreement: ``[L - 1, T, H, W]`` float32, see :class:`Quadtrees`.
+        similarity: ``[L, L, (T - 1) * H * W]`` float32, cosine similarity between the node of one level over a cell
+            and the node of another level over that cell in the next frame; NaN but at the top-left cell of the smaller
+            node.
+    """
+
+    layout: Layout
+    agreement: torch.Tensor
+    similarity: torch.Tensor
+
+    @classmethod
+    def of(cls, trees: Quadtrees) -> Profile:
+        """Measure everything once."""
+        layout, (frames, height, width, _) = trees.layout, trees.levels[-1].shape
+        y, x, depth = (torch.arange(n, device=trees.agreement.device) for n in (height, width, len(trees.levels)))
+        is_corner = (layout.top == y)[:, :, None] & (layout.left == x)[:, None]
+        smaller = torch.maximum(depth[:, None], depth)
+        wanted = is_corner[smaller].flatten(2).repeat(1, 1, frames - 1)
+        earlier_level, later_level, cell = wanted.nonzero().unbind(1)
+        similarity = torch.full_like(wanted, torch.nan, dtype=torch.float32)
+        similarity[wanted] = pair_similarities(trees, cell, earlier_level, later_level)
+        return cls(layout, trees.agreement, similarity)
+
+    def share(self, thresholds: Thresholds) -> float:
+        """Kept tokens / all tokens."""
+        partition = partition_at(self.layout, self.agreement, thresholds.spatial)
+        owner = merge_in_time(partition, thresholds.temporal, self._look_up).flatten()
+        kept = int((owner == torch.arange(len(owner), device=owner.device)).sum())
+        return kept / len(owner)
+
+    def turning_points(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The spatial and the temporal thresholds at which the share can change, ascending."""
+        (spatial, temporal), (spatial_end, temporal_end) = LOWEST, HIGHEST
+        return (
+            _turning_points(spatial, self.agreement, spatial_end),
+            _turning_points(temporal, self.similarity, temporal_end),
+        )
+
+    def _look_up(self, pairs: Pairs) -> torch.Tensor:
+        return self.similarity[pairs.earlier_level, pairs.later_level, pairs.cell]
+
+
+def _turning_points(low: float, values: torch.Tensor, high: float) -> torch.Tensor:
+    inner = values[(values > low) & (values < high)].unique()
+    return torch.cat((inner.new_tensor([low]), inner, inner.new_tensor([high])))
+
+
+def search_budget(profile: Profile, budget: float) -> Search:
+    """Search the thresholds for one video: along the path, and off it where the path misses the budget."""
+    search = Search(profile.share, budget)
+    above = search.follow_path()
+    if search.best_share is not None and not search.within():
+        spatial, temporal = profile.turning_points()
+        for start in (HIGHEST, above):
+            for space_first in (True, False):
+                search.leave_path(start, spatial, temporal, space_first=space_first)
+    return search
+
+
+def calibrate(
+    features: Iterable[torch.Tensor], budget: float, config: STTMConfig, head_dim: int | None = None
+) -> Thresholds:
+    """One fixed pair of thresholds that meets a budget on average over videos, as the paper uses them.
+
+    Args:
+        features: visual tokens ``[T, H, W, C]`` of each video, at the layer where they are to be merged. Taken one at a
+            time; only similarities are kept.
+        budget: average over videos of kept tokens / all tokens, in (0, 1].
+        config: everything but thresholds and budget.
+        head_dim: see :func:`sttm_lmms.merging.merge_video_tokens`.
+
+    Raises:
+        ValueError: there is no video, the budget is out of range, or no thresholds keep so few tokens.
+    """
+    check_number("budget", budget, 0.0, 1.0, low_open=True)
+    profiles = [Profile.of(plant(video, config, head_dim)) for video in features]
+    if not profiles:
+        raise ValueError("calibration needs at least one video")
+
+    def average(thresholds: Thresholds) -> float:
+        return sum(profile.share(thresholds) for profile in profiles) / len(profiles)
+
+    search = Search(average, budget)
+    search.follow_path()
+    if search.best_share is None:
+        raise ValueError(
+            f"budget={budget} is below what these videos allow: even the lowest thresholds keep {average(LOWEST):.4f} "
+            "of the tokens on average; ask for more, or start the quadtrees at a lower root_level"
+        )
+    return search.best

@@ -1,0 +1,136 @@
+"""The search behind a budget: thresholds with the largest kept share that a budget allows.
+
+It walks one path through the (spatial, temporal) plane, temporal = spatial - 0.25 in its main part, which passes within
+0.1 of the pairs published for 50% and 30%, and bisects on the kept share. Where shares jump over the budget on the path
+(still videos, where everything merges in time at once; flat pictures; tiny grids) it goes on along one threshold at a
+time.
+
+The search is monotone: a larger budget never keeps fewer tokens. Its steps depend on comparisons with the budget alone,
+and the answer is the largest share within the budget that was seen; so two searches go hand in hand until a point fits
+the larger budget only, and that point keeps more than the smaller budget allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Thresholds(NamedTuple):
+    """A point of the plane that is searched."""
+
+    spatial: float
+    temporal: float
+
+
+Line = Callable[[int], Thresholds]
+"""A line of numbered points, shares ascending."""
+
+
+LOWEST = Thresholds(-1.0, torch.finfo(torch.float32).tiny)
+"""Merges all that thresholds can merge: every quadtree stops at its root, and every pair with a positive similarity
+merges in time (a temporal threshold of 0 would turn that step off)."""
+
+HIGHEST = Thresholds(1.01, 1.01)
+"""Merges nothing: above 1 by more than a similarity can be through rounding."""
+
+PATH = (LOWEST, Thresholds(0.25, LOWEST.temporal), Thresholds(0.95, 0.70), HIGHEST)
+"""Corners of the path, lowest share first."""
+
+TOLERANCE = 0.01
+"""A share in (budget - TOLERANCE, budget] meets the budget."""
+
+_CLOSE = 0.001  # a share in (budget - _CLOSE, budget] ends the bisection
+_STEPS = 2**25  # points on each part of the path: as fine as float32 similarities near 1
+_TURNS = 4  # of a walk off the path
+
+
+class Search:
+    """One search.
+
+    Args:
+        share: kept share at a pair of thresholds.
+        budget: in (0, 1].
+
+    Attributes:
+        best: the thresholds found; the lowest ones as long as nothing is within the budget.
+        best_share: their share; None as long as nothing is within the budget.
+        evaluations: calls of ``share``.
+    """
+
+    def __init__(self, share: Callable[[Thresholds], float], budget: float) -> None:
+        self.best = LOWEST
+        self.best_share: float | None = None
+        self.evaluations = 0
+        self._share = share
+        self._budget = budget
+
+    def within(self, tolerance: float = TOLERANCE) -> bool:
+        """Whether the best share lies in (budget - tolerance, budget]."""
+        return self.best_share is not None and self.best_share > self._budget - tolerance
+
+    def follow_path(self) -> Thresholds:
+        """Search the path. Returns the last point seen whose share is above the budget, if there is one."""
+        high = HIGHEST
+        if self._fits(high):
+            return high
+        for low in reversed(PATH[:-1]):
+            if self._fits(low):
+                return self._bisect(_segment(low, high), _STEPS)
+            high = low
+        return high
+
+    def leave_path(
+        self, start: Thresholds, spatial: torch.Tensor, temporal: torch.Tensor, *, space_first: bool
+    ) -> None:
+        """Go on from a point above the budget, along one threshold and then along the other, by turns.
+
+        Args:
+            start: the point.
+            spatial, temporal: ``[n]`` ascending, the values to try for each threshold.
+            space_first: which one moves first.
+        """
+        for turn in range(_TURNS):
+            if self.within():
+                return
+            if (turn % 2 == 0) == space_first:
+                line, length = _along_space(spatial, start.temporal), len(spatial)
+            else:
+                line, length = _along_time(start.spatial, temporal), len(temporal)
+            # A line helps only if the budget lies between its ends.
+            if self._fits(line(0)) and not self._fits(line(length - 1)):
+                start = self._bisect(line, length - 1)
+
+    def _bisect(self, line: Line, high: int) -> Thresholds:
+        """Narrow down a line whose point 0 fits and whose point ``high`` does not; returns the last that does not."""
+        low = 0
+        while high - low > 1 and not self.within(_CLOSE):
+            middle = (low + high) // 2
+            if self._fits(line(middle)):
+                low = middle
+            else:
+                high = middle
+        return line(high)
+
+    def _fits(self, point: Thresholds) -> bool:
+        share = self._share(point)
+        self.evaluations += 1
+        if share <= self._budget and (self.best_share is None or share > self.best_share):
+            self.best, self.best_share = point, share
+        return share <= self._budget
+
+
+def _segment(low: Thresholds, high: Thresholds) -> Line:
+    """From ``low`` (0) to ``high`` (_STEPS)."""
+    ends = list(zip(low, high, strict=True))
+    return lambda i: Thresholds(*(start + (end - start) * i / _STEPS for start, end in ends))
+
+
+def _along_space(spatial: torch.Tensor, temporal: float) -> Line:
+    return lambda i: Thresholds(float(spatial[i]), temporal)
+
+
+def _along_time(spatial: float, temporal: torch.Tensor) -> Line:
+    return lambda i: Thresholds(spatial, float(temporal[i]))
