@@ -346,6 +346,9 @@ def set_key(number, key, value):
         ("longvideobench", set_key(1, "id", "clip0_0"), "record 1: question_id 'clip0_0' is that of record 0"),
         ("videomme", set_key(0, "extra", 1), "record 0: unknown keys 'extra'"),
         ("nextqa", set_key(1, "answer", "five"), "record 1: "),
+        ("nextqa", set_key(1, "answer", "7"), "record 1: answer 'H' is not among"),
+        ("nextqa", set_key(1, "answer", "70"), "record 1: "),
+        ("vnbench", set_key(1, "options", None), "record 1: "),
         ("egoschema", lambda records: records[1].pop("option 4"), "record 1: missing keys 'option 4'"),
     ],
 )

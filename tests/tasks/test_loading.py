@@ -1,5 +1,6 @@
 """Our tasks and lmms-eval's own load offline, through `--include_path` alone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,20 @@ def test_missing_annotations_say_what_to_do(offline, manager, monkeypatch, tmp_p
     with pytest.raises(AnnotationError, match="STTM_DATA_ROOT") as error:
         get_task_dict(["vnbench"], manager, "chat")
     assert str(tmp_path / "vnbench/annotations/VNBench-main-4try_v2.json") in str(error.value)
+
+
+def test_egoschema_with_some_answers(small_data, manager, monkeypatch, tmp_path):
+    records = json.loads((small_data / "egoschema/annotations/egoschema_fullset_v2.json").read_text())
+    del records[1]["answer"]
+    (tmp_path / "egoschema/annotations").mkdir(parents=True)
+    (tmp_path / "egoschema/annotations/questions.json").write_text(json.dumps(records))
+    monkeypatch.setenv("STTM_DATA_ROOT", str(tmp_path))
+    task = get_task_dict(["sttm_egoschema"], manager, "chat")["sttm_egoschema"]
+    assert sorted(task.aggregation()) == ["accuracy", "submission"]
+    assert [set(task.process_results(doc, ["A"])) for doc in task.eval_docs] == [
+        {"accuracy", "submission"},
+        {"submission"},
+    ]
 
 
 def test_default_data_root_is_below_the_current_folder(small_data, manager, monkeypatch, tmp_path):

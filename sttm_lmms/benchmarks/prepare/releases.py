@@ -65,7 +65,7 @@ def convert_release(release: Release, raw: Path, ignore: Sequence[str] = ()) -> 
             try:
                 check_keys(record, release.required, {*release.known, *ignore})
                 converted.append(release.convert(record, path))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, IndexError) as error:
                 raise AnnotationError(f"{path}: record {number}: {error}") from error
     return converted
 

@@ -40,9 +40,7 @@ def test_the_forward_pass_is_that_of_transformers(student, batch):
     from tiny.decoder import run
 
     embed = student.decoder.model.embed_tokens
-    trace = run(
-        student.decoder, student.context(batch.visual), embed(batch.ids), batch.lengths, prefix=len(student.prefix)
-    )
+    trace = run(student.decoder, student.context(batch.visual), embed(batch.ids), batch.lengths)
     ours = student.decoder.lm_head(student.decoder.model.norm(trace.text[6]))
     start = 0
     for length in batch.lengths:
@@ -147,8 +145,8 @@ def test_all_stages_run(tmp_path):
     student = stages.Student()
     place = stages.Place(tmp_path, tmp_path / "log.jsonl")
     for stage in stages.FREE_STAGES.values():
-        stage(student, place, Schedule(1, 1e-3))
+        stage(student, place, Schedule(2, 1e-3))
     bank = stages.make_bank(student, place, 1, 1)
     for stage in stages.BANK_STAGES.values():
-        stage(student, place, Schedule(1, 1e-3), bank)
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
+        stage(student, place, Schedule(2, 1e-3), bank)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 6
