@@ -11,6 +11,7 @@ from lmms_eval.protocol import ChatMessages
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from sttm_lmms.benchmarks import FORMATS, load_benchmark
+from sttm_lmms.benchmarks.documents import TaskData
 from sttm_lmms.errors import AnnotationError
 
 OURS = ["vnbench", *(f"sttm_{name}" for name in FORMATS)]
@@ -103,6 +104,14 @@ def test_egoschema_with_some_answers(small_data, manager, monkeypatch, tmp_path)
         {"accuracy", "submission"},
         {"submission"},
     ]
+
+
+def test_result_files_hold_a_digest_of_the_questions(small_data):
+    mlvu, nextqa = (repr(TaskData.load(name, world_size=1)) for name in ("mlvu", "nextqa"))
+    assert mlvu.startswith("TaskData(MLVU_mcq_v2.json, 4 questions, ")
+    assert len(mlvu) < 80
+    assert mlvu == repr(TaskData.load("mlvu", world_size=1))
+    assert mlvu.split(", ")[-1] != nextqa.split(", ")[-1]
 
 
 def test_default_data_root_is_below_the_current_folder(small_data, manager, monkeypatch, tmp_path):
