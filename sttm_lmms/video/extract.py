@@ -1,0 +1,95 @@
+"""Filling a feature store from video files: resumable, in shards, and with the space known before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sttm_lmms.config import check_choice
+from sttm_lmms.errors import FeatureError, VideoError
+from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.video.features import FeatureStore, OtherKeyError
+
+_LEFTOVER_AGE = 3600.0
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What became of the videos of one shard, by id, in the order given.
+
+    Attributes:
+        written: encoded and stored now.
+        skipped: whole features with the right key were there already.
+        failed: id and reason.
+    """
+
+    written: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def shard_of(items: Iterable[tuple[str, str | Path]], rank: int = 0, world: int = 1) -> list[tuple[str, str | Path]]:
+    """Every ``world``-th video, from the ``rank``-th on; a video that comes up several times counts once.
+
+    Raises:
+        ValueError: not ``0 <= rank < world``.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"shard {rank} of {world} does not exist; ranks go from 0 to world - 1")
+    return list({vid: (vid, path) for vid, path in items}.values())[rank::world]
+
+
+def extract(
+    items: Iterable[tuple[str, str | Path]],
+    encode: Callable[[str | Path], VisionFeatures],
+    store: FeatureStore,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    on_error: Literal["skip", "raise"] = "skip",
+    progress: Callable[[int, int], None] | None = None,
+) -> ExtractReport:
+    """Encode and store the videos that are not stored yet. Stopped at any moment, it goes on where it was.
+
+    Args:
+        items: video ids and files; every process gives the same ones in the same order.
+        encode: reads a file and runs the vision tower on it.
+        store: where features go.
+        shard: number of this process and number of processes.
+        on_error: what a video does that cannot be read or encoded: it is reported, or it stops the run.
+        progress: called after each video with the videos done and the videos of this shard.
+
+    Raises:
+        OtherKeyError: the store holds features of another checkpoint or other settings.
+        VideoError, FeatureError: with ``on_error="raise"``.
+        ValueError: a shard that does not exist.
+    """
+    check_choice("on_error", on_error, ("skip", "raise"))
+    mine, report = shard_of(items, *shard), ExtractReport()
+    store.remove_leftovers(_LEFTOVER_AGE)
+    for done, (vid, path) in enumerate(mine, start=1):
+        try:
+            if store.has(vid):
+                report.skipped.append(vid)
+            else:
+                store.save(vid, encode(path))
+                report.written.append(vid)
+        except OtherKeyError:
+            raise
+        except (VideoError, FeatureError) as error:
+            if on_error == "raise":
+                raise
+            report.failed.append((vid, str(error)))
+        if progress is not None:
+            progress(done, len(mine))
+    return report
+
+
+def human_bytes(count: float) -> str:
+    """``1536`` as ``"1.5 KiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
