@@ -1,0 +1,57 @@
+"""Control: average pooling of every frame to a smaller grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from sttm_lmms.merging import MergedTokens
+from sttm_lmms.methods.common import BudgetConfig, most_within
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(BudgetConfig):
+    """Settings of average pooling. A budget of less than one token a frame pools frames as well."""
+
+
+def pool_cells(features: torch.Tensor, config: PoolConfig, head_dim: int | None = None) -> MergedTokens:
+    """Average ``[T, H, W, C]`` over blocks of cells, as even as can be, as many as the budget allows."""
+    before = (features.shape[0], features.shape[1], features.shape[2])
+    after = pooled_grid(before, config.budget)
+    pooled = features
+    block_of, first, end = [], [], []
+    for axis, (old, new) in enumerate(zip(before, after, strict=True)):
+        block = torch.arange(old, device=features.device) * new // old
+        weight = torch.nn.functional.one_hot(block, new).to(features.dtype)
+        pooled = torch.tensordot(weight / weight.sum(0), pooled, ([0], [axis])).movedim(0, axis)
+        number = torch.arange(new, device=features.device)
+        block_of.append(block)
+        first.append(torch.searchsorted(block, number))
+        end.append(torch.searchsorted(block, number, right=True))
+
+    (t, y, x), (_, height, width) = block_of, after
+    source_map = (t[:, None, None] * height + y[:, None]) * width + x
+    t, y, x = torch.cartesian_prod(*(torch.arange(n, device=features.device) for n in after)).unbind(1)
+    return MergedTokens(
+        features=pooled.flatten(0, 2),
+        boxes=torch.stack((first[0][t], first[1][y], first[2][x], end[1][y], end[2][x]), 1),
+        counts=torch.bincount(source_map.flatten()),
+        source_map=source_map,
+    )
+
+
+def pooled_grid(grid: tuple[int, int, int], budget: float) -> tuple[int, int, int]:
+    """The (T, H, W) with the most tokens within the budget whose sides shrink alike, to a factor of 2."""
+    frames, height, width = grid
+    per_frame = most_within(budget, frames * height * width) // frames
+    if per_frame == 0:
+        return most_within(budget * height * width, frames), 1, 1
+
+    def rank(size: tuple[int, int]) -> tuple[bool, int, float]:
+        shrinks = sorted((size[0] / height, size[1] / width))
+        return shrinks[1] <= 2 * shrinks[0], size[0] * size[1], shrinks[0]
+
+    sizes = product(range(1, height + 1), range(1, width + 1))
+    return frames, *max((size for size in sizes if size[0] * size[1] <= per_frame), key=rank)

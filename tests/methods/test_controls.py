@@ -1,0 +1,119 @@
+"""The control methods: random dropping, frame dropping, average pooling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sttm_lmms.merging import MergedTokens
+from sttm_lmms.methods import METHODS, get_method, method_of
+from sttm_lmms.methods.common import most_within
+from sttm_lmms.methods.frames import FramesConfig, keep_frames
+from sttm_lmms.methods.pool import PoolConfig, pool_cells, pooled_grid
+from sttm_lmms.methods.random import RandomConfig, keep_random
+
+CONTROLS = ("random", "frames", "pool")
+GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+BUDGETS = st.floats(0.01, 1.0)
+
+
+def run(name: str, features: torch.Tensor, budget: float) -> MergedTokens:
+    method = get_method(name)
+    return method.merge_function(features, method.config_class(budget=budget))
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@settings(max_examples=60, deadline=None)
+@given(grid=GRIDS, budget=BUDGETS)
+def test_tokens_are_within_the_budget_and_consistent(name: str, grid: tuple[int, int, int], budget: float) -> None:
+    features = torch.randn(*grid, 3)
+    merged = run(name, features, budget)
+
+    smallest = grid[1] * grid[2] if name == "frames" else 1  # the least that the method can keep
+    assert len(merged) / features[..., 0].numel() <= budget or len(merged) == smallest
+    assert merged.grid == grid
+    place = (merged.boxes[:, 0] * grid[1] + merged.boxes[:, 1]) * grid[2] + merged.boxes[:, 2]
+    assert (place.diff() > 0).all()
+    assert torch.equal(torch.bincount(merged.source_map[merged.source_map >= 0]), merged.counts)
+    for number, (t, y0, x0, y1, x1) in enumerate(merged.boxes.tolist()):
+        assert (merged.source_map[t, y0:y1, x0:x1] == number).all()
+        expected = features[merged.source_map == number].mean(0)
+        torch.testing.assert_close(merged.features[number], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_whole_budget_keeps_everything_bit_by_bit(name: str, dtype: torch.dtype) -> None:
+    features = torch.randn(3, 4, 5, 6).to(dtype)
+    merged = run(name, features, 1.0)
+    assert torch.equal(merged.features.view_as(features), features)
+
+
+def test_random_depends_on_the_seed_alone() -> None:
+    first, again, other = (
+        keep_random(torch.randn(4, 6, 6, 2), RandomConfig(budget=0.5, seed=seed)).source_map for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_random_meets_the_budget_exactly() -> None:
+    assert len(keep_random(torch.randn(4, 5, 5, 2), RandomConfig(budget=0.3))) == 30
+
+
+def test_frames_are_evenly_spaced() -> None:
+    merged = keep_frames(torch.randn(12, 2, 2, 1), FramesConfig(budget=0.25))
+    assert merged.boxes[:, 0].unique().tolist() == [2, 6, 10]
+    assert (merged.source_map[[2, 6, 10]] >= 0).all()
+    assert len(merged) == 12
+
+
+def test_pool_of_halves_is_the_mean_of_two_by_two() -> None:
+    features = torch.randn(2, 4, 6, 3)
+    merged = pool_cells(features, PoolConfig(budget=0.25))
+    expected = features.unflatten(1, (2, 2)).unflatten(3, (3, 2)).mean((2, 4))
+    torch.testing.assert_close(merged.features.view(2, 2, 3, 3), expected)
+
+
+@pytest.mark.parametrize(
+    ("grid", "budget", "expected"),
+    [
+        ((8, 14, 14), 0.5, (8, 7, 14)),
+        ((8, 14, 14), 0.07, (8, 4, 3)),
+        ((8, 14, 14), 0.003, (4, 1, 1)),
+        ((8, 1, 9), 0.34, (8, 1, 3)),
+    ],
+)
+def test_pooled_grid(grid: tuple[int, int, int], budget: float, expected: tuple[int, int, int]) -> None:
+    after = pooled_grid(grid, budget)
+    assert sorted(after) == sorted(expected)
+    assert after[0] == expected[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(total=st.integers(1, 40_000), part=st.integers(1, 40_000))
+def test_most_within_is_exact_for_fractions(total: int, part: int) -> None:
+    part = min(part, total)
+    assert most_within(part / total, total) == part
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize(
+    "bad", [{}, {"budget": 0}, {"budget": 1.5}, {"budget": "half"}, {"budget": 0.5, "start_layer": -1}]
+)
+def test_bad_settings_are_refused(name: str, bad: dict) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"budget|start_layer"):
+        METHODS[name].config_class(**bad)
+
+
+def test_bad_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed"):
+        RandomConfig(budget=0.5, seed=-1)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_settings_lead_back_to_their_method(name: str) -> None:
+    config = METHODS[name].config_class(budget=0.5, start_layer=0, decode_positions="reference")
+    assert method_of(config).name == name
