@@ -2,7 +2,8 @@
 """Measure the embedded checkpoint on held-out Mini-VNBench videos, reduced in different ways.
 
 ``python scripts/eval_tiny.py --work WORK --out results/tiny`` generates the test videos (once), runs every setting
-through the engine on real mp4 files, and writes ``accuracy.json`` and ``accuracy.md`` with 95% intervals clustered by video.
+through the engine on real mp4 files, and writes ``accuracy.json`` and ``accuracy.md``, with 95% intervals clustered by
+video.
 """
 
 from __future__ import annotations

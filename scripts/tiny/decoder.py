@@ -56,16 +56,20 @@ def build_decoder(codes: Codes, object_ids: list[int]) -> Qwen2ForCausalLM:
 
 @dataclass
 class Trace:
-    """What a forward pass leaves: hidden states after each layer and the attention the video got from the text.
+    """What a forward pass leaves: hidden states after each layer and the text's attention.
 
     Attributes:
         context: ``{layer: [B, C', D]}``, text: ``{layer: [B, L, D]}``.
-        mass: ``{layer: scalar}``, the mean share of a text token's attention that goes to visual tokens.
+        attention: ``{layer: [B, heads, L, C' + L]}``, the text's attention.
     """
 
     context: dict[int, torch.Tensor]
     text: dict[int, torch.Tensor]
-    mass: dict[int, torch.Tensor]
+    attention: dict[int, torch.Tensor]
+
+    def mass(self, layer: int, prefix: int) -> torch.Tensor:
+        """Mean share of a text token's attention that goes to visual tokens."""
+        return self.attention[layer][..., prefix : self.context[layer].shape[1]].sum(-1).mean()
 
 
 def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,14 +104,13 @@ def run(
     text: torch.Tensor,
     lengths: list[int],
     *,
-    prefix: int,
     layers: range = range(LAYERS),
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Trace:
     """Run ``layers``.
 
     Args:
-        context: ``[B, C, D]``: the tokens before the video (``prefix`` of them) and the video.
+        context: ``[B, C, D]``: the tokens before the video and the video.
         text: ``[B, L, D]``: the questions one after the other, ``lengths`` long.
         reduce: maps the context to a shorter one in front of layer ``FRONT``.
     """
@@ -121,18 +124,18 @@ def run(
         layer = model.model.layers[number]
         positions = torch.cat((torch.arange(size, device=text.device), size + offsets))
         hidden = torch.cat((context, text), 1)
-        update, mass = attention(layer.self_attn, layer.input_layernorm(hidden), size, positions, mask, prefix)
+        update, shares = attention(layer.self_attn, layer.input_layernorm(hidden), size, positions, mask)
         hidden = hidden + update
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         context, text = hidden[:, :size], hidden[:, size:]
-        trace.context[number], trace.text[number], trace.mass[number] = context, text, mass
+        trace.context[number], trace.text[number], trace.attention[number] = context, text, shares
     return trace
 
 
 def attention(
-    module: nn.Module, x: torch.Tensor, size: int, positions: torch.Tensor, mask: torch.Tensor, prefix: int
+    module: nn.Module, x: torch.Tensor, size: int, positions: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one layer ``[B, C+L, D]``, and the mean share of the text's attention that goes to the video."""
+    """Attention of one layer ``[B, C+L, D]``, and the shares ``[B, heads, L, C+L]`` of the text's attention."""
     batch, length, width = x.shape
     head = width // HEADS
     q = module.q_proj(x).view(batch, length, HEADS, head).transpose(1, 2)
@@ -147,4 +150,4 @@ def attention(
     scores = torch.cat((scores[..., :size], scores[..., size:] + mask), -1)
     shares = scores.softmax(-1)
     out = torch.cat((seen, shares @ v), 2).transpose(1, 2).reshape(batch, length, width)
-    return module.o_proj(out), shares[..., prefix:size].sum(-1).mean()
+    return module.o_proj(out), shares

@@ -95,6 +95,9 @@ def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -
         logits = heads.ordinal(F.rms_norm(trace.context[FRONT + 1][rows, size + places], (HIDDEN,)))
         total = total + F.cross_entropy(logits, ordinal[rows, places])
         report["ordinal"] = accuracy(logits, ordinal[rows, places])
+        looking = counting_attention(trace.attention[FRONT + 1], batch, needle, student.object_of, size)
+        total = total + 0.5 * looking
+        report["looking"] = looking.item()
     ends = torch.tensor(batch.lengths).cumsum(0) - 1
     final = student.decoder.model.norm(trace.text[LAYERS - 1])
     letters = batch.ids[:, ends]
@@ -107,6 +110,26 @@ def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -
     for kind in dict.fromkeys(kinds):
         report[f"answer_{kind}"] = hit[[k == kind for k in kinds]].mean().item()
     return total, report
+
+
+def counting_attention(
+    shares: torch.Tensor, batch: Batch, needle: torch.Tensor, object_of: torch.Tensor, prefix: int
+) -> torch.Tensor:
+    """How far (KL) the first head of an object's name in a counting question is from looking where it can count.
+
+    That is evenly at every needle of its object and at the first token of the sequence: what the first token gets,
+    1/(n + 1), is then the count, whatever else has been dropped.
+    """
+    counted = torch.tensor([question.kind == "cnt" for question in batch.drawn[0].questions])
+    asked = torch.repeat_interleave(counted, torch.tensor(batch.lengths))
+    rows, words = ((object_of[batch.ids] >= 0) & asked).nonzero().T
+    same = needle[rows] == object_of[batch.ids[rows, words]][:, None]
+    wanted = torch.zeros(len(rows), shares.shape[-1])
+    wanted[:, 0] = 1
+    wanted[:, prefix : prefix + needle.shape[1]] = same.float()
+    wanted = wanted / wanted.sum(-1, keepdim=True)
+    given = shares[rows, 0, words].clamp_min(1e-9)
+    return F.kl_div(given.log(), wanted, reduction="batchmean")
 
 
 def accuracy(logits: torch.Tensor, classes: torch.Tensor) -> float:

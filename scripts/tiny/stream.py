@@ -38,7 +38,7 @@ class Drawn:
 def draw(rng: np.random.Generator, layout: str, frames: int) -> Drawn:
     """Needles and questions of one training video of ``frames`` sampled frames.
 
-    ``layout`` ``"ord"`` gives three questions on ordering and two on retrieval, ``"cnt"`` three on counting and two on
+    ``layout`` ``"ord"`` gives three questions on ordering and one on retrieval, ``"cnt"`` three on counting and one on
     retrieval: the same kinds at the same places in every video of a batch.
     """
     seconds = frames - 1
@@ -54,7 +54,7 @@ def draw(rng: np.random.Generator, layout: str, frames: int) -> Drawn:
         present = sorted(set(objects))
         main = [ask_counting(rng, events, asked[0])]
         main += [ask_counting(rng, events, int(rng.choice(present))) for _ in range(2)]
-    return Drawn(events, (*main, ask_retrieval(rng, events), ask_retrieval(rng, events)))
+    return Drawn(events, (*main, ask_retrieval(rng, events)))
 
 
 def several_counts(rng: np.random.Generator, room: int) -> list[int]:
