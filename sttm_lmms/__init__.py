@@ -19,7 +19,15 @@ _PUBLIC = {
     "encode_video": "sttm_lmms.runtime",
     "load_pretrained": "sttm_lmms.families",
 }
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [
+    "MergedTokens",
+    "STTMConfig",
+    "__version__",
+    "encode_video",
+    "load_pretrained",
+    "merge_video_tokens",
+    "reduce_tokens",
+]
 
 if TYPE_CHECKING:
     from sttm_lmms.config import STTMConfig

@@ -81,8 +81,8 @@ def random_texture(rng: np.random.Generator) -> torch.Tensor:
         cx, cy, w, h = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.05, 0.25), rng.uniform(0.05, 0.25)
         border = torch.maximum((axis - cx).abs()[None, :] / w, (axis - cy).abs()[:, None] / h)
         mask = ((1 - border) / rng.uniform(0.05, 0.4) + 0.5).clamp(0, 1) * float(rng.uniform(0.4, 1.0))
-        grey = rng.uniform(0.1, 0.9)
-        colour = torch.tensor(grey + rng.uniform(-0.1, 0.1, 3), dtype=torch.float32)[:, None, None]
+        shade = rng.uniform(0.1, 0.9)
+        colour = torch.tensor(shade + rng.uniform(-0.1, 0.1, 3), dtype=torch.float32)[:, None, None]
         image = image + mask * (colour - image)
     return image.clamp(0.02, 0.98)
 
