@@ -222,7 +222,9 @@ def newline_embedding(model: Any) -> torch.Tensor:
 
 
 def _video_tokens(model: Any, feature: VisionFeatures, newline: str) -> VisualTokens:
-    pooled = pool(model, project(model, feature.tensor))
+    projected = project(model, feature.tensor)
+    # Features stored in the pooled form are [T, h, w, C_v] already.
+    pooled = projected if projected.ndim == 4 else pool(model, projected)
     t, h, w, _ = pooled.shape
     embeds = newline_layout(pooled, newline_embedding(model), newline)
     grid = (t, h, w) if newline in ("one_token", "no_token") else None

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import moving
+from video_clips import moving
 
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import VisionFeatures

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import encode, moving, remux
+from video_clips import encode, moving, remux
 
 from sttm_lmms.errors import VideoError
 from sttm_lmms.video import available_backends, probe, read_frames

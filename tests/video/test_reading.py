@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import CLIPS, DECORD_MISREADS, DECORD_READS, moving
+from video_clips import CLIPS, DECORD_MISREADS, DECORD_READS, moving
 
 from sttm_lmms.errors import VideoError
 from sttm_lmms.video import available_backends, probe, read_frames, write_video

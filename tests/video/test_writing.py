@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import moving
+from video_clips import moving
 
 from sttm_lmms.video import probe, read_frames, write_video
 
