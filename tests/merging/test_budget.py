@@ -1,0 +1,154 @@
+"""``STTMConfig(budget=b)``: the share that was asked for, or a warning that says what the video allows."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sttm_lmms.config import STTMConfig
+from sttm_lmms.merging import BudgetWarning, MergedTokens, calibrate, merge_video_tokens
+from sttm_lmms.merging.budget import Profile
+from sttm_lmms.merging.search import LOWEST, TOLERANCE, Thresholds
+from sttm_lmms.merging.sttm import plant
+from sttm_lmms.merging.synthetic import natural_features
+
+BUDGETS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
+KINDS = ("random", "static", "noisy", "natural")
+QUICK = [(1, 6, 10), (2, 14, 14), (8, 6, 10), (12, 13, 17), (24, 14, 14), (6, 27, 27)]
+SLOW = [(180, 6, 10), (180, 14, 14), (64, 27, 27), (1, 27, 27), (40, 20, 11)]
+
+
+def video(kind: str, size: tuple[int, int, int], channels: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    frame = torch.randn(1, *size[1:], channels, generator=generator)
+    noise = torch.randn(*size, channels, generator=generator)
+    if kind == "natural":
+        return natural_features(*size, channels)
+    return {"random": noise, "static": frame.expand(size[0], -1, -1, -1), "noisy": frame + 0.3 * noise}[kind]
+
+
+def merge_and_warn(features: torch.Tensor, config: STTMConfig) -> tuple[MergedTokens, str]:
+    """The tokens, and the budget warning or an empty string."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        merged = merge_video_tokens(features, config)
+    messages = [str(w.message) for w in caught if w.category is BudgetWarning]
+    assert len(messages) <= 1
+    return merged, "".join(messages)
+
+
+def check(features: torch.Tensor, config: STTMConfig, *, always_met_above_the_floor: bool) -> None:
+    floor = len(merge_video_tokens(features, STTMConfig(*LOWEST, root_level=config.root_level)))
+    last = features[..., 0].numel()
+    for budget in BUDGETS:
+        merged, warning = merge_and_warn(features, replace(config, budget=budget))
+        if merged.budget > budget:
+            assert "below what this video allows" in warning
+            assert len(merged) == floor
+        elif merged.budget <= budget - TOLERANCE:
+            assert "jump" in warning
+            assert not always_met_above_the_floor
+        else:
+            assert not warning
+        assert len(merged) <= last, "a smaller budget never keeps more"
+        last = len(merged)
+
+        found = (merged.info["spatial_threshold"], merged.info["temporal_threshold"])
+        same = merge_video_tokens(features, STTMConfig(*found, root_level=config.root_level))
+        assert torch.equal(same.source_map, merged.source_map)
+        assert torch.equal(same.features, merged.features)
+        assert merged.info["budget"] == budget
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", QUICK, ids=str)
+def test_budgets(kind: str, size: tuple[int, int, int]) -> None:
+    check(video(kind, size), STTMConfig(budget=0.5), always_met_above_the_floor=kind != "static" and size[0] > 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SLOW, ids=str)
+def test_budgets_of_long_videos_and_large_grids(kind: str, size: tuple[int, int, int]) -> None:
+    check(video(kind, size), STTMConfig(budget=0.5), always_met_above_the_floor=kind != "static" and size[0] > 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    check(natural_features(16, 14, 14, 32, dtype=dtype), STTMConfig(budget=0.5), always_met_above_the_floor=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weighted_avg": True}, {"per_head": True}, {"root_level": 0}, {"odd_edge": "masked"}], ids=str
+)
+def test_every_setting_meets_the_budget(settings: dict) -> None:
+    features = natural_features(16, 14, 14, 32)
+    merged = merge_video_tokens(features, STTMConfig(budget=0.3, **settings), head_dim=8)
+    assert 0.29 < merged.budget <= 0.3
+
+
+def test_natural_videos_land_near_the_published_thresholds() -> None:
+    features = natural_features(64, 14, 14, 64)
+    for budget, spatial in ((0.5, 0.9), (0.3, 0.85)):
+        info = merge_video_tokens(features, STTMConfig(budget=budget)).info
+        assert abs(info["spatial_threshold"] - spatial) < 0.05
+        assert abs(info["temporal_threshold"] - (spatial - 0.25)) < 0.06
+
+
+def test_one_frame_gets_the_best_that_any_threshold_gives() -> None:
+    features = natural_features(1, 14, 14, 32)
+    profile = Profile.of(plant(features, STTMConfig(budget=0.5)))
+    shares = [profile.share(Thresholds(float(value), 1.01)) for value in profile.agreement.unique()]
+    for budget in (0.9, 0.61, 0.47, 0.2):
+        merged, _ = merge_and_warn(features, STTMConfig(budget=budget))
+        assert merged.budget == max(share for share in shares if share <= budget)
+
+
+def test_a_still_video_can_keep_half_of_every_frame() -> None:
+    merged, warning = merge_and_warn(video("static", (40, 6, 10)), STTMConfig(budget=0.5))
+    assert (merged.budget, warning) == (0.5, "")
+
+
+def test_a_whole_budget_changes_nothing() -> None:
+    features = torch.randn(3, 7, 7, 8)
+    merged, warning = merge_and_warn(features, STTMConfig(budget=1.0))
+    assert torch.equal(merged.features.view_as(features), features)
+    assert not warning
+
+
+def test_constant_video_says_what_it_allows() -> None:
+    merged, warning = merge_and_warn(torch.ones(4, 14, 14, 8), STTMConfig(budget=0.4))
+    assert f"{len(merged)} of 784 tokens" in warning
+
+
+def test_single_cell() -> None:
+    merged, warning = merge_and_warn(torch.ones(1, 1, 1, 4), STTMConfig(budget=0.5))
+    assert len(merged) == 1
+    assert "1 of 1" in warning
+
+
+def test_counting_agrees_with_merging() -> None:
+    features = natural_features(6, 13, 10, 32)
+    profile = Profile.of(plant(features, STTMConfig(budget=0.5)))
+    for thresholds in (LOWEST, Thresholds(0.7, 0.5), Thresholds(0.9, 0.65), Thresholds(0.8, 0.0)):
+        assert profile.share(thresholds) == merge_video_tokens(features, STTMConfig(*thresholds)).budget
+
+
+def test_calibration_meets_the_budget_on_average() -> None:
+    videos = [natural_features(8, 14, 14, 32, seed=seed) for seed in range(3)] + [video("noisy", (8, 10, 9), 32)]
+    thresholds = calibrate(iter(videos), 0.4, STTMConfig(budget=0.4))
+    shares = [merge_video_tokens(features, STTMConfig(*thresholds)).budget for features in videos]
+    assert 0.39 < sum(shares) / len(shares) <= 0.4
+    assert max(shares) - min(shares) > 0.01, "one pair of thresholds gives each video its own share"
+
+
+def test_calibration_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="at least one video"):
+        calibrate([], 0.5, STTMConfig(budget=0.5))
+    with pytest.raises(ValueError, match="below what these videos allow"):
+        calibrate([torch.randn(1, 6, 10, 8)], 0.05, STTMConfig(budget=0.05))
+    with pytest.raises(ValueError, match="budget"):
+        calibrate([torch.randn(1, 6, 10, 8)], 0, STTMConfig(budget=0.5))
