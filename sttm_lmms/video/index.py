@@ -42,21 +42,26 @@ class FrameIndex:
 
 
 def build_index(path: str | Path, container: av.container.InputContainer, stream: av.VideoStream) -> FrameIndex:
-    """Read all packets of ``stream``.
+    """Read the packets of ``stream``; those of the other streams too where only they show how far the file goes.
 
     Raises:
-        VideoError: no frames, truncated, or no presentation times.
+        VideoError: no frames, truncated, or no presentation times. A truncated MPEG-TS file, or an mp4 file cut
+            between two fragments, is not recognised: nothing in it says how long it should be.
     """
-    shown, keys, end, packets, broken, open_gop = [], [], 0, 0, 0, False
+    shown, keys, end, packets, broken, open_gop = [], [], 0.0, 0, 0, False
+    streams = (stream,) if stream.frames else container.streams.get()
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(*streams):
             if packet.size == 0:  # the flush packet at the end, or a frame that the encoder dropped
+                continue
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index != stream.index:
                 continue
             packets += 1
             broken += packet.is_corrupt
             if packet.pts is None:
                 raise VideoError(path, "does not say when its frames are shown", _REENCODE)
-            end = max(end, packet.pts + (packet.duration or 0))
             if packet.is_keyframe:
                 keys.append(packet.pts)
             if not packet.is_discard:
@@ -66,7 +71,9 @@ def build_index(path: str | Path, container: av.container.InputContainer, stream
         raise VideoError(path, f"broken after {packets} frames ({_reason(error)})", _COPY_AGAIN) from error
     if not shown:
         raise VideoError(path, "has a video stream without frames", _COPY_AGAIN)
-    _check_complete(path, container, stream, packets, broken, end)
+    if broken:
+        raise VideoError(path, f"truncated: {broken} of {packets} frames are cut off", _COPY_AGAIN)
+    _check_complete(path, container, stream, packets, end)
     name = container.format.name
     if name == "avi" and stream.codec_context.has_b_frames and shown == sorted(shown):
         # AVI stores no presentation times; with B-frames the order in which the packets lie is not the order shown.
@@ -127,24 +134,19 @@ def _read_head(path: Path) -> bytes:
 
 
 def _check_complete(
-    path: str | Path,
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    packets: int,
-    broken: int,
-    end: int,
+    path: str | Path, container: av.container.InputContainer, stream: av.VideoStream, packets: int, end: float
 ) -> None:
     """Compare what the headers promise with what is there."""
-    if broken:
-        raise VideoError(path, f"truncated: {broken} of {packets} frames are cut off", _COPY_AGAIN)
-    if "mp4" in container.format.name and packets < stream.frames:
-        raise VideoError(path, f"truncated: {packets} of {stream.frames} frames are there", _COPY_AGAIN)
-    only_stream = len(container.streams) == 1
-    if not only_stream or container.duration is None or stream.time_base is None:
-        return
-    promised, found = container.duration / av.time_base, float(end * stream.time_base)
-    if found < 0.98 * promised - 1:
-        raise VideoError(path, f"truncated: {found:.1f} of {promised:.1f} seconds are there", _COPY_AGAIN)
+    if stream.frames:
+        # Other containers than mp4 count dropped frames as well, or count roughly.
+        missing = stream.frames - packets
+        if missing > (0 if "mp4" in container.format.name else 0.02 * stream.frames + 1):
+            raise VideoError(path, f"truncated: {packets} of {stream.frames} frames are there", _COPY_AGAIN)
+    elif container.duration is not None:
+        promised = (container.duration + max(container.start_time or 0, 0)) / av.time_base
+        last_frame = 1.5 / float(stream.average_rate or 1)  # often without a duration of its own
+        if end < 0.99 * promised - max(0.25, last_frame):
+            raise VideoError(path, f"truncated: {end:.1f} of {promised:.1f} seconds are there", _COPY_AGAIN)
 
 
 def _reason(error: av.FFmpegError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -88,15 +89,32 @@ def test_a_playlist_opens_nothing(tmp_path: Path, clip: Clip) -> None:
     refuse(concat, "not a video")
 
 
-def _audio(path: Path, cover: bool = False) -> Path:
+def _sound(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+    for i in range(int(seconds * 16_000 / 1024)):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 1024 * i
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def _audio(path: Path) -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16_000)
-        stream.layout = "mono"
-        for i in range(20):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 16_000, 1024 * i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        _sound(container, container.add_stream("aac", rate=16_000, layout="mono"), 1)
+    return path
+
+
+def _with_sound(path: Path, seconds: float = 6) -> Path:
+    """150 frames at 25 frames a second, and sound."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.pix_fmt, video.height, video.width = "yuv420p", 90, 130
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        for i, array in enumerate(moving(150)):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        _sound(container, sound, seconds)
     return path
 
 
@@ -126,10 +144,26 @@ def test_truncated_with_the_index_in_front(clip: Clip, tmp_path: Path, share: fl
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
-def test_truncated_matroska(tmp_path: Path, share: float) -> None:
-    whole = encode(tmp_path / "whole.mkv", "libx264", "yuv420p", moving(150), options={"g": "12"})
+@pytest.mark.parametrize("audio", [False, True])
+def test_truncated_matroska(tmp_path: Path, share: float, audio: bool) -> None:
+    if audio:
+        whole = _with_sound(tmp_path / "whole.mkv")
+    else:
+        whole = encode(tmp_path / "whole.mkv", "libx264", "yuv420p", moving(150), options={"g": "12"})
     assert probe(whole).total_frames == 150
     refuse(cut(whole, tmp_path / "cut_off.mkv", share), "truncated|broken")
+
+
+def test_sound_that_goes_on_after_the_pictures_is_no_truncation(tmp_path: Path) -> None:
+    for name in ("long_sound.mkv", "long_sound.mp4"):
+        assert probe(_with_sound(tmp_path / name, seconds=20)).total_frames == 150
+
+
+@pytest.mark.parametrize("share", [0.4, 0.9])
+def test_truncated_fragments(clip: Clip, tmp_path: Path, share: float) -> None:
+    whole = remux(clip("bframes.mp4"), tmp_path / "whole.mp4", {"movflags": "frag_keyframe+empty_moov"})
+    assert probe(whole).total_frames == 60
+    refuse(cut(whole, tmp_path / "cut_off.mp4", share), "truncated|broken")
 
 
 def test_frames_that_cannot_be_decoded(clip: Clip, tmp_path: Path) -> None:
