@@ -35,6 +35,7 @@ def option(words, name):
     return words[words.index(name) + 1]
 
 
+@pytest.mark.slow  # sixty processes
 @pytest.mark.parametrize(("model", "benchmark", "budget"), LLAVA + QWEN + LARGE)
 def test_every_cell(model, benchmark, budget, tmp_path):
     done = run(model, benchmark, budget, "--dry-run")
