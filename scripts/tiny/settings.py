@@ -12,6 +12,9 @@ from sttm_lmms.benchmarks.mini import MiniVideo
 from sttm_lmms.benchmarks.mini.objects import GRID
 from sttm_lmms.config import MethodConfig
 from sttm_lmms.methods import METHODS, Method
+from sttm_lmms.methods.frames import FramesConfig
+from sttm_lmms.methods.pool import PoolConfig
+from sttm_lmms.methods.random import RandomConfig
 
 Oracle = Literal["needles removed", "as many others removed"]
 
@@ -85,6 +88,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("STTM, budget 15%", STTMConfig(budget=0.15)),
     Setting("STTM, thresholds for 50%", HALF),
     Setting("STTM, thresholds for 30%", THIRD),
+    Setting("random tokens, 50%", RandomConfig(budget=0.5)),
+    Setting("random tokens, 30%", RandomConfig(budget=0.3)),
+    Setting("whole frames, 50%", FramesConfig(budget=0.5)),
+    Setting("whole frames, 30%", FramesConfig(budget=0.3)),
+    Setting("average pooling, 50%", PoolConfig(budget=0.5)),
+    Setting("average pooling, 30%", PoolConfig(budget=0.3)),
     Setting("needle tokens removed (oracle)", RemoveCells(), "needles removed"),
     Setting("as many other tokens removed (oracle)", RemoveCells(), "as many others removed"),
     Setting("STTM, budget 30%, masked odd edges", replace(BUDGET, odd_edge="masked")),

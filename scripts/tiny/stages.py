@@ -118,7 +118,7 @@ def core_batch(student: Student, rng: np.random.Generator, layout: str, per_fram
 def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Layers ``FRONT`` and up, on visual tokens to which the time is added by hand."""
     words = student.decoder.model.embed_tokens(batch.ids)
-    context = student.context(batch.visual + student.codes.time_code(batch.frame))
+    context = student.context(batch.visual + student.codes.time_code(batch.time))
     trace = run(student.decoder, context, words, batch.lengths, layers=range(FRONT, LAYERS))
     return losses(student, trace, batch, batch.needle)
 
@@ -150,7 +150,6 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
         nn.init.normal_(layer.self_attn.o_proj.weight, std=0.01)  # type: ignore[union-attr, arg-type]
         nn.init.normal_(layer.mlp.down_proj.weight, std=0.01)  # type: ignore[union-attr, arg-type]
     size = len(student.prefix)
-    times = student.codes.time_code(torch.arange(MAX_FRAMES * CELLS) / CELLS - 0.5)
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         drawn = [draw(rng, layout_of(number), MAX_FRAMES) for _ in range(2)]
@@ -160,7 +159,7 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
         text = words[batch.ids]
         context = student.context(batch.visual).detach()
         trace = run(student.decoder, context, text, batch.lengths, layers=range(FRONT))
-        seen = (trace.context[1][:, size:] - batch.visual - times).pow(2).sum(-1).mean()
+        seen = (trace.context[1][:, size:] - batch.visual - student.codes.time_code(batch.time)).pow(2).sum(-1).mean()
         kept = (trace.text[1] - text).pow(2).sum(-1).mean()
         start = (trace.context[1][:, :size] - context[:, :size]).pow(2).sum(-1).mean()
         mass = trace.mass(0, size) + trace.mass(1, size)
@@ -188,8 +187,8 @@ def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
         batch = core_batch(student, rng, layout_of(number), CELLS, bank)
         stay = drop_background(batch, rng, random_share(rng))
         visual = batch.visual.gather(1, stay[..., None].expand(-1, -1, batch.visual.shape[-1]))
-        frame, needle = batch.frame.gather(1, stay), batch.needle.gather(1, stay)
-        return core_step(student, replace(batch, visual=visual, frame=frame, needle=needle))
+        time, needle = batch.time.gather(1, stay), batch.needle.gather(1, stay)
+        return core_step(student, replace(batch, visual=visual, time=time, needle=needle))
 
     train("dense", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=6)
 

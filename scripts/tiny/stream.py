@@ -66,6 +66,11 @@ def several_counts(rng: np.random.Generator, room: int) -> list[int]:
     return [objects[i] for i in rng.permutation(len(objects))]
 
 
+def token_times(frame: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """Time of a token in frames: its place in the full sequence, which is all that the decoder can know of it."""
+    return frame + cell / CELLS - 0.5
+
+
 def cell_of(event: Event) -> int:
     return int(event.y * GRID) * GRID + int(event.x * GRID)
 
@@ -76,14 +81,14 @@ class Batch:
 
     Attributes:
         visual: ``[B, N, C]`` features of the visual tokens that are shown.
-        frame: ``[B, N]`` frame of each token.
+        time: ``[B, N]`` float, :func:`token_times` of each token.
         needle: ``[B, N]`` object whose centre the token holds, or -1.
         ids: ``[B, L]`` text tokens of all questions, one after the other; lengths: of each question.
         drawn: the videos.
     """
 
     visual: torch.Tensor
-    frame: torch.Tensor
+    time: torch.Tensor
     needle: torch.Tensor
     ids: torch.Tensor
     lengths: list[int]
@@ -138,10 +143,10 @@ def make_batch(
     rng: np.random.Generator, tokenizer: object, drawn: list[Drawn], features: torch.Tensor, per_frame: int
 ) -> Batch:
     """Choose ``per_frame`` cells of ``features [B, T, 49, C]`` and write the questions down."""
-    size, frames, _, width = features.shape
+    _, frames, _, width = features.shape
     cells = pick_cells(rng, drawn, frames, per_frame)
     visual = features.gather(2, cells[..., None].expand(-1, -1, -1, width)).flatten(1, 2)
     needle = needle_map(drawn, frames).gather(2, cells).flatten(1)
-    frame = torch.arange(frames)[None, :, None].expand(size, frames, per_frame).flatten(1)
+    time = token_times(torch.arange(frames)[:, None], cells).flatten(1)
     ids, lengths = encode_questions(tokenizer, drawn)
-    return Batch(visual, frame, needle, ids, lengths, drawn)
+    return Batch(visual, time, needle, ids, lengths, drawn)
