@@ -80,7 +80,7 @@ def search_budget(profile: Profile, budget: float) -> Search:
     above = search.follow_path()
     if search.best_share is not None and not search.within():
         spatial, temporal = profile.turning_points()
-        for start in (HIGHEST, above):
+        for start in (HIGHEST, above, search.best):
             for space_first in (True, False):
                 search.leave_path(start, spatial, temporal, space_first=space_first)
     return search

@@ -44,7 +44,7 @@ TOLERANCE = 0.01
 
 _CLOSE = 0.001  # a share in (budget - _CLOSE, budget] ends the bisection
 _STEPS = 2**25  # points on each part of the path: as fine as float32 similarities near 1
-_TURNS = 4  # of a walk off the path
+_TURNS = 4  # lines that a walk off the path tries
 
 
 class Search:
@@ -85,10 +85,10 @@ class Search:
     def leave_path(
         self, start: Thresholds, spatial: torch.Tensor, temporal: torch.Tensor, *, space_first: bool
     ) -> None:
-        """Go on from a point above the budget, along one threshold and then along the other, by turns.
+        """Go on along the lines through a point: along one threshold and then along the other, by turns.
 
         Args:
-            start: the point.
+            start: the point; each line searched moves it.
             spatial, temporal: ``[n]`` ascending, the values to try for each threshold.
             space_first: which one moves first.
         """
