@@ -64,9 +64,9 @@ def test_dropping_background_keeps_every_needle(student, batch):
 
 def test_needles_stand_where_the_events_are(batch):
     for row, video in enumerate(batch.drawn):
-        found = [
-            (int(batch.frame[row, i]), int(batch.needle[row, i])) for i in (batch.needle[row] >= 0).nonzero()[:, 0]
-        ]
+        places = (batch.needle[row] >= 0).nonzero()[:, 0]
+        seconds = (batch.time[row, places] + 0.501).long()
+        found = list(zip(seconds.tolist(), batch.needle[row, places].tolist(), strict=True))
         assert found == [(event.second, event.index) for event in video.events]
 
 
