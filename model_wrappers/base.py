@@ -51,6 +51,17 @@ class AnswerRecord(TokenCounts):
         return self.record
 
 
+class Score(tuple[float, bool]):
+    """What a loglikelihood request gets: the loss, and whether the text is what greedy decoding gives.
+
+    lmms-eval 0.7 turns a bare tuple into text, also when its response cache gives one back. So it travels inside of a
+    ``GenerationResult``, and calls itself blank, which keeps it out of that cache.
+    """
+
+    def strip(self) -> str:
+        return ""
+
+
 class STTMWrapper(lmms):
     """A video model with token reduction. Subclasses name the family and its frame sampling.
 
@@ -138,20 +149,21 @@ class STTMWrapper(lmms):
                 active = still
         return _with_padding(requests, [conversation.outputs for conversation in conversations], [])
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Mean negative log-likelihood per token of each continuation, and whether greedy decoding gives it.
 
-        lmms-eval takes the smallest value for the best choice. A video that cannot be read gives infinity.
+        lmms-eval takes the smallest value for the best choice. A video that cannot be read gives infinity. The ``text``
+        of each result is a :class:`Score`.
         """
         with self._running("Scoring", requests) as (documents, progress):
             messages = [self._messages(document, document.first_turn) for document in documents]
             ready = [index for index, found in enumerate(messages) if found is not None]
             pairs = [(self._request(documents[i], messages[i]), documents[i].continuation) for i in ready]
-            scores = [(float("inf"), False)] * len(documents)
+            scores = [Score((float("inf"), False))] * len(documents)
             for i, found in zip(ready, self._engine.loglikelihood(pairs, progress=progress), strict=True):
                 if found.error is None:
-                    scores[i] = (-found.logprob / found.tokens, found.is_greedy)
-        return _with_padding(requests, scores, (0.0, False))
+                    scores[i] = Score((-found.logprob / max(1, found.tokens), found.is_greedy))
+        return _with_padding(requests, [GenerationResult(score) for score in scores], GenerationResult(""))
 
     def clean(self) -> None:
         """End of a run: totals of all processes into the result file, the certificate checked, memory freed.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
+
+_LAUNCHER = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,36 @@ class Placement:
 def place(arguments: WrapperArguments) -> Placement:
     """CUDA, MPS or CPU, whichever is there; the process' own device under accelerate or torchrun.
 
+    Rank and number of processes are what the launcher says, as in lmms-eval: accelerate's own state holds every CPU
+    process for the only one unless it was told to use the CPU.
+
     Raises:
         ValueError: several processes were told to use the same device, or a device map over all of them.
     """
-    state = PartialState()
-    device = torch.device(arguments.device) if arguments.device else state.device
-    if state.num_processes > 1:
-        if arguments.device_map is not None:
-            raise ValueError(
-                f"device_map={arguments.device_map!r} spreads one model over the devices, but {state.num_processes} "
-                "processes were started; start one process, or leave out device_map"
-            )
-        if device.type == "cuda" and arguments.device not in (None, "cuda"):
-            raise ValueError(f"device={arguments.device!r} is one device for {state.num_processes} processes; say cuda")
-        device = state.device if device.type == state.device.type else device
+    rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
+    if world_size > 1 and arguments.device_map is not None:
+        raise ValueError(
+            f"device_map={arguments.device_map!r} spreads one model over the devices, but {world_size} processes were "
+            "started; start one process, or leave out device_map"
+        )
+    device = torch.device(arguments.device or _best_device_type())
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
+    elif device.type == "cuda" and world_size > 1:
+        raise ValueError(f"device={arguments.device!r} is one device for {world_size} processes; say device=cuda")
     return Placement(
         device=device,
         device_map=arguments.device_map or {"": str(device)},
         dtype=_dtype(arguments.dtype, device),
-        rank=state.process_index,
-        world_size=state.num_processes,
+        rank=rank,
+        world_size=world_size,
     )
+
+
+def _best_device_type() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -182,7 +182,7 @@ def test_loglikelihood_is_the_mean_loss_of_a_plain_forward(family, build, videos
         Instance("loglikelihood", (QUESTIONS[0], choice, lambda doc: [str(doc)], 0, "t", "test"), 0, metadata(0))
         for choice in choices
     ]
-    scores = wrapper.loglikelihood(requests)
+    scores = texts(wrapper.loglikelihood(requests))
     engine = wrapper._engine
     messages = user_turn([str(videos[0])], QUESTIONS[0])
     seen = engine.family.vision_features(
@@ -207,12 +207,12 @@ def test_loglikelihood_of_an_unreadable_video_is_never_the_best(build, tmp_path)
     wrapper = build(classes=SIMPLE)
     wrapper.task_dict = {"t": {"test": [tmp_path / "missing.mp4"]}}
     request = Instance("loglikelihood", ("Q", " A", lambda doc: [str(doc)], 0, "t", "test"), 0, metadata(0))
-    assert wrapper.loglikelihood([request]) == [(float("inf"), False)]
+    assert texts(wrapper.loglikelihood([request])) == [(float("inf"), False)]
 
 
 def test_loglikelihood_without_any_context(build):
     wrapper = build(classes=SIMPLE, method="none")
-    ((loss, _),) = wrapper.loglikelihood([Instance("loglikelihood", ("", "Yes"), 0, metadata(0))])
+    ((loss, _),) = texts(wrapper.loglikelihood([Instance("loglikelihood", ("", "Yes"), 0, metadata(0))]))
     assert 0 < loss < 20
 
 

@@ -13,7 +13,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TASKS = HERE.parents[1] / "tasks"
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
-VIDEOS, QUESTIONS = 3, 12
+VIDEOS, QUESTIONS = 3, 11
 
 
 @dataclass(frozen=True)
