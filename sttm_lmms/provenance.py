@@ -43,7 +43,11 @@ class RunSummary:
         kept_share_mean, kept_share_min, kept_share_max: kept / all visual tokens over the answers.
         ttft_s: seconds to the first token (decoder only, as in the paper: no video decoding, no vision), mean.
         ttft_first_s: the same over answers that reused no prefix; comparable with the paper's.
-        prefill_s: seconds of the prefill, mean.
+        ttft_end_to_end_s: the same with video decoding, preprocessing and the vision tower.
+        video_decode_s, preprocess_s, vision_s: seconds of each phase before the decoder, mean over the same answers.
+        prefill_before_s, merge_s, prefill_after_s: the decoder's first pass over a video: below the start layer, the
+            merge itself, and from the start layer on.
+        prefill_s: seconds of the whole prefill, mean.
         decode_s_per_token: seconds per generated token after the first, mean.
         peak_memory_bytes: peak allocated device memory; None on CPU.
     """
@@ -63,6 +67,13 @@ class RunSummary:
     kept_share_max: float | None = None
     ttft_s: float | None = None
     ttft_first_s: float | None = None
+    ttft_end_to_end_s: float | None = None
+    video_decode_s: float | None = None
+    preprocess_s: float | None = None
+    vision_s: float | None = None
+    prefill_before_s: float | None = None
+    merge_s: float | None = None
+    prefill_after_s: float | None = None
     prefill_s: float | None = None
     decode_s_per_token: float | None = None
     peak_memory_bytes: int | None = None

@@ -138,3 +138,7 @@ class Family(ABC):
         from sttm_lmms.runtime.decoder import find_decoder
 
         return find_decoder(model)
+
+    def tower(self, model: Any) -> nn.Module:
+        """The vision tower, so that its time can be told from that of preprocessing."""
+        return getattr(model.model, "vision_tower", None) or model.model.visual

@@ -346,9 +346,8 @@ class Engine:
         decode: float,
         reused: bool,
     ) -> Answer:
-        seen = {"video_decode": encoded.decode_seconds, "vision": encoded.vision_seconds}
-        timing = {**seen, **phases, "prefill": prefill, "ttft": prefill, "decode": decode}
-        timing["end_to_end"] = sum(seen.values()) + prefill + decode
+        timing = {**encoded.timing, **phases, "prefill": prefill, "ttft": prefill, "decode": decode}
+        timing["end_to_end"] = sum(encoded.timing.values()) + prefill + decode
         return Answer(
             text=answer_text(self.processor, ids, request.generation.until),
             visual_tokens=visual[0],

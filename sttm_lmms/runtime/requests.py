@@ -96,8 +96,9 @@ class Answer:
         output_tokens: generated tokens.
         reduced: True if the visual tokens became fewer.
         reused: True if the KV prefix of an earlier question was continued.
-        timing: seconds: ``video_decode, vision, prefill_before, merge, prefill_after, prefill, ttft, decode,
-            end_to_end``. What several questions share is counted at the first of them.
+        timing: seconds of ``video_decode``, ``preprocess``, ``vision``, ``prefill_before``, ``merge``,
+            ``prefill_after``, ``prefill``, ``ttft``, ``decode`` and ``end_to_end``. What several questions share is
+            counted at the first of them.
         error: why there is no answer.
     """
 

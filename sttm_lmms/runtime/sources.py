@@ -14,6 +14,7 @@ from torch import nn
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family, VisionFeatures
 from sttm_lmms.runtime.requests import Counters, Failure, Request
+from sttm_lmms.runtime.timing import ForwardSeconds
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
@@ -30,8 +31,8 @@ class Encoded:
     """The visuals of one request and what they cost (0 where they were reused)."""
 
     features: list[VisionFeatures]
-    decode_seconds: float
-    vision_seconds: float
+    timing: dict[str, float]
+    """Seconds of ``video_decode``, ``preprocess`` and ``vision``."""
 
 
 def source_key(request: Request, video: VideoSettings) -> Hashable:
@@ -73,25 +74,28 @@ class SourceReader:
     def encode(self, request: Request, video: VideoSettings, *, reuse: bool) -> Encoded:
         """Vision features of all visuals of ``request``. Raises ``VideoError`` or ``FeatureError``."""
         key = source_key(request, video)
+        timing = {"video_decode": 0.0, "preprocess": 0.0, "vision": 0.0}
         if reuse and key in self._recent:
             self._recent.move_to_end(key)
-            return Encoded(self._recent[key], 0.0, 0.0)
-        features, decode, vision = [], 0.0, 0.0
+            return Encoded(self._recent[key], timing)
+        features = []
         for kind, source in request.sources:
             began = self._now()
             visual = self._open(kind, source, request, video)
             opened = self._now()
+            timing["video_decode"] += opened - began
             if not isinstance(visual, VisionFeatures):
-                visual = self._family.vision_features(self._model, self._processor, visual)
+                with ForwardSeconds(self._family.tower(self._model), self._now) as tower:
+                    visual = self._family.vision_features(self._model, self._processor, visual)
                 self.counters.vision_passes += 1
+                timing["vision"] += tower.seconds
+                timing["preprocess"] += self._now() - opened - tower.seconds
             features.append(visual)
-            decode += opened - began
-            vision += self._now() - opened
         if reuse:
             self._recent[key] = features
             while len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
-        return Encoded(features, decode, vision)
+        return Encoded(features, timing)
 
     def _open(self, kind: str, source: Any, request: Request, video: VideoSettings) -> Any:
         if kind == "image":

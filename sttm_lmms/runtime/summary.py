@@ -8,6 +8,8 @@ from typing import Any
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.requests import Answer, Counters, Failure
 
+PHASES = ("video_decode", "preprocess", "vision", "prefill_before", "merge", "prefill_after", "prefill")
+
 
 class Totals:
     """Accumulates answers; keeps a few numbers of each, never the answers."""
@@ -19,8 +21,8 @@ class Totals:
         self.reduced = 0
         self.answered = 0
         self._ttft: list[float] = []
-        self._ttft_first: list[float] = []
-        self._prefill: list[float] = []
+        self._warm_up: list[dict[str, float]] = []
+        self._paid: list[dict[str, float]] = []
         self._decode_seconds = 0.0
         self._decode_tokens = 0
 
@@ -29,13 +31,16 @@ class Totals:
         if answer.error is not None:
             return
         self.count_reduction(answer.visual_tokens, answer.kept_tokens)
-        if "ttft" in answer.timing:
-            self._ttft.append(answer.timing["ttft"])
-            if not answer.reused:
-                self._ttft_first.append(answer.timing["ttft"])
-                self._prefill.append(answer.timing["prefill"])
-        if answer.output_tokens > 1 and "decode" in answer.timing:
-            self._decode_seconds += answer.timing["decode"]
+        timing = answer.timing
+        if "ttft" in timing and not answer.reused:
+            seen = sum(timing.get(phase, 0.0) for phase in ("video_decode", "preprocess", "vision"))
+            (self._paid if self._warm_up else self._warm_up).append(
+                {**timing, "ttft_end_to_end": seen + timing["ttft"]}
+            )
+        if "ttft" in timing:
+            self._ttft.append(timing["ttft"])
+        if answer.output_tokens > 1 and "decode" in timing:
+            self._decode_seconds += timing["decode"]
             self._decode_tokens += answer.output_tokens - 1
 
     def count_reduction(self, before: int, after: int) -> None:
@@ -55,8 +60,13 @@ class Totals:
         return both
 
     def summary(self, counters: Counters, failures: list[Failure], config: Any, peak_memory: int | None) -> RunSummary:
-        """The run's numbers. The first prefill is a warm-up and left out of the times where there are others."""
-        warm = slice(1, None) if len(self._ttft_first) > 1 else slice(None)
+        """The run's numbers.
+
+        Phases are means over the answers that went through them, not over those that reused a prefix. The first
+        prefill of a process is a warm-up and left out of the times where there are others.
+        """
+        paid = self._paid or self._warm_up
+        phases = {f"{phase}_s": _mean(times[phase] for times in paid if phase in times) for phase in PHASES}
         return RunSummary(
             questions=counters.questions,
             failures=len(failures),
@@ -72,8 +82,9 @@ class Totals:
             kept_share_min=min(self._shares, default=None),
             kept_share_max=max(self._shares, default=None),
             ttft_s=_mean(self._ttft[1:] if len(self._ttft) > 1 else self._ttft),
-            ttft_first_s=_mean(self._ttft_first[warm]),
-            prefill_s=_mean(self._prefill[warm]),
+            ttft_first_s=_mean(times["ttft"] for times in paid),
+            ttft_end_to_end_s=_mean(times["ttft_end_to_end"] for times in paid),
+            **phases,
             decode_s_per_token=self._decode_seconds / self._decode_tokens if self._decode_tokens else None,
             peak_memory_bytes=peak_memory,
         )

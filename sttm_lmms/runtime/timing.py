@@ -50,6 +50,32 @@ class FirstForward:
             self.ended = self._now()
 
 
+class ForwardSeconds:
+    """Context that adds up the time spent in forward passes of ``module``."""
+
+    def __init__(self, module: nn.Module, now: Callable[[], float]) -> None:
+        self._module, self._now = module, now
+        self._began = 0.0
+        self.seconds = 0.0
+
+    def __enter__(self) -> ForwardSeconds:
+        self._handles = [
+            self._module.register_forward_pre_hook(self._begin),
+            self._module.register_forward_hook(self._end),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, *_: Any) -> None:
+        self._began = self._now()
+
+    def _end(self, *_: Any) -> None:
+        self.seconds += self._now() - self._began
+
+
 def peak_memory(model: nn.Module) -> int | None:
     """Most bytes allocated on any CUDA device since the last reset, summed over devices; None without CUDA."""
     if not any(parameter.is_cuda for parameter in model.parameters()):
