@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
 from sttm_lmms.methods import METHODS, get_method
 
@@ -31,6 +32,8 @@ class WrapperArguments:
         reproduce: fixed seeds and deterministic kernels.
         on_error: ``skip`` answers a question on an unreadable video with nothing and counts it; ``raise`` stops.
         reuse: what the questions of one video share.
+        keep: prefixes (and vision features) held at a time; the current video's is one of them.
+        host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
         features: folder of stored features; no video is opened then.
         min_pixels, max_pixels: frame size, Qwen2-VL only.
         load_in_4bit: bitsandbytes quantisation through transformers.
@@ -52,6 +55,8 @@ class WrapperArguments:
     reproduce: bool = False
     on_error: Literal["skip", "raise"] = "skip"
     reuse: Literal["prefix", "features", "none"] = "prefix"
+    keep: int = 1
+    host_cache_gb: float = 0.0
     features: Path | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -86,8 +91,9 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
         raise ValueError("pretrained is missing: give a hub id or a checkpoint folder, --model_args pretrained=...")
     parsed = {name: parse_value(name, values[name], hints[name]) for name in values if name in own}
     chosen = {name: parse_value(name, values[name], settings[name]) for name in values if name in settings}
-    if parsed.get("batch_size", 1) < 1:
-        raise ValueError(f"batch_size={parsed['batch_size']} is not valid; it must be an integer >= 1")
+    for name in ("batch_size", "keep"):
+        check_integer(name, parsed.get(name, 1), 1)
+    check_number("host_cache_gb", parsed.get("host_cache_gb", 0.0), 0.0, 1e6)
     arguments = WrapperArguments(**parsed, method_settings=chosen)
     _check_choice_of_tokens(arguments)
     return arguments

@@ -99,6 +99,8 @@ class STTMWrapper(lmms):
             video=settings.video,
             newline=self.arguments.newline,
             reuse=self.arguments.reuse,
+            keep=self.arguments.keep,
+            host_cache_gb=self.arguments.host_cache_gb,
             on_error=self.arguments.on_error,
             features=self._store(),
         )
