@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tiny.settings import SETTINGS, Setting, oracle_config
 
 from sttm_lmms import load_pretrained
 from sttm_lmms.benchmarks.data import load_benchmark
 from sttm_lmms.benchmarks.mini import MiniVideo, plan_video, write_benchmark
+from sttm_lmms.benchmarks.mini.writer import TRIES
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.scores import score_reply, vnbench_kind
@@ -50,6 +52,10 @@ class Test:
     folder: Path
     questions: list[Question]
     plans: Mapping[str, MiniVideo]
+
+    def number(self, question: Question) -> int:
+        """Number of the question's video."""
+        return list(self.plans).index(question.video_id)
 
 
 def prepare(work: Path, videos: int) -> Test:
@@ -88,9 +94,10 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     """Accuracy by kind of question and the kept share of one setting."""
     engine = Engine(model, processor, setting.config, features=seen, reuse=setting.reuse, timing=False)
     began = time.monotonic()
+    questions = [q for q in test.questions if setting.videos is None or test.number(q) < setting.videos]
     requests = [
         ask(question, test.folder, oracle_config(test.plans[question.video_id], setting.oracle))
-        for question in test.questions
+        for question in questions
     ]
     answers = engine.generate(requests, batch_size=4)
     if setting.oracle is None:
@@ -98,7 +105,7 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     scores: dict[str, list[float]] = {kind: [] for kind in (*KINDS, "all")}
     videos: dict[str, list[str]] = {kind: [] for kind in scores}
     shares = []
-    for question, answer in zip(test.questions, answers, strict=True):
+    for question, answer in zip(questions, answers, strict=True):
         assert question.answer is not None
         _, score = score_reply(answer.text, question.letters, question.answer)
         for kind in (vnbench_kind(question.categories["task_type"]), "all"):
@@ -113,17 +120,31 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     return row
 
 
+def relative(row: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Accuracy / accuracy with all tokens on the same questions, and its 95% interval (bootstrap over videos)."""
+    ours, theirs = (np.array([*map(int, r["per_question"])], dtype=float).reshape(-1, TRIES) for r in (row, base))
+    theirs = theirs[: len(ours)]
+    draws = np.random.default_rng(0).integers(len(ours), size=(2000, len(ours)))
+    ratios = ours.mean(1)[draws].mean(1) / theirs.mean(1)[draws].mean(1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(ours.mean() / theirs.mean()), float(low), float(high)
+
+
+def percent(mean: float, interval: Sequence[float]) -> str:
+    return f"{100 * mean:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown; intervals in brackets, all numbers in percent."""
-    lines = ["| setting | kept | retrieval | ordering | counting | all | relative |", "|---|---|---|---|---|---|---|"]
-    full = rows[0]["all"]["accuracy"]
+    """Markdown; 95% intervals in brackets, all numbers but the first in percent."""
+    lines = [
+        "| setting | questions | kept | retrieval | ordering | counting | all | relative to all tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        cells = [row["setting"], f"{100 * row['kept']:.1f}"]
-        for kind in (*KINDS, "all"):
-            low, high = row[kind]["interval"]
-            cells.append(f"{100 * row[kind]['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        cells.append(f"{100 * row['all']['accuracy'] / full:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [row["setting"], str(row["questions"]), f"{100 * row['kept']:.1f}"]
+        cells += [percent(row[kind]["accuracy"], row[kind]["interval"]) for kind in (*KINDS, "all")]
+        ratio, low, high = relative(row, rows[0])
+        lines.append(f"| {' | '.join([*cells, percent(ratio, (low, high))])} |")
     return "\n".join(lines) + "\n"
 
 

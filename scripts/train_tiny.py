@@ -15,8 +15,8 @@ from tiny import stages
 from tiny.export import export
 from tiny.loop import Schedule
 
-STEPS = {"vision": 1800, "core": 800, "video": 650, "dense": 550, "front": 400, "joint": 120}
-RATES = {"vision": 3e-3, "core": 2e-3, "video": 1.5e-3, "dense": 1.2e-3, "front": 3e-3, "joint": 6e-4}
+STEPS = {"vision": 1800, "core": 800, "video": 600, "dense": 1100, "front": 500, "joint": 100}
+RATES = {"vision": 3e-3, "core": 2e-3, "video": 1.5e-3, "dense": 1.2e-3, "front": 3e-3, "joint": 4e-4}
 
 
 def main() -> None:

@@ -1,0 +1,55 @@
+#!/usr/bin/env python
+"""Draw a training log: ``python scripts/plot_tiny.py results/tiny/train.jsonl results/tiny/curves.png``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+VISION = {"needle": "needles named right", "shape": "shape right"}
+ANSWERS = {"answer_ret": "retrieval", "answer_ord": "ordering", "answer_cnt": "counting"}
+
+
+def running_steps(lines: list[dict[str, Any]]) -> list[int]:
+    """Optimizer steps since the first line; a stage's own count starts again when it is started anew."""
+    steps, total, last = [], 0, {"stage": "", "step": 0}
+    for line in lines:
+        goes_on = line["stage"] == last["stage"] and line["step"] > last["step"]
+        total += line["step"] - last["step"] if goes_on else min(line["step"], 50)
+        steps.append(total)
+        last = line
+    return steps
+
+
+def draw(log: Path, target: Path) -> None:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1, 2))
+    seeing = [line for line in lines if line["stage"] == "vision"]
+    for key, label in VISION.items():
+        left.plot(running_steps(seeing), [line[key] for line in seeing], label=label)
+    left.set(title="Vision side, single frames", xlabel="steps", ylabel="share", ylim=(0, 1.02))
+    answering = [line for line in lines if "answer_cnt" in line]
+    steps = running_steps(answering)
+    for key, label in ANSWERS.items():
+        right.plot(steps, [line.get(key) for line in answering], label=label)
+    for i, line in enumerate(answering):
+        if i == 0 or line["stage"] != answering[i - 1]["stage"]:
+            right.axvline(steps[i], color="0.8", zorder=0)
+            right.text(steps[i], 0.03, f" {line['stage']}", color="0.4")
+    right.axhline(0.25, color="0.6", linestyle=":", zorder=0)
+    right.set(title="Answers, training stream (running mean)", xlabel="steps", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), Path(sys.argv[2]))
