@@ -10,6 +10,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +76,6 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int | None:
 
 def about(device: str) -> dict[str, Any]:
     """Command, date, machine and versions: what a published number has to carry."""
-    import transformers
-
     import sttm_lmms
 
     cuda = device.startswith("cuda")
@@ -87,7 +87,7 @@ def about(device: str) -> dict[str, Any]:
         else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "sttm_lmms": sttm_lmms.__version__,
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers") if find_spec("transformers") else None,
         "python": platform.python_version(),
     }
 

@@ -42,7 +42,7 @@ PATH = (LOWEST, Thresholds(0.25, LOWEST.temporal), Thresholds(0.95, 0.70), HIGHE
 TOLERANCE = 0.01
 """A share in (budget - TOLERANCE, budget] meets the budget."""
 
-_CLOSE = 0.001  # a share in (budget - _CLOSE, budget] ends the bisection
+_CLOSE = 0.002  # a share in (budget - _CLOSE, budget] ends the bisection
 _STEPS = 2**25  # points on each part of the path: as fine as float32 similarities near 1
 _TURNS = 4  # lines that a walk off the path tries
 
