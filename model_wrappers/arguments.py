@@ -32,8 +32,8 @@ class WrapperArguments:
         reproduce: fixed seeds and deterministic kernels.
         on_error: ``skip`` answers a question on an unreadable video with nothing and counts it; ``raise`` stops.
         reuse: what the questions of one video share.
-        keep: prefixes (and vision features) held at a time; the current video's is one of them.
-        host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
+        keep: videos whose prefix (or features) is held at a time.
+        host_cache_gb: host memory for the prefixes of more videos, for runs that come back to them.
         features: folder of stored features; no video is opened then.
         min_pixels, max_pixels: frame size, Qwen2-VL only.
         load_in_4bit: bitsandbytes quantisation through transformers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -26,6 +26,7 @@ from sttm_lmms.model_wrappers.documents import (
 from sttm_lmms.model_wrappers.finish import finish_run
 from sttm_lmms.model_wrappers.loading import load
 from sttm_lmms.model_wrappers.placement import make_reproducible, place
+from sttm_lmms.model_wrappers.results import Results
 from sttm_lmms.model_wrappers.rounds import Conversation
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
 from tqdm import tqdm
@@ -34,6 +35,7 @@ from sttm_lmms.errors import STTMError
 from sttm_lmms.provenance import collect_provenance, sample_record
 from sttm_lmms.runtime import Answer, Engine, Failure, GenerationSettings, Request
 from sttm_lmms.runtime.stored import open_store
+from sttm_lmms.video import VideoSettings, available_backends
 from sttm_lmms.video.features import FeatureStore
 
 Progress = Callable[[int], Any]
@@ -129,13 +131,25 @@ class STTMWrapper(lmms):
 
     # What lmms-eval calls.
 
-    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers in the order of the requests."""
+    def generate_until(self, requests: list[Instance]) -> Sequence[GenerationResult]:
+        """Answers in the order of the requests, computed as they are taken."""
+        return Results(len(requests), self._answers_one_by_one(requests))
+
+    def _answers_one_by_one(self, requests: list[Instance]) -> Iterator[GenerationResult]:
         with self._running("Answering", requests) as (documents, progress):
             messages = [self._messages(document, document.first_turn) for document in documents]
-            answers = self._answer(documents, messages, progress)
-        results = [self._result(*found) for found in zip(documents, messages, answers, strict=True)]
-        return _with_padding(requests, results, GenerationResult(""))
+            answers = self._stream(documents, messages, progress)
+            known: dict[int, Answer] = {}
+            positions = iter(range(len(documents)))
+            for request in requests:
+                if is_padding(request):
+                    yield GenerationResult("")
+                    continue
+                position = next(positions)
+                while position not in known:
+                    index, answer = next(answers)
+                    known[index] = answer
+                yield self._result(documents[position], messages[position], known.pop(position))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then the next."""
@@ -213,18 +227,25 @@ class STTMWrapper(lmms):
         generation = GenerationSettings() if document.gen_kwargs is None else generation_settings(document.gen_kwargs)
         return Request(messages, generation, settings.config, settings.video)
 
-    def _answer(
+    def _stream(
         self, documents: Sequence[Document], messages: Sequence[Messages | None], progress: Progress | None = None
-    ) -> list[Answer]:
-        """One answer for each document, in order."""
-        answers = [Answer(error="its visuals could not be had")] * len(documents)
-        ready = [index for index, found in enumerate(messages) if found is not None]
+    ) -> Iterator[tuple[int, Answer]]:
+        """``(index of the document, answer)``, video by video."""
+        ready = []
+        for index, found in enumerate(messages):
+            if found is None:
+                yield index, Answer(error="its visuals could not be had")
+            else:
+                ready.append(index)
         requests = [self._request(documents[i], messages[i]) for i in ready]
-        found = self._engine.generate(requests, batch_size=self.batch_size, progress=progress)
-        for index, answer in zip(ready, found, strict=True):
-            answers[index] = answer
-        self._output_tokens += sum(answer.output_tokens for answer in answers)
-        return answers
+        for index, answer in self._engine.stream(requests, batch_size=self.batch_size, progress=progress):
+            self._output_tokens += answer.output_tokens
+            yield ready[index], answer
+
+    def _answer(self, documents: Sequence[Document], messages: Sequence[Messages | None]) -> list[Answer]:
+        """One answer for each document, in order."""
+        answers = dict(self._stream(documents, messages))
+        return [answers[index] for index in range(len(documents))]
 
     def _result(self, document: Document, messages: Messages | None, answer: Answer) -> GenerationResult:
         """Text and record of an answer. The first one of a task on this process describes the run."""
@@ -256,7 +277,7 @@ class STTMWrapper(lmms):
             config=settings.config,
             checkpoint=self.arguments.pretrained,
             family=self.family,
-            video=settings.video,
+            video=replace(settings.video, backend=_backend(settings.video)),
             newline=self._newline(settings),
             reuse=self.arguments.reuse,
         )
@@ -267,6 +288,10 @@ class STTMWrapper(lmms):
             return None
         own = getattr(self.model.config, "mm_newline_position", None)
         return self.arguments.newline or (own if settings.config is None else "no_token")
+
+
+def _backend(video: VideoSettings) -> str:
+    return available_backends()[0] if video.backend == "auto" else video.backend
 
 
 def _with_padding(requests: Sequence[Instance], results: Sequence[T], filler: T) -> list[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ def evaluate(args: Sequence[str]) -> None:
 
     args = with_our_tasks(args)
     output = option(args, "--output_path")
+    if option(args, "--use_cache") is not None:
+        os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
     before = _result_files(output)
     sys.argv = ["lmms-eval", *args]
     lmms_eval_main()
@@ -48,6 +51,14 @@ def with_our_tasks(args: Sequence[str]) -> list[str]:
     if not starts_run or option(args, "--include_path") is not None:
         return list(args)
     return [*args, "--include_path", str(tasks_folder())]
+
+
+def cache_run_id(args: Sequence[str]) -> str:
+    """A name for the run's part of the response cache, the same for the same command.
+
+    lmms-eval gives every run a new one, and a run that was killed is never merged: its answers would be lost.
+    """
+    return "sttm-" + hashlib.sha256("\0".join(args).encode()).hexdigest()[:16]
 
 
 def option(args: Sequence[str], name: str) -> str | None:

@@ -141,16 +141,24 @@ class Engine:
         Raises:
             VideoError, FeatureError: a source could not be read and ``on_error`` is ``"raise"``.
         """
-        check_integer("batch_size", batch_size, 1)
-        answers: dict[int, Answer] = {}
-        for group in self._groups(requests):
-            done = dict(self._answer_group(group, batch_size))
-            for answer in done.values():
-                self._totals.add(answer)
-            answers |= done
-            if progress:
-                progress(len(done))
+        answers = dict(self.stream(requests, batch_size=batch_size, progress=progress))
         return [answers[index] for index in range(len(requests))]
+
+    def stream(
+        self, requests: Sequence[Request], *, batch_size: int = 1, progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
+        """As :meth:`generate`, answer by answer as soon as it is known: ``(index of the request, answer)``.
+
+        The order is that of the videos' first questions, so a caller that stores answers as they come loses no more
+        than the current video's when it is stopped.
+        """
+        check_integer("batch_size", batch_size, 1)
+        for group in self._groups(requests):
+            for index, answer in list(self._answer_group(group, batch_size)):  # no hooks while the caller is at work
+                self.totals.add(answer)
+                if progress:
+                    progress(1)
+                yield index, answer
 
     def loglikelihood(
         self, requests: Sequence[tuple[Request, str]], *, progress: Callable[[int], None] | None = None

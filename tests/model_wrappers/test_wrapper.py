@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
 from lmms_eval.api.instance import Instance
+from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 from loguru import logger
 from PIL import Image
 from sttm_lmms.model_wrappers.documents import generation_settings, user_turn
@@ -30,9 +32,9 @@ def build(checkpoints):
     """A wrapper of a family on its small checkpoint."""
 
     def make(family="llava_video", classes=WRAPPERS, **arguments):
-        if arguments.get("method") != "none" and "budget" not in arguments:
-            arguments = {**THRESHOLDS, **arguments}
-        return classes[family](pretrained=str(checkpoints[family]), device="cpu", max_frames=4, **arguments)
+        amount = {} if {"method", "budget", "preset"} & set(arguments) else THRESHOLDS
+        frames = {} if "preset" in arguments else {"max_frames": 4}
+        return classes[family](pretrained=str(checkpoints[family]), device="cpu", **{**amount, **frames, **arguments})
 
     return make
 
@@ -83,7 +85,7 @@ def test_batches_give_the_answers_of_single_questions(family, build, videos):
 
 def test_records_of_answers(build, videos):
     wrapper = build()
-    results = wrapper.generate_until(ask(wrapper, [(videos[0], question) for question in QUESTIONS]))
+    results = list(wrapper.generate_until(ask(wrapper, [(videos[0], question) for question in QUESTIONS])))
     first, second, _ = (result.token_counts.to_dict() for result in results)
     assert 0 < first["kept_tokens"] < first["visual_tokens"] == 4 * 49
     assert first["output_tokens"] == results[0].token_counts.output_tokens <= 6
@@ -91,12 +93,13 @@ def test_records_of_answers(build, videos):
     assert (first["reused"], second["reused"]) == (False, True)
     assert first["provenance"]["settings"]["spatial_threshold"] == 0.6
     assert first["provenance"]["newline"] == "no_token"
+    assert first["provenance"]["video_backend"] in ("decord", "pyav")
     assert "provenance" not in second
 
 
 def test_work_is_counted_and_padding_does_none(build, videos):
     wrapper = build()
-    results = wrapper.generate_until(ask(wrapper, [(videos[0], q) for q in QUESTIONS], padding=(2,)))
+    results = list(wrapper.generate_until(ask(wrapper, [(videos[0], q) for q in QUESTIONS], padding=(2,))))
     assert len(results) == 3
     assert results[2].text == ""
     counters = wrapper._engine.counters
@@ -108,7 +111,7 @@ def test_broken_videos_are_skipped_and_listed(build, videos, tmp_path):
     empty.write_bytes(b"")
     wrapper = build()
     documents = [(empty, "A?"), (videos[0], QUESTIONS[0]), (tmp_path / "missing.mp4", "B?"), (empty, "C?")]
-    results = wrapper.generate_until(ask(wrapper, documents))
+    results = list(wrapper.generate_until(ask(wrapper, documents)))
     assert [bool(result.token_counts.to_dict().get("error")) for result in results] == [True, False, True, True]
     assert results[0].text == results[2].text == ""
     lines = []
@@ -124,7 +127,7 @@ def test_broken_videos_are_skipped_and_listed(build, videos, tmp_path):
 def test_broken_videos_stop_the_run_if_asked(build, tmp_path):
     wrapper = build(on_error="raise")
     with pytest.raises(VideoError, match=r"missing\.mp4"):
-        wrapper.generate_until(ask(wrapper, [(tmp_path / "missing.mp4", "A?")]))
+        list(wrapper.generate_until(ask(wrapper, [(tmp_path / "missing.mp4", "A?")])))
 
 
 @pytest.mark.parametrize("on_error", ["skip", "raise"])
@@ -138,16 +141,16 @@ def test_a_task_that_ends_the_process_over_a_missing_file(on_error, build, video
     bad.arguments = ("", give_up, *bad.arguments[2:])
     if on_error == "raise":
         with pytest.raises(STTMError, match=r"nowhere.mp4 does not exist"):
-            wrapper.generate_until([good, bad])
+            list(wrapper.generate_until([good, bad]))
         return
-    results = wrapper.generate_until([good, bad])
+    results = list(wrapper.generate_until([good, bad]))
     assert results[1].text == ""
     assert "nowhere.mp4" in wrapper._engine.failures[0].error
 
 
 def test_a_reduction_that_reduces_nothing_is_no_result(build, videos):
     wrapper = build(spatial_threshold=1.5, temporal_threshold=1.5)
-    wrapper.generate_until(ask(wrapper, [(videos[0], "A?")]))
+    list(wrapper.generate_until(ask(wrapper, [(videos[0], "A?")])))
     with pytest.raises(NothingReducedError, match=r"method=sttm,spatial_threshold=1\.5"):
         wrapper.clean()
 
@@ -297,6 +300,28 @@ def test_model_args_win_over_the_options_of_lmms_eval(checkpoints):
     wrapper = LlavaVideo.create_from_arg_string(text, {"batch_size": 1, "device": "cpu", "max_batch_size": None})
     assert wrapper.batch_size == 3
     assert wrapper.device.type == "cpu"
+
+
+def test_a_preset_gives_each_task_its_settings(build, videos, tmp_path):
+    preset = tmp_path / "mine.yaml"
+    thresholds = {"vnbench": [0.6, 0.5], "mlvu": [1.5, 1.5]}
+    model = {"family": "llava_video", "size": "7b", "thresholds": thresholds, "max_frames": 3}
+    preset.write_text(yaml.safe_dump({"models": [model]}))
+    reset_logged_metrics()
+    wrapper = build(preset=f"{preset}:7b")
+    results = []
+    for task in ("vnbench", "mlvu_dev"):
+        (request,) = ask(wrapper, [(videos[0], "Why?")])
+        wrapper.task_dict = {task: {"test": [(videos[0], "Why?")]}}
+        request.arguments = (*request.arguments[:-2], task, "test")
+        results += wrapper.generate_until([request])
+    records = [result.token_counts.to_dict() for result in results]
+    assert [record["visual_tokens"] for record in records] == [3 * 49, 3 * 49]
+    assert [record["reduced"] for record in records] == [True, False]
+    wrapper.clean()
+    summary = summarize_logged_metrics()
+    assert summary["avg_reduction_asked"] == 1
+    assert summary["avg_reduced_share"] == 0.5
 
 
 def test_stored_features_replace_the_videos(build, checkpoints, videos, tmp_path):
