@@ -47,7 +47,7 @@ $(OLDEST)/.installed: $(INSTALLED) Makefile
 	$(PYTHON) -m venv $(OLDEST)
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > "$$($(OLDEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/newest.pth"
-	$(OLDEST)/bin/python $(PIP) install --no-deps transformers==$(OLDEST_TRANSFORMERS)
+	$(OLDEST)/bin/python $(PIP) install transformers==$(OLDEST_TRANSFORMERS)
 	touch $@
 
 wheel: $(INSTALLED)
