@@ -57,8 +57,8 @@ def demo(
             console.print(f"$ STTM_DATA_ROOT={data} {shlex.join(['lmms-eval', *command[3:]])}", style="dim")
             rows.append((checkpoint, label, *run(command, folder, data)))
     console.print(table(rows))
-    for written in write_reports(out):
-        console.print(f"wrote {written}")
+    write_reports(out)
+    draw_pictures(rows[0][0], data, out / "pictures")
 
 
 def make_videos(folder: Path, count: int) -> Path:
@@ -149,19 +149,23 @@ def table(rows: Sequence[tuple[Checkpoint, str, dict[str, Any], float]]) -> Any:
     return shown
 
 
-def write_reports(out: Path) -> list[Path]:
+def write_reports(out: Path) -> None:
     """The leaderboard of the runs under ``out``, and plots where matplotlib is installed."""
     from importlib.util import find_spec
 
     from sttm_lmms.report.cli import leaderboard
 
-    plots = find_spec("matplotlib") is not None
-    files = [out / "leaderboard.md", *([out / "leaderboard.html"] if plots else [])]
-    for file in files:
-        leaderboard(
-            [out], out=file, name=["vnbench=Mini-VNBench"], title="Mini-VNBench", plots=out / "plots" if plots else None
-        )
-    return [*files, *([out / "plots"] if plots else [])]
+    leaderboard([out], out=out / "leaderboard.md", title="Mini-VNBench")
+    if find_spec("matplotlib"):
+        leaderboard([out], out=out / "leaderboard.html", plots=out / "plots", title="Mini-VNBench")
+
+
+def draw_pictures(checkpoint: Checkpoint, data: Path, out: Path) -> None:
+    """Which tokens of the first video merged, at 50% and 30%."""
+    from sttm_lmms.report.visualize import visualize
+
+    video = min((data / "vnbench" / "videos").iterdir())
+    visualize(video, out, model=str(checkpoint.path), setting=["budget=0.5", "budget=0.3"])
 
 
 def _shown(path: Path) -> Path:
