@@ -4,9 +4,10 @@
     python scripts/bench_merge.py
     OMP_NUM_THREADS=2 python scripts/bench_merge.py --device cpu --repeats 3
 
-Needs torch only (matplotlib for the plot); where the package is not installed, set PYTHONPATH=. in front. Starts from one case, the first value of every list, and varies one thing at
-a time; data type and kept share are crossed. Features are made up (``sttm_lmms.merging.synthetic``), thresholds are
-those that the budget search finds for the share. Writes JSON, a table and a plot into results/bench/merge/.
+Needs torch only (matplotlib for the plot); set PYTHONPATH=. where the package is not installed. Starts from one case,
+the first value of every list, and varies one thing at a time; data type and kept share are crossed. Features are made
+up (``sttm_lmms.merging.synthetic``), thresholds are those that the budget search finds for the share. Writes JSON, a
+table and a plot into results/bench/merge/.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ EPS = 1e-8
 CPU_BLOCK = 1 << 19
 """Numbers in a block on CPUs, where blocks should stay in the cache."""
 
-DEVICE_BLOCK = 1 << 22
+DEVICE_BLOCK = 1 << 23
 """Numbers in a block elsewhere, where large blocks mean few kernel launches."""
 
 
@@ -33,7 +33,7 @@ def row_norms(table: torch.Tensor, head_dim: int | None) -> torch.Tensor:
     rows = table.unflatten(-1, (-1, head_dim or table.shape[-1]))
     norms = torch.empty(rows.shape[:2], dtype=torch.float32, device=table.device)
     for block in blocks(len(table), block_rows(table)):
-        norms[block] = torch.linalg.vector_norm(rows[block].float(), dim=-1)
+        norms[block] = torch.linalg.vector_norm(rows[block], dim=-1, dtype=torch.float32)
     return norms
 
 

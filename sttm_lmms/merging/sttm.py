@@ -47,18 +47,23 @@ def _collect(
     survives = owner.flatten() == torch.arange(owner.numel(), device=owner.device)
     survivor = survives.nonzero().squeeze(1)
     source_map = (survives.cumsum(0) - 1)[owner]
-    counts = torch.bincount(source_map.flatten(), minlength=len(survivor))
+    counts = _occurrences(source_map.flatten(), len(survivor))
     t, y, x = layout.coordinates(survivor)
     boxes = torch.stack((t, y, x, layout.bottom[level[survivor], y], layout.right[level[survivor], x]), 1)
 
     anchor = partition.is_anchor.flatten().nonzero().squeeze(1)
     group, order = source_map.flatten()[anchor].sort(stable=True)
     member = anchor[order]
-    sizes = torch.bincount(group, minlength=len(survivor))
+    sizes = _occurrences(group, len(survivor))
     if weighted_avg:
-        cells = torch.bincount(partition.anchor.flatten(), minlength=owner.numel())
+        cells = _occurrences(partition.anchor.flatten(), owner.numel())
         weight = cells[member].float() / counts[group].float()
     else:
         weight = sizes[group].float().reciprocal()
     features = average_groups(trees, member, level[member], weight, sizes)
     return MergedTokens(features, boxes, counts, source_map, info)
+
+
+def _occurrences(index: torch.Tensor, length: int) -> torch.Tensor:
+    """How often each of 0..length-1 occurs; like ``bincount``, which would make a GPU wait for the largest index."""
+    return torch.zeros(length, dtype=torch.int64, device=index.device).index_add_(0, index, torch.ones_like(index))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -51,12 +52,13 @@ def pair_similarities(
     height, width = trees.layout.sizes[-1]
     kind = earlier_level * levels + later_level
     # Pairs of the same two levels go together, so that both sides are plain row look-ups.
-    members = kind.argsort(stable=True).split(torch.bincount(kind, minlength=levels**2).tolist())
+    kind, order = kind.sort(stable=True)
+    bounds = torch.searchsorted(kind, torch.arange(levels**2 + 1, device=kind.device)).tolist()
     similarity = torch.empty(len(cell), dtype=torch.float32, device=cell.device)
-    for i, member in enumerate(members):
-        if len(member) == 0:
+    for i, (start, end) in enumerate(pairwise(bounds)):
+        if start == end:
             continue
-        a, b = divmod(i, levels)
+        (a, b), member = divmod(i, levels), order[start:end]
         node_a, node_b = trees.layout.node(a, cell[member]), trees.layout.node(b, cell[member] + height * width)
         scale = (trees.norms[a][node_a] + EPS) * (trees.norms[b][node_b] + EPS)
         dots = row_dots(trees.rows(a), trees.rows(b), node_a, node_b, scale.shape[-1])
