@@ -15,15 +15,15 @@ from tiny import stages
 from tiny.export import export
 from tiny.loop import Schedule
 
-STEPS = {"vision": 1800, "core": 800, "video": 600, "dense": 1100, "front": 500, "joint": 100}
-RATES = {"vision": 3e-3, "core": 2e-3, "video": 1.5e-3, "dense": 1.2e-3, "front": 3e-3, "joint": 4e-4}
+STEPS = {"vision": 1800, "core": 800, "video": 600, "dense": 1100, "front": 500}
+RATES = {"vision": 3e-3, "core": 2e-3, "video": 1.5e-3, "dense": 1.2e-3, "front": 3e-3}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state of the stages")
     parser.add_argument("--log", type=Path, help="JSON lines, by default WORK/train.jsonl")
-    parser.add_argument("--until", choices=STEPS, default="joint", help="last stage to run")
+    parser.add_argument("--until", choices=STEPS, default="front", help="last stage to run")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, for a quick try")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()

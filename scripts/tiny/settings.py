@@ -78,8 +78,8 @@ def oracle_config(video: MiniVideo, oracle: Oracle | None) -> RemoveCells | None
 
 
 # Found with `sttm_lmms.merging.calibrate` on 48 videos of the train split, start layer 2.
-HALF = STTMConfig(spatial_threshold=0.95, temporal_threshold=0.9)
-THIRD = STTMConfig(spatial_threshold=0.85, temporal_threshold=0.8)
+HALF = STTMConfig(spatial_threshold=1.0032, temporal_threshold=0.9749)
+THIRD = STTMConfig(spatial_threshold=0.9945, temporal_threshold=0.9301)
 BUDGET = STTMConfig(budget=0.3)
 SIDE = 150
 

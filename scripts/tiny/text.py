@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Tokenizer
 
 from sttm_lmms.benchmarks.mini.objects import OBJECTS
 from sttm_lmms.benchmarks.mini.questions import COUNTING, ORDERING, RETRIEVAL
@@ -23,18 +24,17 @@ def phrases() -> list[str]:
     return [*OBJECTS, *letters, ", ", RETRIEVAL, ORDERING, *COUNTING, instruction, LEAD_OUT, *chat]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level tokenizer without merges, with the phrases and ChatML's special tokens added."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in phrases()])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's byte-level tokenizer without merges, with ChatML's special tokens and the phrases added."""
+    tokens = [*sorted(ByteLevel.alphabet()), *SPECIAL]
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=[],
+        unk_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
         model_max_length=32768,
-        clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in phrases()])
+    return tokenizer

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from sttm_lmms.benchmarks.mini.footage import Scene, random_scene
+from sttm_lmms.benchmarks.mini.footage import random_scene
 from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
+from sttm_lmms.benchmarks.mini.questions import SIZES
 
 from .codes import HIDDEN, Codes
 
@@ -87,36 +86,35 @@ def random_cell(rng: np.random.Generator, size: float) -> tuple[int, int]:
     return int(rng.integers(low, GRID - low)), int(rng.integers(low, GRID - low))
 
 
-def frame_stream(rng: np.random.Generator, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Endless ``(frames [n,3,56,56] in [-1,1], labels [n,49], mean cell colours [n,49,3])``.
+def frame_batch(
+    rng: np.random.Generator, batch: int = 64, shots: int = 16
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(frames [n, 3, 56, 56] in [-1, 1], labels [n, 49], mean cell colours [n, 49, 3])`` from a few fresh shots.
 
     A label is the object whose centre lies in the cell, or ``len(OBJECTS)`` for background.
     """
-    scenes: list[Scene] = [random_scene(rng) for _ in range(128)]
-    while True:
-        for _ in range(6):
-            scenes[int(rng.integers(len(scenes)))] = random_scene(rng)
-        frames, labels = [], torch.full((batch, GRID, GRID), len(OBJECTS))
-        for i in range(batch):
-            scene = scenes[int(rng.integers(len(scenes)))]
-            scale = 2 if rng.random() < 0.3 else 1
-            time = torch.tensor([float(rng.uniform(0, 8))])
-            frame = scene.render(time, IMAGE * scale, IMAGE * scale)
-            taken: list[tuple[int, int]] = []
-            for _ in range(int(rng.integers(0, 5))):
-                size = float(rng.uniform(1.1, 2.5))
-                row, column = random_cell(rng, size)
-                if any(max(abs(row - r), abs(column - c)) < 3 for r, c in taken):
-                    continue
-                taken.append((row, column))
-                index = int(rng.integers(len(OBJECTS)))
-                dx, dy = rng.uniform(-0.25, 0.25, 2)
-                frame = paint(frame, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size)
-                labels[i, row, column] = index
-            frames.append(F.avg_pool2d(frame, scale) if scale > 1 else frame)
-        images = degrade(torch.cat(frames), rng)
-        colours = F.avg_pool2d(images, IMAGE // GRID).flatten(2).transpose(1, 2)
-        yield images * 2 - 1, labels.flatten(1), colours
+    scenes = [random_scene(rng) for _ in range(shots)]
+    frames, labels = [], torch.full((batch, GRID, GRID), len(OBJECTS))
+    for i in range(batch):
+        scene = scenes[int(rng.integers(len(scenes)))]
+        scale = 2 if rng.random() < 0.3 else 1
+        time = torch.tensor([float(rng.uniform(0, 8))])
+        frame = scene.render(time, IMAGE * scale, IMAGE * scale)
+        taken: list[tuple[int, int]] = []
+        for _ in range(int(rng.integers(0, 5))):
+            size = float(rng.uniform(*SIZES))
+            row, column = random_cell(rng, size)
+            if any(max(abs(row - r), abs(column - c)) < 3 for r, c in taken):
+                continue
+            taken.append((row, column))
+            index = int(rng.integers(len(OBJECTS)))
+            dx, dy = rng.uniform(-0.25, 0.25, 2)
+            frame = paint(frame, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size)
+            labels[i, row, column] = index
+        frames.append(F.avg_pool2d(frame, scale) if scale > 1 else frame)
+    images = degrade(torch.cat(frames), rng)
+    colours = F.avg_pool2d(images, IMAGE // GRID).flatten(2).transpose(1, 2)
+    return images * 2 - 1, labels.flatten(1), colours
 
 
 def vision_loss(features: torch.Tensor, labels: torch.Tensor, colours: torch.Tensor, codes: Codes) -> torch.Tensor:

@@ -149,4 +149,4 @@ def test_all_stages_run(tmp_path):
     bank = stages.make_bank(student, place, 1, 1)
     for stage in stages.BANK_STAGES.values():
         stage(student, place, Schedule(2, 1e-3), bank)
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 6
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
