@@ -32,6 +32,7 @@ from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, ta
 from tqdm import tqdm
 
 from sttm_lmms.errors import STTMError
+from sttm_lmms.families import get_family
 from sttm_lmms.provenance import collect_provenance, sample_record
 from sttm_lmms.runtime import Answer, Engine, Failure, GenerationSettings, Request
 from sttm_lmms.runtime.stored import open_store
@@ -98,6 +99,7 @@ class STTMWrapper(lmms):
             self.model,
             self.processor,
             settings.config,
+            family=get_family(self.family),
             video=settings.video,
             newline=self.arguments.newline,
             reuse=self.arguments.reuse,

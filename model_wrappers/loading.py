@@ -9,7 +9,7 @@ from sttm_lmms.model_wrappers.placement import Placement
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.families import family_of, layout_of, load_pretrained
+from sttm_lmms.families import layout_of, load_pretrained
 from sttm_lmms.families.checkpoint import resolve_checkpoint
 
 
@@ -17,10 +17,12 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
     """Model and processor.
 
     Raises:
-        CheckpointError: it cannot be read, or is of a family that has a wrapper of its own.
+        CheckpointError: it cannot be read, or is of another architecture.
     """
     folder = resolve_checkpoint(arguments.pretrained)
-    _check_family(arguments.pretrained, layout_of(folder)[0].name, family, converted="llava")
+    found = layout_of(folder)[0].name
+    if "qwen2_vl" in (found, family) and found != family:
+        raise CheckpointError(f"{arguments.pretrained} is a {found} checkpoint: use --model sttm_{found}")
     options: dict[str, Any] = {}
     if arguments.load_in_4bit:
         from transformers import BitsAndBytesConfig
@@ -28,7 +30,9 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_compute_dtype=placement.dtype, bnb_4bit_quant_type="nf4"
         )
-    model, processor = load_pretrained(
+    # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where it says nothing, the
+    # family that was asked for decides.
+    return load_pretrained(
         folder,
         dtype=placement.dtype,
         device_map=placement.device_map,
@@ -36,11 +40,3 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
         family=family,
         **options,
     )
-    _check_family(arguments.pretrained, family_of(model).name, family)
-    return model, processor
-
-
-def _check_family(checkpoint: str, found: str, wanted: str, converted: str = "-") -> None:
-    """Refuse another family; converted LLaVA checkpoints may not say which one they are before they are loaded."""
-    if found != wanted and not (found.startswith(converted) and wanted.startswith(converted)):
-        raise CheckpointError(f"{checkpoint} is a {found} checkpoint: use --model sttm_{found}")
