@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchlib import about, markdown_table, median, natural_features, peak_bytes, timed, write_json
+from benchlib import about, markdown_table, median, peak_bytes, timed, write_json
 from torch import nn
 from transformers import Qwen2Config, Qwen2Model
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
@@ -24,6 +24,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from sttm_lmms import STTMConfig
 from sttm_lmms.families.base import VideoSpan
+from sttm_lmms.merging.synthetic import natural_features
 from sttm_lmms.runtime.reducer import TokenReducer
 
 TEXT_BEFORE, TEXT_AFTER = 14, 90  # a system prompt, and a question with options
@@ -110,7 +111,7 @@ def build(shape: Shape, *, attention: str, dtype: torch.dtype, device: str) -> t
 def prompt(shape: Shape, frames: int, *, dtype: torch.dtype, device: str) -> tuple[dict[str, Any], VideoSpan]:
     """Inputs of one prefill with a footage-like video, and where the video is."""
     grid = (frames // shape.frames_per_step, *shape.grid)
-    video = natural_features(grid, shape.hidden, dtype=dtype, device=device).flatten(0, 2)
+    video = natural_features(*grid, shape.hidden, dtype=dtype, device=device).flatten(0, 2)
     text = torch.randn(TEXT_BEFORE + TEXT_AFTER, shape.hidden, dtype=dtype, device=device) * video.float().std()
     text = text.to(dtype)
     embeds = torch.cat([text[:TEXT_BEFORE], video, text[TEXT_BEFORE:]])[None]

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: footage-like features, a description of the machine, result files."""
+"""What the benchmark scripts share: timing, memory, a description of the machine, result files."""
 
 from __future__ import annotations
 
@@ -16,32 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-
-def natural_features(
-    grid: tuple[int, int, int], channels: int, *, dtype: torch.dtype, device: str, seed: int = 0, noise: float = 0.35
-) -> torch.Tensor:
-    """Features ``[T, H, W, C]`` that look like footage to a merging method.
-
-    A few directions in channel space are weighted by fields that vary slowly over space and time, with a cut every 16
-    frames; independent noise makes the similarities of neighbours spread over a range, as real ones do.
-    """
-    t, h, w = grid
-    generator = torch.Generator().manual_seed(seed)
-    directions = 24
-    scenes = []
-    for start in range(0, t, 16):
-        length = min(16, t - start)
-        coarse = torch.randn(1, directions, max(2, length // 6), max(2, h // 4), max(2, w // 4), generator=generator)
-        scenes.append(torch.nn.functional.interpolate(coarse, size=(length, h, w), mode="trilinear")[0])
-    weights = torch.cat(scenes, dim=1).permute(1, 2, 3, 0).to(device)
-    basis = torch.randn(directions, channels, generator=generator).to(device)
-    features = torch.empty(*grid, channels, dtype=dtype, device=device)
-    for frame in range(t):  # frame by frame, so that no float32 copy of everything is made
-        spread = torch.rand(h, w, 1, generator=generator).to(device)  # some cells are noisier than others
-        own = torch.randn(h, w, channels, generator=generator).to(device)
-        features[frame] = (weights[frame] @ basis + noise * directions**0.5 * spread * own).to(dtype)
-    return features
 
 
 def timed(run: Callable[[], Any], *, repeats: int, warmup: int, device: str) -> list[float]:

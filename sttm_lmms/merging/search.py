@@ -29,9 +29,9 @@ Line = Callable[[int], Thresholds]
 """A line of numbered points, shares ascending."""
 
 
-LOWEST = Thresholds(-1.0, torch.finfo(torch.float32).tiny)
+LOWEST = Thresholds(-1.0, 1e-6)
 """Merges all that thresholds can merge: every quadtree stops at its root, and every pair with a positive similarity
-merges in time (a temporal threshold of 0 would turn that step off)."""
+merges in time. (A temporal threshold of 0 would turn that step off.)"""
 
 HIGHEST = Thresholds(1.01, 1.01)
 """Merges nothing: above 1 by more than a similarity can be through rounding."""
