@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Draw a training log: ``python scripts/plot_tiny.py results/tiny/train.jsonl results/tiny/curves.png``."""
+"""Draw the curves of the training and the table of the evaluation: ``python scripts/plot_tiny.py results/tiny``.
+
+Reads ``train.jsonl`` and ``accuracy.json`` there and writes ``curves.png`` and ``accuracy.png`` beside them.
+"""
 
 from __future__ import annotations
 
@@ -51,5 +54,35 @@ def draw(log: Path, target: Path) -> None:
     figure.savefig(target, dpi=110)
 
 
+METHODS = {"STTM, budget": "STTM", "random": "random tokens", "whole": "whole frames", "average": "average pooling"}
+KINDS = ("retrieval", "ordering", "counting")
+
+
+def draw_accuracy(table: Path, target: Path) -> None:
+    """Accuracy over kept share, a panel for each kind of question, a line for each method."""
+    rows = json.loads(table.read_text())
+    base = rows[0]
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True)
+    for axes, kind in zip(panels, KINDS, strict=True):
+        for start, label in METHODS.items():
+            chosen = [row for row in rows if row["setting"].startswith(start) and row["questions"] == base["questions"]]
+            points = sorted([*chosen, base], key=lambda row: row["kept"])
+            means = [row[kind]["accuracy"] for row in points]
+            errors = [
+                [mean - row[kind]["interval"][0] for mean, row in zip(means, points, strict=True)],
+                [row[kind]["interval"][1] - mean for mean, row in zip(means, points, strict=True)],
+            ]
+            kept = [row["kept"] for row in points]
+            axes.errorbar(kept, means, yerr=errors, label=label, marker="o", markersize=4, capsize=2)
+        axes.axhline(0.25, color="0.6", linestyle=":", zorder=0)
+        axes.set(title=kind, xlabel="kept visual tokens / all", xlim=(0, 1.03), ylim=(0, 1.03))
+    panels[0].set_ylabel("accuracy")
+    panels[2].legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]), Path(sys.argv[2]))
+    folder = Path(sys.argv[1])
+    draw(folder / "train.jsonl", folder / "curves.png")
+    draw_accuracy(folder / "accuracy.json", folder / "accuracy.png")

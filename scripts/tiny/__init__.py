@@ -1,0 +1,1 @@
+"""Training of the embedded checkpoint; `scripts/train_tiny.py` runs it."""

@@ -104,9 +104,19 @@ def vision_stage(student: Student, place: Place, schedule: Schedule) -> None:
     )
 
 
-def core_batch(student: Student, rng: np.random.Generator, layout: str, per_frame: int, bank: Bank | None) -> Batch:
-    frames = int(rng.integers(8, MAX_FRAMES + 1))
-    drawn = [draw(rng, layout, frames) for _ in range(VIDEOS)]
+def make_videos(
+    student: Student,
+    rng: np.random.Generator,
+    layout: str,
+    per_frame: int,
+    bank: Bank | None,
+    *,
+    videos: int = VIDEOS,
+    frames: int | None = None,
+) -> Batch:
+    """A batch of videos of one length (by default a random one); without a bank their features are made up."""
+    frames = frames or int(rng.integers(8, MAX_FRAMES + 1))
+    drawn = [draw(rng, layout, frames) for _ in range(videos)]
     if bank is None:
         features = torch.stack([synthetic_features(rng, student.codes, video, frames) for video in drawn])
     else:
@@ -126,7 +136,7 @@ def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, f
 def core_stage(student: Student, place: Place, schedule: Schedule) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         per_frame = int(rng.integers(1, 1 + min(6, 1 + number // 200)))
-        return core_step(student, core_batch(student, rng, layout_of(number), per_frame, None))
+        return core_step(student, make_videos(student, rng, layout_of(number), per_frame, None))
 
     train("core", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=3)
 
@@ -137,7 +147,7 @@ def video_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         reach = 2 + (len(choices) - 1) * number // schedule.steps
         per_frame = choices[int(rng.integers(min(reach, len(choices))))]
-        return core_step(student, core_batch(student, rng, layout_of(number), per_frame, bank))
+        return core_step(student, make_videos(student, rng, layout_of(number), per_frame, bank))
 
     train("video", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=4)
 
@@ -152,10 +162,7 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     size = len(student.prefix)
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        drawn = [draw(rng, layout_of(number), MAX_FRAMES) for _ in range(2)]
-        made = [compose(rng, bank, video, MAX_FRAMES) for video in drawn]
-        features, drawn = torch.stack([f for f, _ in made]), [video for _, video in made]
-        batch = make_batch(rng, student.tokenizer, drawn, features, CELLS)
+        batch = make_videos(student, rng, layout_of(number), CELLS, bank, videos=2, frames=MAX_FRAMES)
         text = words[batch.ids]
         context = student.context(batch.visual).detach()
         trace = run(student.decoder, context, text, batch.lengths, layers=range(FRONT))
@@ -184,7 +191,7 @@ def random_share(rng: np.random.Generator) -> float:
 
 def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = core_batch(student, rng, layout_of(number), CELLS, bank)
+        batch = make_videos(student, rng, layout_of(number), CELLS, bank)
         stay = drop_background(batch, rng, random_share(rng))
         visual = batch.visual.gather(1, stay[..., None].expand(-1, -1, batch.visual.shape[-1]))
         time, needle = batch.time.gather(1, stay), batch.needle.gather(1, stay)
