@@ -30,8 +30,8 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_compute_dtype=placement.dtype, bnb_4bit_quant_type="nf4"
         )
-    # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where it says nothing, the
-    # family that was asked for decides.
+    # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where it says nothing,
+    # the family that was asked for decides.
     return load_pretrained(
         folder,
         dtype=placement.dtype,
