@@ -115,9 +115,16 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     row: dict[str, Any] = {"setting": setting.name, "kept": sum(shares) / len(shares), "questions": len(answers)}
     for kind, values in scores.items():
         row[kind] = {"accuracy": sum(values) / len(values), "interval": clustered_interval(values, videos[kind])}
+    row["smallest"] = smallest(questions)
     row["per_question"] = "".join(str(int(value)) for value in scores["all"])
     row["seconds"] = round(time.monotonic() - began, 1)
     return row
+
+
+def smallest(questions: Sequence[Question]) -> float:
+    """Share of the counting questions that saying the smallest number would get right: the best blind guess."""
+    counting = [q for q in questions if vnbench_kind(q.categories["task_type"]) == "counting"]
+    return sum(q.answer == min(q.options, key=lambda option: option[3:])[0] for q in counting) / len(counting)
 
 
 def relative(row: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -1,0 +1,42 @@
+"""The committed table of the embedded checkpoint is what its raw results say, and it meets what was promised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parents[3] / "results" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return json.loads((RESULTS / "accuracy.json").read_text())
+
+
+def test_the_table_is_made_from_the_raw_results(rows):
+    from eval_tiny import table
+
+    assert (RESULTS / "accuracy.md").read_text() == table(rows)
+
+
+def test_accuracies_are_means_of_the_answers(rows):
+    for row in rows:
+        assert len(row["per_question"]) == row["questions"]
+        assert row["all"]["accuracy"] == pytest.approx(row["per_question"].count("1") / row["questions"])
+
+
+@pytest.mark.parametrize(("kind", "floor"), [("retrieval", 0.92), ("ordering", 0.90), ("counting", 0.75)])
+def test_the_full_model_answers(rows, kind, floor):
+    assert rows[0]["setting"] == "all tokens"
+    assert rows[0]["questions"] >= 3 * 500
+    assert rows[0][kind]["accuracy"] >= floor
+
+
+def test_without_needles_it_guesses(rows):
+    """Blind, it picks any object or order, and nearly always says the smallest number."""
+    (blind,) = [row for row in rows if row["setting"] == "needle tokens removed (oracle)"]
+    for kind, guess in (("retrieval", 0.25), ("ordering", 0.25), ("counting", blind["smallest"])):
+        low, high = blind[kind]["interval"]
+        assert low <= guess <= high
