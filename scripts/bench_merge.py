@@ -2,7 +2,7 @@
 """Time and memory of merging alone, against the straightforward pairwise formulation.
 
     python scripts/bench_merge.py
-    OMP_NUM_THREADS=2 python scripts/bench_merge.py --device cpu --repeats 3
+    OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor     (a machine that is not idle)
 
 Needs torch only (matplotlib for the plot); set PYTHONPATH=. where the package is not installed. Starts from one case,
 the first value of every list, and varies one thing at a time; data type and kept share are crossed. Features are made
@@ -17,6 +17,7 @@ import ctypes
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,11 +47,13 @@ COLUMNS = (
     ("pairwise_memory", ".2f"),
 )
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 NOTES = """# Merging alone
 
 `merge`: thresholds given; `with search`: budget given; `pairwise`: the straightforward formulation of
-`sttm_lmms/merging/pairwise.py`. Medians. Memory is the peak beyond the input, result included, in multiples of the
-input (resident memory on a CPU, the allocator's count on a GPU). Speed-up is pairwise / merge.
+`sttm_lmms/merging/pairwise.py`. Medians, of the wall clock or, with `--clock processor`, of the
+processor time of all threads. Memory is the peak beyond the input, result included, in multiples of the input (resident
+memory on a CPU, the allocator's count on a GPU). Speed-up is pairwise / merge.
 
 """
 
@@ -81,8 +84,9 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return list(dict.fromkeys(found))
 
 
-def measure(case: Case, device: str, repeats: int, pairwise_limit: float) -> dict[str, Any]:
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """One row: times in ms (medians), memory beyond the input as a multiple of the input, the result included."""
+    device, clock = options.device, CLOCKS[options.clock]
     features = natural_features(*case.shape, dtype=getattr(torch, case.dtype), device=device)
     input_bytes = features.numel() * features.element_size()
     by_budget = STTMConfig(budget=case.share)
@@ -96,11 +100,11 @@ def measure(case: Case, device: str, repeats: int, pairwise_limit: float) -> dic
         "merge": lambda: merge_video_tokens(features, by_thresholds),
         "with_search": lambda: merge_video_tokens(features, by_budget),
     }
-    if input_bytes <= pairwise_limit * 2**30:
+    if input_bytes <= options.pairwise_limit * 2**30:
         ways["pairwise"] = lambda: merge_pairwise(features, by_thresholds)
     for name, run in ways.items():
         row[f"{name}_memory"] = extra_bytes(run, device) / input_bytes
-        row[f"{name}_ms"] = 1e3 * median(timed(run, repeats=repeats, warmup=1, device=device))
+        row[f"{name}_ms"] = 1e3 * median(timed(run, repeats=options.repeats, warmup=1, device=device, clock=clock))
     if "pairwise" in ways:
         row["speedup"] = row["pairwise_ms"] / row["merge_ms"]
     return row
@@ -167,6 +171,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: on a CPU that is not idle")
     parser.add_argument("--pairwise-limit", type=float, default=0.5, help="GiB of input up to which pairwise is run")
     parser.add_argument("--out", type=Path, default=Path("results/bench/merge"))
     return parser.parse_args(arguments)
@@ -177,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     header = about(options.device) | {"load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
     rows = []
     for case in cases(options):
-        rows.append(measure(case, options.device, options.repeats, options.pairwise_limit))
+        rows.append(measure(case, options))
         print(markdown_table(rows[-1:], COLUMNS, header).splitlines()[2], flush=True)
 
     path = options.out / options.device

@@ -18,16 +18,18 @@ from typing import Any
 import torch
 
 
-def timed(run: Callable[[], Any], *, repeats: int, warmup: int, device: str) -> list[float]:
+def timed(
+    run: Callable[[], Any], *, repeats: int, warmup: int, device: str, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Seconds of each repeat, after warm-up; the device is waited for."""
     seconds = []
     for attempt in range(warmup + repeats):
         _wait(device)
-        began = time.perf_counter()
+        began = clock()
         run()
         _wait(device)
         if attempt >= warmup:
-            seconds.append(time.perf_counter() - began)
+            seconds.append(clock() - began)
     return seconds
 
 
