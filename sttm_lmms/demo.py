@@ -62,15 +62,14 @@ def demo(
 
 
 def make_videos(folder: Path, count: int) -> Path:
-    """Mini-VNBench under ``folder``, made again only if it is another one. Returns the data root."""
+    """Mini-VNBench with ``count`` videos under ``folder``, made where it is not there yet. Returns the data root."""
     from sttm_lmms.benchmarks.mini import write_benchmark
 
-    stamp = folder / "complete.txt"
-    if not stamp.is_file() or stamp.read_text() != str(count):
-        shutil.rmtree(folder, ignore_errors=True)
-        write_benchmark(folder, videos=count)
-        stamp.write_text(str(count))
-    return folder
+    root = folder / f"{count}-videos"
+    if not (root / "complete.txt").is_file():
+        write_benchmark(root, videos=count)
+        (root / "complete.txt").write_text("Written last: everything is there.\n")
+    return root
 
 
 def find_checkpoint(family: str, folder: Path) -> Checkpoint:

@@ -1,0 +1,77 @@
+"""``sttm-lmms demo``: its parts, and once as a whole for one family."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lmms_eval")
+
+from sttm_lmms import demo
+from sttm_lmms.cli import main
+from sttm_lmms.errors import STTMError
+
+
+def test_the_trained_checkpoint_is_used_and_named(tmp_path):
+    found = demo.find_checkpoint("llava_video", tmp_path)
+    assert found.path.name == "llava_video_tiny"
+    assert "trained" in found.description
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_random_checkpoint_is_called_random(tmp_path):
+    found = demo.find_checkpoint("llava_onevision", tmp_path)
+    assert (found.path / "config.json").is_file()
+    assert "RANDOM checkpoint in the original lmms-lab layout" in found.description
+    before = (found.path / "model.safetensors").stat().st_mtime_ns
+    assert demo.find_checkpoint("llava_onevision", tmp_path).path == found.path
+    assert (found.path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_videos_are_made_once(tmp_path):
+    root = demo.make_videos(tmp_path, 1)
+    (video,) = (root / "vnbench" / "videos").iterdir()
+    before = video.stat().st_mtime_ns
+    assert demo.make_videos(tmp_path, 1) == root
+    assert video.stat().st_mtime_ns == before
+
+
+def test_the_command_is_lmms_eval_itself():
+    checkpoint = demo.Checkpoint("qwen2_vl", Path("some/folder"), "")
+    command = demo.lmms_eval_command(checkpoint, "budget=0.5", Path("out"))
+    assert command[:5] == [sys.executable, "-m", "lmms_eval", "--model", "sttm_qwen2_vl"]
+    assert "pretrained=some/folder,budget=0.5,max_frames=16" in command
+
+
+def test_a_failed_run_shows_what_lmms_eval_said(tmp_path):
+    command = [sys.executable, "-c", "print('it went wrong')"]
+    with pytest.raises(STTMError, match="it went wrong"):
+        demo.run(command, tmp_path / "out", tmp_path)
+
+
+def test_an_unknown_family_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--family", "qwen2vl"])
+    assert "Did you mean 'qwen2_vl'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_demo(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--videos", "3", "--family", "llava_video"])
+    assert stopped.value.code == 0
+    printed = "".join(capfd.readouterr())
+    rows = [line for line in printed.splitlines() if line.startswith("│ llava_video")]
+    kept = [float(line.split("│")[4].strip(" %")) for line in rows]
+    assert kept[0] == 100
+    assert 45 < kept[1] <= 50
+    assert 25 < kept[2] <= 30
+    out = tmp_path / "results" / "demo"
+    assert len(list(out.rglob("*_results.json"))) == 3
+    assert "llava_video" in (out / "leaderboard.md").read_text()
+    assert list((out / "pictures").glob("sheet*.png"))
+    # Result files are committed: they must not say where this machine keeps its files.
+    assert str(tmp_path) not in "".join(file.read_text() for file in out.rglob("*.jsonl"))
