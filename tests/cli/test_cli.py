@@ -78,6 +78,19 @@ def test_eval_adds_our_tasks_to_a_run(args, added):
     assert with_our_tasks(args) == args + expected
 
 
+def test_bench_runs_the_scripts_of_the_checkout(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run_command("bench", [])
+    assert "merge" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        run_command("bench", ["merge", "--help"])
+    assert stopped.value.code == 0
+    assert "usage" in capsys.readouterr().out.lower()
+    with pytest.raises(ValueError, match="Did you mean 'merge'"):
+        run_command("bench", ["merg"])
+
+
 def test_options_are_found_in_both_spellings():
     assert option(["--a", "1", "--b=2"], "--a") == "1"
     assert option(["--a", "1", "--b=2"], "--b") == "2"
