@@ -57,6 +57,7 @@ def demo(
             console.print(f"$ STTM_DATA_ROOT={data} {shlex.join(['lmms-eval', *command[3:]])}", style="dim")
             rows.append((checkpoint, label, *run(command, folder, data)))
     console.print(table(rows))
+    console.print("Models this small show whether answers survive, not speed: merging costs them about what it saves.")
     write_reports(out)
     draw_pictures(rows[0][0], data, out / "pictures")
 
