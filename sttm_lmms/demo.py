@@ -85,7 +85,7 @@ def find_checkpoint(family: str, folder: Path) -> Checkpoint:
         sizes = TinySizes(hidden_size=128, intermediate_size=256)
         build_tiny_checkpoint(path, family, sizes=sizes)
     layout = "Hugging Face" if family == "qwen2_vl" else "original lmms-lab"
-    text = f"A RANDOM checkpoint in the {layout} layout: it can only guess; what the table shows is tokens and time."
+    text = f"A RANDOM checkpoint in the {layout} layout: its answers mean nothing; the table shows tokens and time."
     return Checkpoint(family, path, text)
 
 
