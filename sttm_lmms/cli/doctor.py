@@ -145,15 +145,13 @@ def _lmms_eval() -> Iterator[Finding]:
         yield Finding("lmms-eval", "problem", "not installed", "pip install 'sttm-lmms[eval]'")
         return
     yield Finding("lmms-eval", "ok", metadata.version("lmms-eval"))
-    from lmms_eval.models import MODEL_REGISTRY_V2
-
     from sttm_lmms.model_wrappers import WRAPPERS
+    from sttm_lmms.model_wrappers.harness import finds_model
 
     for name in WRAPPERS:
-        try:
-            MODEL_REGISTRY_V2.get_model_class(name)
+        if finds_model(name):
             yield Finding(f"--model {name}", "ok", "found by lmms-eval")
-        except ValueError:
+        else:
             advice = (
                 "lmms-eval stops at the first entry point that fails: look for 'Failed to load model entry-point' in "
                 "its output, and remove that plugin or reinstall sttm-lmms"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,15 +23,14 @@ def evaluate(args: Sequence[str]) -> None:
     Raises:
         STTMError: an output path was given and there is no new result file in the end.
     """
-    from lmms_eval.cli.dispatch import main as lmms_eval_main
+    from sttm_lmms.model_wrappers.harness import run_lmms_eval
 
     args = with_our_tasks(args)
     output = option(args, "--output_path")
     if option(args, "--use_cache") is not None:
         os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
     before = _result_files(output)
-    sys.argv = ["lmms-eval", *args]
-    lmms_eval_main()
+    run_lmms_eval(args)
     if output and int(os.environ.get("RANK", 0)) == 0 and _result_files(output) <= before:
         # lmms-eval reports a failed run as a success.
         raise STTMError(f"the run failed (see above): no new result file in {output}")

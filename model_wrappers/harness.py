@@ -1,0 +1,24 @@
+"""What our command line asks of lmms-eval; the core itself never imports it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lmms_eval.cli.dispatch import main
+from lmms_eval.models import MODEL_REGISTRY_V2
+
+
+def run_lmms_eval(args: Sequence[str]) -> None:
+    """``lmms-eval ARGS`` in this process."""
+    sys.argv = ["lmms-eval", *args]
+    main()
+
+
+def finds_model(name: str) -> bool:
+    """True if lmms-eval knows the model ``name``, so that our entry point is alive."""
+    try:
+        MODEL_REGISTRY_V2.get_model_class(name)
+    except ValueError:
+        return False
+    return True
