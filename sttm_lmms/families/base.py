@@ -53,11 +53,13 @@ class VisionFeatures:
         kind: ``"video"`` or ``"image"``.
         metadata: plain values: ``vid, video_time, frame_time, num_frames`` (LLaVA), or
             ``video_sample_fps, video_grid_thw`` (Qwen2-VL). Images: ``image_size`` (height, width), ``image_grid_thw``.
+        projected: True if ``tensor`` is ``[T, H, W, C]`` in the decoder's channels already, see :meth:`Family.project`.
     """
 
     tensor: torch.Tensor
     kind: str = "video"
     metadata: dict[str, Any] = field(default_factory=dict)
+    projected: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ class Family(ABC):
     @abstractmethod
     def vision_features(self, model: nn.Module, processor: Any, visual: Any) -> VisionFeatures:
         """Run the vision tower on a :class:`Video` or on a PIL image."""
+
+    def project(self, model: nn.Module, features: VisionFeatures) -> VisionFeatures:
+        """What of :meth:`prepare` depends on the visual alone, so that its questions do not pay for it again."""
+        return features
 
     @abstractmethod
     def prepare(

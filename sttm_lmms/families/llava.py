@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -120,6 +121,12 @@ class LlavaFamily(Family):
         return VisionFeatures(torch.cat(chunks), "video", metadata)
 
     @torch.no_grad()
+    def project(self, model: Any, features: VisionFeatures) -> VisionFeatures:
+        if features.kind != "video" or features.projected:
+            return features
+        return replace(features, tensor=project_video(model, features.tensor), projected=True)
+
+    @torch.no_grad()
     def prepare(
         self,
         model: Any,
@@ -221,10 +228,14 @@ def newline_embedding(model: Any) -> torch.Tensor:
         return model.model.image_newline.detach().clone()
 
 
+def project_video(model: Any, features: torch.Tensor) -> torch.Tensor:
+    """A video as ``[T, H, W, C]``, from tower output ``[T, P, C_v]`` or from its pooled form ``[T, H, W, C_v]``."""
+    projected = project(model, features)
+    return projected if projected.ndim == 4 else pool(model, projected)
+
+
 def _video_tokens(model: Any, feature: VisionFeatures, newline: str) -> VisualTokens:
-    projected = project(model, feature.tensor)
-    # Features stored in the pooled form are [T, h, w, C_v] already.
-    pooled = projected if projected.ndim == 4 else pool(model, projected)
+    pooled = feature.tensor if feature.projected else project_video(model, feature.tensor)
     t, h, w, _ = pooled.shape
     embeds = newline_layout(pooled, newline_embedding(model), newline)
     grid = (t, h, w) if newline in ("one_token", "no_token") else None

@@ -90,7 +90,9 @@ class SourceReader:
                 self.counters.vision_passes += 1
                 timing["vision"] += tower.seconds
                 timing["preprocess"] += self._now() - opened - tower.seconds
-            features.append(visual)
+            seen = self._now()
+            features.append(self._family.project(self._model, visual))
+            timing["vision"] += self._now() - seen
         if reuse:
             self._recent[key] = features
             while len(self._recent) > self._keep:

@@ -215,3 +215,15 @@ def test_stop_texts_and_sampling(tiny, videos):
     torch.manual_seed(0)
     (sampled,) = engine.generate([ask(videos[0], "a", do_sample=True, temperature=5.0, top_p=0.9)])
     assert sampled.output_tokens <= 5
+
+
+def test_a_video_is_projected_once(tiny, videos):
+    """The projector's work belongs to the video, not to its questions."""
+    model, processor = tiny("llava_video")
+    calls = []
+    hook = model.model.multi_modal_projector.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        Engine(model, processor, sttm(), video=VIDEO).generate([ask(videos[0], question) for question in QUESTIONS])
+    finally:
+        hook.remove()
+    assert len(calls) == 1
