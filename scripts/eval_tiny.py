@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Measure the embedded checkpoint on held-out Mini-VNBench videos, reduced in different ways.
+"""Measure an embedded checkpoint on held-out Mini-VNBench videos, reduced in different ways.
 
-``python scripts/eval_tiny.py --work WORK --out results/tiny`` generates the test videos (once), runs every setting
-through the engine on real mp4 files, and writes ``accuracy.json`` and ``accuracy.md``, with 95% intervals clustered by
-video.
+``python scripts/eval_tiny.py --family llava_video --work WORK --out results/tiny/llava_video`` generates the test
+videos (once), runs every setting through the engine on real mp4 files, and writes ``accuracy.json`` and
+``accuracy.md``, with 95% intervals clustered by video.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny.settings import SETTINGS, Setting, oracle_config
+from tiny.settings import SUBJECTS, Setting, Subject, needle_cells, oracle_config, settings
 
 from sttm_lmms import load_pretrained
 from sttm_lmms.benchmarks.data import load_benchmark
@@ -31,18 +31,20 @@ from sttm_lmms.families import family_of
 from sttm_lmms.families.base import VisionFeatures
 from sttm_lmms.report.stats import clustered_interval
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
-from sttm_lmms.video import VideoSettings
 
 KINDS = ("retrieval", "ordering", "counting")
 SEED = 100
-CHECKPOINT = Path(__file__).parents[1] / "sttm_lmms" / "checkpoints" / "llava_video_tiny"
 
 
-class Seen(dict[str, VisionFeatures]):
-    """Vision features of the test videos in memory: every setting sees the same ones."""
+@dataclass(frozen=True)
+class Seen:
+    """What every setting sees: vision features of the test videos, and their cells ``(t, y, x)`` with needles."""
+
+    features: dict[str, VisionFeatures]
+    cells: dict[str, set[tuple[int, int, int]]]
 
     def load(self, vid: str) -> VisionFeatures:
-        return self[vid]
+        return self.features[vid]
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,24 @@ class Test:
         return list(self.plans).index(question.video_id)
 
 
-def prepare(work: Path, videos: int) -> Test:
+def prepare(subject: Subject, work: Path, videos: int) -> Test:
     """The test videos, written once, and how they were planned."""
-    root = work / f"test-{videos}"
+    root = work / f"test-{subject.family}-{videos}"
     if not (root / "vnbench" / "annotations").is_dir():
-        write_benchmark(root, videos=videos, seed=SEED, split="test")
-    plans = [plan_video(number, seed=SEED, split="test") for number in range(videos)]
+        write_benchmark(root, videos=videos, seed=SEED, split="test", **subject.benchmark)
+    plans = [plan_video(number, seed=SEED, split="test", **subject.benchmark) for number in range(videos)]
     return Test(root / "vnbench" / "videos", load_benchmark("vnbench", root), {plan.name: plan for plan in plans})
 
 
 @torch.inference_mode()
-def see(model: Any, processor: Any, test: Test) -> Seen:
+def see(model: Any, processor: Any, test: Test, subject: Subject) -> Seen:
     """Read every mp4 file and run the vision tower over its sampled frames."""
     family = family_of(model)
-    seen = Seen()
-    for name in test.plans:
-        video = family.read_video(test.folder / f"{name}.mp4", VideoSettings())
-        seen[name] = family.vision_features(model, processor, video)
+    seen = Seen({}, {})
+    for name, plan in test.plans.items():
+        video = family.read_video(test.folder / f"{name}.mp4", subject.video)
+        seen.features[name] = family.vision_features(model, processor, video)
+        seen.cells[name] = needle_cells(plan, video.timestamps, subject.frames_per_step)
     return seen
 
 
@@ -96,7 +99,7 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     began = time.monotonic()
     questions = [q for q in test.questions if setting.videos is None or test.number(q) < setting.videos]
     requests = [
-        ask(question, test.folder, oracle_config(test.plans[question.video_id], setting.oracle))
+        ask(question, test.folder, oracle_config(seen.cells[question.video_id], setting.oracle))
         for question in questions
     ]
     answers = engine.generate(requests, batch_size=4)
@@ -157,18 +160,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--family", choices=SUBJECTS, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="by default the one that comes with the package")
     parser.add_argument("--work", type=Path, required=True, help="folder for the generated test videos")
     parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and accuracy.md")
     parser.add_argument("--videos", type=int, default=450, help="test videos, a third for each kind; four tries each")
     parser.add_argument("--only", nargs="*", help="names of settings to run, by default all")
     options = parser.parse_args()
-    model, processor = load_pretrained(options.checkpoint, dtype=torch.float32, device_map="cpu")
-    test = prepare(options.work, options.videos)
-    seen = see(model, processor, test)
+    subject = SUBJECTS[options.family]
+    model, processor = load_pretrained(options.checkpoint or subject.checkpoint, dtype=torch.float32, device_map="cpu")
+    test = prepare(subject, options.work, options.videos)
+    seen = see(model, processor, test, subject)
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for setting in SETTINGS:
+    for setting in settings(subject):
         if options.only is None or setting.name in options.only:
             rows.append(measure(model, processor, test, seen, setting))
             print(table([rows[0], rows[-1]]).splitlines()[-1], f"{rows[-1]['seconds']} s", flush=True)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Train the embedded checkpoint from scratch: ``python scripts/train_tiny.py --work WORK``.
+"""Train the embedded checkpoints from scratch: ``python scripts/train_tiny.py --work WORK``.
 
-Stages (see ``tiny/stages.py``) run one after the other; each keeps its state in WORK every 100 steps and goes on from
-there when the command is given again. The log is WORK/train.jsonl; the checkpoint is written to WORK/checkpoint.
+The LLaVA-Video-shaped model comes first; the decoder of the Qwen2-VL-shaped one starts from it. The stages of a model
+(see ``tiny/stages.py``) run one after the other; each keeps its state in WORK/FAMILY every 100 steps and goes on from
+there when the command is given again. The log is WORK/FAMILY/train.jsonl, the checkpoint WORK/FAMILY/checkpoint.
 """
 
 from __future__ import annotations
@@ -12,35 +13,57 @@ from pathlib import Path
 
 import torch
 from tiny import stages
-from tiny.export import export
+from tiny.export import export, load_decoder
 from tiny.loop import Schedule
+from tiny.shapes import LLAVA_VIDEO, QWEN2_VL, SHAPES
 
-STEPS = {"vision": 1800, "core": 800, "video": 600, "dense": 1100, "front": 500}
-RATES = {"vision": 3e-3, "core": 2e-3, "video": 1.5e-3, "dense": 1.2e-3, "front": 3e-3}
+PLANS: dict[str, dict[str, tuple[int, float]]] = {
+    LLAVA_VIDEO.family: {
+        "vision": (1800, 3e-3),
+        "core": (800, 2e-3),
+        "video": (600, 1.5e-3),
+        "dense": (1300, 1.2e-3),
+        "front": (500, 3e-3),
+    },
+    QWEN2_VL.family: {"vision": (1800, 3e-3), "dense": (1000, 1e-3), "front": (500, 3e-3)},
+}
+"""Optimizer steps and peak learning rate of every stage."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state of the stages")
-    parser.add_argument("--log", type=Path, help="JSON lines, by default WORK/train.jsonl")
-    parser.add_argument("--until", choices=STEPS, default="front", help="last stage to run")
+    parser.add_argument("--family", choices=SHAPES, help="only this model, by default both")
+    parser.add_argument(
+        "--start", type=Path, help="LLaVA-Video-shaped checkpoint that the Qwen2-VL-shaped model starts from"
+    )
+    parser.add_argument("--until", help="last stage to run, by default all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, for a quick try")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    options.work.mkdir(parents=True, exist_ok=True)
-    place = stages.Place(options.work, options.log or options.work / "train.jsonl")
-    student = stages.Student()
-    for name in list(STEPS)[: list(STEPS).index(options.until) + 1]:
-        schedule = Schedule(max(1, round(STEPS[name] * options.scale)), RATES[name])
+    for family in [options.family] if options.family else SHAPES:
+        start = options.start or options.work / LLAVA_VIDEO.family / "checkpoint"
+        print(train_family(family, options.work / family, start, options.scale, options.until))
+
+
+def train_family(family: str, folder: Path, start: Path, scale: float = 1.0, until: str | None = None) -> Path:
+    """All stages of one model, as far as they have not been done; returns the folder of the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    student = stages.Student(SHAPES[family])
+    if "core" not in PLANS[family]:
+        stages.warm_start(student, *load_decoder(start))
+    place = stages.Place(folder, folder / "train.jsonl")
+    for name, (steps, rate) in PLANS[family].items():
+        schedule = Schedule(max(1, round(steps * scale)), rate)
         if name in stages.BANK_STAGES:
-            bank = stages.make_bank(
-                student, place, clips=max(1, round(400 * options.scale)), per_object=max(1, round(150 * options.scale))
-            )
-            stages.BANK_STAGES[name](student, place, schedule, bank)
+            sizes = {"clips": max(1, round(400 * scale)), "per_object": max(1, round(150 * scale))}
+            stages.BANK_STAGES[name](student, place, schedule, stages.make_bank(student, place, **sizes))
         else:
             stages.FREE_STAGES[name](student, place, schedule)
-    print(export(student.eval(), options.work / "checkpoint"))
+        if name == until:
+            break
+    return export(student.eval(), folder / "checkpoint")
 
 
 if __name__ == "__main__":

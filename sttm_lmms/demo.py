@@ -20,6 +20,10 @@ from sttm_lmms.errors import STTMError, unknown
 
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
 SETTINGS = {"all tokens": "method=none", "about 50%": "budget=0.5", "about 30%": "budget=0.3"}
+SQUARE_SIZES = ((112, 112), (128, 128), (144, 144), (160, 160))
+"""Frame sizes (width, height) of the videos for the small Qwen2-VL checkpoint, which has learned from square ones."""
+QWEN_VIDEO = {"fps": 2.0, "max_frames": 32, "min_pixels": 48 * 28**2, "max_pixels": 50 * 28**2}
+"""Its frames: 7x7 tokens for every pair of square ones."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +48,33 @@ def demo(
     for name in family or ():
         if name not in FAMILIES:
             raise unknown("family", name, FAMILIES)
-    with console.status("Encoding videos ..."):
-        data = make_videos(work / "data", videos)
-    console.print(f"{videos} videos with {4 * videos} questions: {data}")
-    rows = []
+    rows, data = [], {}
     for name in family or FAMILIES:
         checkpoint = find_checkpoint(name, work / "checkpoints")
         console.print(f"\n[bold]{name}[/bold]: {checkpoint.path}\n{checkpoint.description}")
+        with console.status("Encoding videos ..."):
+            data[name] = make_videos(work / "data", videos, name)
+        console.print(f"{videos} videos with {4 * videos} questions: {data[name]}")
         for label, arguments in SETTINGS.items():
             folder = out / f"{name}-{label.replace('about ', '').replace(' ', '-').rstrip('%')}"
             command = lmms_eval_command(checkpoint, arguments, folder)
-            console.print(f"$ STTM_DATA_ROOT={data} {shlex.join(['lmms-eval', *command[3:]])}", style="dim")
-            rows.append((checkpoint, label, *run(command, folder, data)))
+            console.print(f"$ STTM_DATA_ROOT={data[name]} {shlex.join(['lmms-eval', *command[3:]])}", style="dim")
+            rows.append((checkpoint, label, *run(command, folder, data[name])))
     console.print(table(rows))
     console.print("Models this small show whether answers survive, not speed: merging costs them about what it saves.")
     write_reports(out)
-    draw_pictures(rows[0][0], data, out / "pictures")
+    draw_pictures(rows[0][0], data[rows[0][0].family], out / "pictures")
 
 
-def make_videos(folder: Path, count: int) -> Path:
+def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
     """Mini-VNBench with ``count`` videos under ``folder``, made where it is not there yet. Returns the data root."""
     from sttm_lmms.benchmarks.mini import write_benchmark
+    from sttm_lmms.benchmarks.mini.writer import FRAME_SIZES
 
-    root = folder / f"{count}-videos"
+    square = family == "qwen2_vl"
+    root = folder / f"{count}-{'square-' if square else ''}videos"
     if not (root / "complete.txt").is_file():
-        write_benchmark(root, videos=count)
+        write_benchmark(root, videos=count, sizes=SQUARE_SIZES if square else FRAME_SIZES)
         (root / "complete.txt").write_text("Written last: everything is there.\n")
     return root
 
@@ -93,9 +99,11 @@ def lmms_eval_command(checkpoint: Checkpoint, arguments: str, folder: Path) -> l
     """The command line of one run: lmms-eval as it is installed."""
     from sttm_lmms.cli.evaluate import tasks_folder
 
+    video = QWEN_VIDEO if checkpoint.family == "qwen2_vl" else {"max_frames": 16}
+    sampling = ",".join(f"{key}={value:g}" for key, value in video.items())
     return [
         *(sys.executable, "-m", "lmms_eval", "--model", f"sttm_{checkpoint.family}"),
-        *("--model_args", f"pretrained={checkpoint.path},{arguments},max_frames=16"),
+        *("--model_args", f"pretrained={checkpoint.path},{arguments},{sampling}"),
         *("--tasks", "vnbench", "--include_path", str(_shown(tasks_folder()))),
         *("--log_samples", "--output_path", str(folder)),
     ]

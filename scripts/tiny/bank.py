@@ -1,4 +1,4 @@
-"""Features of real frames, made once, from which training videos are put together faster than frames can be drawn."""
+"""Features of real views, made once, from which training videos are put together faster than frames can be drawn."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from sttm_lmms.benchmarks.mini.footage import random_footage, random_scene
-from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
+from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS
 from sttm_lmms.benchmarks.mini.questions import SIZES
 
 from .codes import MAX_FRAMES
+from .shapes import Eye
 from .stream import CELLS, Drawn
-from .vision import IMAGE, Vision, degrade, random_cell
+from .vision import random_cell
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Bank:
     """Features in half precision.
 
     Attributes:
-        clips: ``[n, 16, 49, C]``, footage at one frame a second.
-        needles: ``[K, m, 49, C]``, ``m`` single frames for each object with one needle in it.
+        clips: ``[n, 16, 49, C]``, footage at one step a second.
+        needles: ``[K, m, 49, C]``, ``m`` single steps for each object with one needle in it.
         cells: ``[K, m]``, the cell of that needle's centre.
     """
 
@@ -32,31 +34,27 @@ class Bank:
 
 
 @torch.no_grad()
-def build_bank(vision: Vision, rng: np.random.Generator, clips: int, per_object: int) -> Bank:
+def build_bank(vision: nn.Module, eye: Eye, rng: np.random.Generator, clips: int, per_object: int) -> Bank:
     """Draw footage and needles and run the vision side over them."""
     made = []
     for _ in range(clips):
-        footage = random_footage(rng, MAX_FRAMES)
-        made.append(see(vision, footage.render(np.arange(MAX_FRAMES) + 0.01, IMAGE, IMAGE), rng))
+        views = eye.clip(rng, random_footage(rng, MAX_FRAMES))
+        made.append(vision(eye.prepare(views, rng)).half())
     needles, cells = [], torch.zeros(len(OBJECTS), per_object, dtype=torch.long)
     scenes = [random_scene(rng) for _ in range(64)]
     for index in range(len(OBJECTS)):
-        frames = []
+        views = []
         for i in range(per_object):
             scenes[int(rng.integers(len(scenes)))] = random_scene(rng)
             scene = scenes[int(rng.integers(len(scenes)))]
             size = float(rng.uniform(*SIZES))
             row, column = random_cell(rng, size)
             dx, dy = rng.uniform(-0.25, 0.25, 2)
-            frame = scene.render(torch.tensor([float(rng.uniform(0, 8))]), IMAGE, IMAGE)
-            frames.append(paint(frame, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size))
+            x, y = (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID
+            views.append(eye.prepare(eye.paint(rng, eye.view(rng, scene), index, x, y, size), rng))
             cells[index, i] = row * GRID + column
-        needles.append(see(vision, torch.cat(frames), rng))
+        needles.append(vision(torch.cat(views)).half())
     return Bank(torch.stack(made), torch.stack(needles), cells)
-
-
-def see(vision: Vision, frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    return vision(degrade(frames, rng) * 2 - 1).half()
 
 
 def neighbourhood() -> torch.Tensor:
@@ -69,14 +67,14 @@ def neighbourhood() -> torch.Tensor:
 NEAR = neighbourhood()
 
 
-def compose(rng: np.random.Generator, bank: Bank, drawn: Drawn, frames: int) -> tuple[torch.Tensor, Drawn]:
+def compose(rng: np.random.Generator, bank: Bank, drawn: Drawn, steps: int) -> tuple[torch.Tensor, Drawn]:
     """Features ``[T, 49, C]`` of a video with these events, and the events with the places that the bank gave them.
 
-    An inserted needle brings its whole frame, an edited one the cells around it.
+    An inserted needle brings its whole view, an edited one the cells around it.
     """
     clip = bank.clips[int(rng.integers(len(bank.clips)))]
-    start = int(rng.integers(0, MAX_FRAMES - frames + 1))
-    features = clip[start : start + frames].clone()
+    start = int(rng.integers(0, MAX_FRAMES - steps + 1))
+    features = clip[start : start + steps].clone()
     insert = rng.random() < 0.5
     events = []
     for event in drawn.events:

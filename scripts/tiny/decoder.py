@@ -1,13 +1,13 @@
 """The Qwen2 decoder and a forward pass of it for training: one video, several questions that do not see each other.
 
-The weights live in transformers' Qwen2ForCausalLM. This forward pass differs from its own in three ways: questions of
-one video share the video, hidden states of chosen layers come out, and tokens can be dropped on the way.
+The weights live in transformers' Qwen2ForCausalLM; Qwen2-VL's decoder has the same ones. This forward pass differs from
+its own in three ways: questions of one video share the video, hidden states and attention of the text come out, and
+positions may have three axes, as Qwen2-VL's have (three equal ones are the same as one).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,8 @@ FRONT = 2
 HEADS, KV_HEADS = 4, 2
 VOCABULARY = 320
 THETA = 1_000_000.0
+SECTIONS = (4, 6, 6)
+"""Rotary frequencies that turn with time, row and column; the published models have 16, 24 and 24."""
 
 
 def decoder_config() -> Qwen2Config:
@@ -72,11 +74,35 @@ class Trace:
         return self.attention[layer][..., prefix : self.context[layer].shape[1]].sum(-1).mean()
 
 
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of a batch stand.
+
+    Attributes:
+        context: ``[3, B or 1, C']``: time, row and column of the tokens before the questions.
+        text: position of the first token of every question, on all axes.
+    """
+
+    context: torch.Tensor
+    text: int
+
+    def with_text(self, offsets: torch.Tensor) -> torch.Tensor:
+        """Positions ``[3, B or 1, C' + L]``, of the text as well."""
+        text = (self.text + offsets).expand(3, self.context.shape[1], -1)
+        return torch.cat((self.context, text), -1)
+
+
+def in_a_row(size: int, device: torch.device) -> Positions:
+    """0, 1, 2, ... on all axes: how the LLaVA family counts."""
+    return Positions(torch.arange(size, device=device).expand(3, 1, -1), size)
+
+
 def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin ``[..., width]`` of rotary position embeddings."""
+    """cos and sin ``[B or 1, 1, n, width]`` of (multimodal) rotary position embeddings of positions ``[3, ..., n]``."""
     rates = THETA ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
-    angles = positions.float()[..., None] * rates
-    angles = torch.cat((angles, angles), -1)
+    parts = (positions.float()[..., None] * rates).split(SECTIONS, -1)
+    angles = torch.cat([part[axis] for axis, part in enumerate(parts)], -1)
+    angles = torch.cat((angles, angles), -1)[:, None]
     return angles.cos(), angles.sin()
 
 
@@ -105,35 +131,32 @@ def run(
     lengths: list[int],
     *,
     layers: range = range(LAYERS),
-    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    positions: Positions | None = None,
 ) -> Trace:
     """Run ``layers``.
 
     Args:
         context: ``[B, C, D]``: the tokens before the video and the video.
         text: ``[B, L, D]``: the questions one after the other, ``lengths`` long.
-        reduce: maps the context to a shorter one in front of layer ``FRONT``.
+        positions: by default those of :func:`in_a_row`.
     """
     trace = Trace({}, {}, {})
+    size = context.shape[1]
     mask = text_mask(lengths).to(text.device)
-    offsets = text_offsets(lengths).to(text.device)
+    places = (positions or in_a_row(size, text.device)).with_text(text_offsets(lengths).to(text.device))
+    turns = rotation(places, model.config.hidden_size // HEADS)
+    hidden = torch.cat((context, text), 1)
     for number in layers:
-        if number == FRONT and reduce is not None:
-            context = reduce(context)
-        size = context.shape[1]
         layer = model.model.layers[number]
-        positions = torch.cat((torch.arange(size, device=text.device), size + offsets))
-        hidden = torch.cat((context, text), 1)
-        update, shares = attention(layer.self_attn, layer.input_layernorm(hidden), size, positions, mask)
+        update, shares = attention(layer.self_attn, layer.input_layernorm(hidden), size, turns, mask)
         hidden = hidden + update
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        context, text = hidden[:, :size], hidden[:, size:]
-        trace.context[number], trace.text[number], trace.attention[number] = context, text, shares
+        trace.context[number], trace.text[number], trace.attention[number] = hidden[:, :size], hidden[:, size:], shares
     return trace
 
 
 def attention(
-    module: nn.Module, x: torch.Tensor, size: int, positions: torch.Tensor, mask: torch.Tensor
+    module: nn.Module, x: torch.Tensor, size: int, turns: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of one layer ``[B, C+L, D]``, and the shares ``[B, heads, L, C+L]`` of the text's attention."""
     batch, length, width = x.shape
@@ -141,8 +164,7 @@ def attention(
     q = module.q_proj(x).view(batch, length, HEADS, head).transpose(1, 2)
     k = module.k_proj(x).view(batch, length, KV_HEADS, head).transpose(1, 2)
     v = module.v_proj(x).view(batch, length, KV_HEADS, head).transpose(1, 2)
-    cos, sin = rotation(positions, head)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k = rotate(q, *turns), rotate(k, *turns)
     k = k.repeat_interleave(HEADS // KV_HEADS, 1)
     v = v.repeat_interleave(HEADS // KV_HEADS, 1)
     seen = F.scaled_dot_product_attention(q[:, :, :size], k[:, :, :size], v[:, :, :size], is_causal=True)

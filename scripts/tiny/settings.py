@@ -1,8 +1,10 @@
-"""What the checkpoint is measured with: the settings of the evaluation and two oracles that know where needles are."""
+"""What the checkpoints are measured with: videos, settings, and two oracles that know where needles are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,11 +12,14 @@ import torch
 from sttm_lmms import MergedTokens, STTMConfig
 from sttm_lmms.benchmarks.mini import MiniVideo
 from sttm_lmms.benchmarks.mini.objects import GRID
+from sttm_lmms.benchmarks.mini.questions import Event
 from sttm_lmms.config import MethodConfig
+from sttm_lmms.demo import QWEN_VIDEO, SQUARE_SIZES
 from sttm_lmms.methods import METHODS, Method
 from sttm_lmms.methods.frames import FramesConfig
 from sttm_lmms.methods.pool import PoolConfig
 from sttm_lmms.methods.random import RandomConfig
+from sttm_lmms.video import VideoSettings
 
 Oracle = Literal["needles removed", "as many others removed"]
 
@@ -53,22 +58,27 @@ class Setting:
     videos: int | None = None
 
 
-def needle_cells(video: MiniVideo) -> set[tuple[int, int, int]]:
-    """Every cell that a needle touches."""
+def steps_of(event: Event, times: Sequence[float], frames_per_step: int) -> set[int]:
+    """Steps in time that show a needle; ``times`` are the seconds of the sampled frames."""
+    return {i // frames_per_step for i, time in enumerate(times) if event.second <= time < event.second + 1}
+
+
+def needle_cells(video: MiniVideo, times: Sequence[float], frames_per_step: int) -> set[tuple[int, int, int]]:
+    """Every cell ``(t, y, x)`` that a needle touches."""
     cells = set()
     for event in video.events:
         reach = event.size / 2
         rows = range(max(0, int(event.y * GRID - reach)), min(GRID - 1, int(event.y * GRID + reach)) + 1)
         columns = range(max(0, int(event.x * GRID - reach)), min(GRID - 1, int(event.x * GRID + reach)) + 1)
-        cells |= {(event.second, row, column) for row in rows for column in columns}
+        steps = steps_of(event, times, frames_per_step)
+        cells |= {(step, row, column) for step in steps for row in rows for column in columns}
     return cells
 
 
-def oracle_config(video: MiniVideo, oracle: Oracle | None) -> RemoveCells | None:
-    """What an oracle removes from a video; None for settings that know nothing."""
+def oracle_config(cells: set[tuple[int, int, int]], oracle: Oracle | None) -> RemoveCells | None:
+    """What an oracle removes from a video with needles in ``cells``; None for settings that know nothing."""
     if oracle is None:
         return None
-    cells = needle_cells(video)
     if oracle == "as many others removed":
         frames = {t for t, _, _ in cells}
         others = [(t, y, x) for t in sorted(frames) for y in range(GRID) for x in range(GRID) if (t, y, x) not in cells]
@@ -77,30 +87,69 @@ def oracle_config(video: MiniVideo, oracle: Oracle | None) -> RemoveCells | None
     return RemoveCells(cells=tuple(sorted(cells)))
 
 
-# Found with `sttm_lmms.merging.calibrate` on 48 videos of the train split, start layer 2.
-HALF = STTMConfig(spatial_threshold=1.0032, temporal_threshold=0.9749)
-THIRD = STTMConfig(spatial_threshold=0.9945, temporal_threshold=0.9301)
-BUDGET = STTMConfig(budget=0.3)
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint and the videos it is measured on.
+
+    Attributes:
+        family: its family; the checkpoint that comes with the package is used unless another is given.
+        half, third: (spatial, temporal) thresholds that keep about 50% and 30%, found with
+            ``sttm_lmms.merging.calibrate`` on 48 videos of the train split, start layer 2.
+        video: how frames are sampled and resized; frames_per_step: of one step of the token grid.
+        benchmark: arguments of ``write_benchmark`` beyond its defaults.
+    """
+
+    family: str
+    half: tuple[float, float]
+    third: tuple[float, float]
+    video: VideoSettings = field(default_factory=VideoSettings)
+    frames_per_step: int = 1
+    benchmark: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(__file__).parents[2] / "sttm_lmms" / "checkpoints" / f"{self.family}_tiny"
+
+
+SUBJECTS = {
+    "llava_video": Subject("llava_video", half=(1.0032, 0.9749), third=(0.9945, 0.9301)),
+    "qwen2_vl": Subject(
+        "qwen2_vl",
+        half=(1.0032, 0.9749),
+        third=(0.9945, 0.9301),
+        video=VideoSettings(**QWEN_VIDEO),
+        frames_per_step=2,
+        benchmark={"sizes": SQUARE_SIZES, "lengths": (8, 9.5, 11, 13, 14.5, 16)},
+    ),
+}
 SIDE = 150
 
-SETTINGS: tuple[Setting, ...] = (
-    Setting("all tokens"),
-    Setting("STTM, budget 50%", STTMConfig(budget=0.5)),
-    Setting("STTM, budget 30%", BUDGET),
-    Setting("STTM, budget 15%", STTMConfig(budget=0.15)),
-    Setting("STTM, thresholds for 50%", HALF),
-    Setting("STTM, thresholds for 30%", THIRD),
-    Setting("random tokens, 50%", RandomConfig(budget=0.5)),
-    Setting("random tokens, 30%", RandomConfig(budget=0.3)),
-    Setting("whole frames, 50%", FramesConfig(budget=0.5)),
-    Setting("whole frames, 30%", FramesConfig(budget=0.3)),
-    Setting("average pooling, 50%", PoolConfig(budget=0.5)),
-    Setting("average pooling, 30%", PoolConfig(budget=0.3)),
-    Setting("needle tokens removed (oracle)", RemoveCells(), "needles removed"),
-    Setting("as many other tokens removed (oracle)", RemoveCells(), "as many others removed"),
-    Setting("STTM, budget 30%, masked odd edges", replace(BUDGET, odd_edge="masked"), videos=SIDE),
-    Setting("STTM, budget 30%, start layer 1", replace(BUDGET, start_layer=1), videos=SIDE),
-    Setting("STTM, budget 30%, start layer 0", replace(BUDGET, start_layer=0), videos=SIDE),
-    Setting("STTM, budget 30%, reference positions", replace(BUDGET, decode_positions="reference"), videos=SIDE),
-    Setting("STTM, budget 30%, no KV reuse", BUDGET, reuse="none", videos=SIDE),
-)
+
+def settings(subject: Subject) -> tuple[Setting, ...]:
+    """The lines of the table."""
+    half, third = (
+        STTMConfig(spatial_threshold=spatial, temporal_threshold=temporal)
+        for spatial, temporal in (subject.half, subject.third)
+    )
+    budget = STTMConfig(budget=0.3)
+    return (
+        Setting("all tokens"),
+        Setting("STTM, budget 50%", STTMConfig(budget=0.5)),
+        Setting("STTM, budget 30%", budget),
+        Setting("STTM, budget 15%", STTMConfig(budget=0.15)),
+        Setting("STTM, thresholds for 50%", half),
+        Setting("STTM, thresholds for 30%", third),
+        Setting("random tokens, 50%", RandomConfig(budget=0.5)),
+        Setting("random tokens, 30%", RandomConfig(budget=0.3)),
+        Setting("whole frames, 50%", FramesConfig(budget=0.5)),
+        Setting("whole frames, 30%", FramesConfig(budget=0.3)),
+        Setting("average pooling, 50%", PoolConfig(budget=0.5)),
+        Setting("average pooling, 30%", PoolConfig(budget=0.3)),
+        Setting("needle tokens removed (oracle)", RemoveCells(), "needles removed"),
+        Setting("as many other tokens removed (oracle)", RemoveCells(), "as many others removed"),
+        Setting("STTM, budget 30%, masked odd edges", replace(budget, odd_edge="masked"), videos=SIDE),
+        Setting("STTM, budget 30%, start layer 1", replace(budget, start_layer=1), videos=SIDE),
+        Setting("STTM, budget 30%, start layer 0", replace(budget, start_layer=0), videos=SIDE),
+        Setting("STTM, budget 30%, reference positions", replace(budget, decode_positions="reference"), videos=SIDE),
+        Setting("STTM, budget 30%, no KV reuse", budget, reuse="none", videos=SIDE),
+    )

@@ -1,6 +1,6 @@
 """The stages of the training, in order, each on top of the one before.
 
-1. ``vision``: tower and projector on single frames.
+1. ``vision``: tower and projector on single steps in time (a frame; for Qwen2-VL a pair of frames).
 2. ``core``: decoder layers 2 and up learn the three tasks from a few synthetic tokens a frame, to which the time of the
    frame is added by hand.
 3. ``video``: the same with features of real frames, a few cells a frame.
@@ -10,13 +10,17 @@
 
 Dropping background in stage 4 uses labels and makes benign reduction cheap for this model; the cost in stage 5 makes
 the loss of a needle expensive. Without both, a model of this size reads the video in layer 0 and no reduction matters.
+
+The Qwen2-VL-shaped model has stages 1, 4 and 5 only: its decoder starts from what the other one has learned
+(:func:`warm_start`), which differs from what it has to learn in the positions alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +30,14 @@ from transformers import Qwen2ForCausalLM
 from sttm_lmms.benchmarks.mini.objects import OBJECTS
 
 from .bank import Bank, build_bank, compose
-from .codes import MAX_FRAMES, Codes, make_codes
-from .decoder import FRONT, LAYERS, VOCABULARY, build_decoder, run
+from .codes import Codes, make_codes
+from .decoder import FRONT, LAYERS, VOCABULARY, Positions, build_decoder, run
 from .loop import Schedule, train
 from .losses import Heads, losses
+from .shapes import Shape
 from .stream import CELLS, Batch, draw, make_batch, synthetic_features
-from .text import PREFIX, build_tokenizer
-from .vision import Vision, frame_batch, vision_loss, vision_scores
+from .text import build_tokenizer
+from .vision import vision_loss, vision_scores
 
 SEED = 20
 VIDEOS = 16
@@ -41,19 +46,20 @@ VIDEOS = 16
 class Student(nn.Module):
     """Everything that is trained: vision side, decoder, and the heads that are dropped in the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         torch.manual_seed(SEED)
+        self.shape = shape
         self.codes: Codes = make_codes()
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = build_tokenizer(shape.special)
         ids = self.tokenizer.convert_tokens_to_ids(list(OBJECTS))
-        self.vision = Vision()
+        self.vision = shape.eye.build()
         self.decoder: Qwen2ForCausalLM = build_decoder(self.codes, ids)
         self.heads = Heads()
         self.object_of = torch.full((VOCABULARY,), -1)
         self.object_of[ids] = torch.arange(len(OBJECTS))
         self.period: int = self.tokenizer.convert_tokens_to_ids(".")
-        self.prefix = torch.tensor(self.tokenizer(PREFIX)["input_ids"])
+        self.prefix = torch.tensor(self.tokenizer(shape.opening)["input_ids"])
 
     def layers(self, numbers: range) -> Iterator[nn.Parameter]:
         for number in numbers:
@@ -72,6 +78,13 @@ class Student(nn.Module):
         start = self.decoder.model.embed_tokens(self.prefix)
         return torch.cat((start[None].expand(len(visual), -1, -1), visual), 1)
 
+    def positions(self, batch: Batch) -> Positions | None:
+        return self.shape.positions(batch, len(self.prefix))
+
+    def time_code(self, batch: Batch) -> torch.Tensor:
+        """What the front layers have to add to the visual tokens ``[B, N, C]``."""
+        return self.codes.time_code(self.shape.time(batch.step, batch.cell))
+
 
 @dataclass(frozen=True)
 class Place:
@@ -88,7 +101,7 @@ def layout_of(step: int) -> str:
 
 def vision_stage(student: Student, place: Place, schedule: Schedule) -> None:
     def step(_: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        pixels, labels, colours = frame_batch(rng)
+        pixels, labels, colours = student.shape.eye.batch(rng)
         features = student.vision(pixels)
         return vision_loss(features, labels, colours, student.codes), vision_scores(features, labels, student.codes)
 
@@ -108,35 +121,35 @@ def make_videos(
     student: Student,
     rng: np.random.Generator,
     layout: str,
-    per_frame: int,
+    per_step: int,
     bank: Bank | None,
     *,
     videos: int = VIDEOS,
-    frames: int | None = None,
 ) -> Batch:
-    """A batch of videos of one length (by default a random one); without a bank their features are made up."""
-    frames = frames or int(rng.integers(8, MAX_FRAMES + 1))
-    drawn = [draw(rng, layout, frames) for _ in range(videos)]
+    """A batch of videos of one, random length; without a bank their features are made up."""
+    steps, seconds = student.shape.length(rng)
+    drawn = [draw(rng, layout, seconds) for _ in range(videos)]
     if bank is None:
-        features = torch.stack([synthetic_features(rng, student.codes, video, frames) for video in drawn])
+        features = torch.stack([synthetic_features(rng, student.codes, video, steps) for video in drawn])
     else:
-        made = [compose(rng, bank, video, frames) for video in drawn]
+        made = [compose(rng, bank, video, steps) for video in drawn]
         features, drawn = torch.stack([f for f, _ in made]), [video for _, video in made]
-    return make_batch(rng, student.tokenizer, drawn, features, per_frame)
+    return make_batch(rng, student.tokenizer, drawn, features, per_step, student.shape.lead)
 
 
 def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Layers ``FRONT`` and up, on visual tokens to which the time is added by hand."""
     words = student.decoder.model.embed_tokens(batch.ids)
-    context = student.context(batch.visual + student.codes.time_code(batch.time))
-    trace = run(student.decoder, context, words, batch.lengths, layers=range(FRONT, LAYERS))
+    context = student.context(batch.visual + student.time_code(batch))
+    layers, positions = range(FRONT, LAYERS), student.positions(batch)
+    trace = run(student.decoder, context, words, batch.lengths, layers=layers, positions=positions)
     return losses(student, trace, batch, batch.needle)
 
 
 def core_stage(student: Student, place: Place, schedule: Schedule) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        per_frame = int(rng.integers(1, 1 + min(6, 1 + number // 200)))
-        return core_step(student, make_videos(student, rng, layout_of(number), per_frame, None))
+        per_step = int(rng.integers(1, 1 + min(6, 1 + number // 200)))
+        return core_step(student, make_videos(student, rng, layout_of(number), per_step, None))
 
     train("core", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=3)
 
@@ -146,8 +159,8 @@ def video_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         reach = 2 + (len(choices) - 1) * number // schedule.steps
-        per_frame = choices[int(rng.integers(min(reach, len(choices))))]
-        return core_step(student, make_videos(student, rng, layout_of(number), per_frame, bank))
+        per_step = choices[int(rng.integers(min(reach, len(choices))))]
+        return core_step(student, make_videos(student, rng, layout_of(number), per_step, bank))
 
     train("video", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=4)
 
@@ -162,11 +175,12 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     size = len(student.prefix)
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number), CELLS, bank, videos=2, frames=MAX_FRAMES)
+        batch = make_videos(student, rng, layout_of(number), CELLS, bank, videos=3)
         text = words[batch.ids]
         context = student.context(batch.visual).detach()
-        trace = run(student.decoder, context, text, batch.lengths, layers=range(FRONT))
-        seen = (trace.context[1][:, size:] - batch.visual - student.codes.time_code(batch.time)).pow(2).sum(-1).mean()
+        positions = student.positions(batch)
+        trace = run(student.decoder, context, text, batch.lengths, layers=range(FRONT), positions=positions)
+        seen = (trace.context[1][:, size:] - batch.visual - student.time_code(batch)).pow(2).sum(-1).mean()
         kept = (trace.text[1] - text).pow(2).sum(-1).mean()
         start = (trace.context[1][:, :size] - context[:, :size]).pow(2).sum(-1).mean()
         mass = trace.mass(0, size) + trace.mass(1, size)
@@ -192,10 +206,7 @@ def random_share(rng: np.random.Generator) -> float:
 def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         batch = make_videos(student, rng, layout_of(number), CELLS, bank)
-        stay = drop_background(batch, rng, random_share(rng))
-        visual = batch.visual.gather(1, stay[..., None].expand(-1, -1, batch.visual.shape[-1]))
-        time, needle = batch.time.gather(1, stay), batch.needle.gather(1, stay)
-        return core_step(student, replace(batch, visual=visual, time=time, needle=needle))
+        return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng))))
 
     train("dense", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=6)
 
@@ -204,9 +215,34 @@ def make_bank(student: Student, place: Place, clips: int, per_object: int) -> Ba
     """The bank of a run, made once."""
     path = place.folder / "bank.pt"
     if not path.exists():
-        bank = build_bank(student.vision, np.random.default_rng((SEED, 2)), clips, per_object)
+        bank = build_bank(student.vision, student.shape.eye, np.random.default_rng((SEED, 2)), clips, per_object)
         torch.save({"clips": bank.clips, "needles": bank.needles, "cells": bank.cells}, path)
     return Bank(**torch.load(path, weights_only=True))
+
+
+def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> None:
+    """Take over the trained core layers, and the words by what they say; the heads and front layers stay fresh.
+
+    Args:
+        student: to be started.
+        decoder: trained by the same stages.
+        tokenizer: of ``decoder``.
+    """
+    theirs = tokenizer.get_vocab()
+    # The new tokens around the video stand where the other model has a line break.
+    stand_ins = {"<|vision_start|>": "Ċ", "<|vision_end|>": "Ċ"}
+    pairs = [
+        (number, theirs[stand_ins.get(word, word)])
+        for word, number in student.tokenizer.get_vocab().items()
+        if stand_ins.get(word, word) in theirs
+    ]
+    ours, old = torch.tensor(pairs).T
+    with torch.no_grad():
+        for name in ("model.embed_tokens", "lm_head"):
+            student.decoder.get_submodule(name).weight[ours] = decoder.get_submodule(name).weight[old]
+    student.decoder.model.norm.load_state_dict(decoder.model.norm.state_dict())
+    for number in range(FRONT, LAYERS):
+        student.decoder.model.layers[number].load_state_dict(decoder.model.layers[number].state_dict())
 
 
 FREE_STAGES = {"vision": vision_stage, "core": core_stage}

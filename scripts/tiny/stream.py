@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -35,13 +35,12 @@ class Drawn:
     questions: tuple[Question, ...]
 
 
-def draw(rng: np.random.Generator, layout: str, frames: int) -> Drawn:
-    """Needles and questions of one training video of ``frames`` sampled frames.
+def draw(rng: np.random.Generator, layout: str, seconds: float) -> Drawn:
+    """Needles and questions of one training video.
 
     ``layout`` ``"ord"`` gives three questions on ordering and one on retrieval, ``"cnt"`` three on counting and one on
     retrieval: the same kinds at the same places in every video of a batch.
     """
-    seconds = frames - 1
     room = slots(seconds)
     objects, asked = sample_objects(rng, layout, room)
     if layout == "cnt" and rng.random() < 0.5:
@@ -66,11 +65,6 @@ def several_counts(rng: np.random.Generator, room: int) -> list[int]:
     return [objects[i] for i in rng.permutation(len(objects))]
 
 
-def token_times(frame: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """Time of a token in frames: its place in the full sequence, which is all that the decoder can know of it."""
-    return frame + cell / CELLS - 0.5
-
-
 def cell_of(event: Event) -> int:
     return int(event.y * GRID) * GRID + int(event.x * GRID)
 
@@ -81,25 +75,34 @@ class Batch:
 
     Attributes:
         visual: ``[B, N, C]`` features of the visual tokens that are shown.
-        time: ``[B, N]`` float, :func:`token_times` of each token.
+        step, cell: ``[B, N]``, step in time and cell of each token.
+        steps: steps in time of the whole video.
         needle: ``[B, N]`` object whose centre the token holds, or -1.
         ids: ``[B, L]`` text tokens of all questions, one after the other; lengths: of each question.
         drawn: the videos.
     """
 
     visual: torch.Tensor
-    time: torch.Tensor
+    step: torch.Tensor
+    cell: torch.Tensor
+    steps: int
     needle: torch.Tensor
     ids: torch.Tensor
     lengths: list[int]
     drawn: list[Drawn]
 
+    def keep(self, places: torch.Tensor) -> Batch:
+        """Only the visual tokens at ``places [B, K]``."""
+        visual = self.visual.gather(1, places[..., None].expand(-1, -1, self.visual.shape[-1]))
+        step, cell, needle = (value.gather(1, places) for value in (self.step, self.cell, self.needle))
+        return replace(self, visual=visual, step=step, cell=cell, needle=needle)
 
-def synthetic_features(rng: np.random.Generator, codes: Codes, drawn: Drawn, frames: int) -> torch.Tensor:
+
+def synthetic_features(rng: np.random.Generator, codes: Codes, drawn: Drawn, steps: int) -> torch.Tensor:
     """A stand-in for what the trained vision side says of a video, ``[T, 49, C]``."""
-    noise = torch.from_numpy(rng.standard_normal((frames, CELLS, codes.background.shape[0])).astype(np.float32))
-    grey = torch.from_numpy(rng.normal(0.45, 0.15, (frames, 1, 1)) + rng.normal(0, 0.08, (frames, CELLS, 1)))
-    tint = torch.from_numpy(rng.normal(0, 0.04, (frames, CELLS, 3)))
+    noise = torch.from_numpy(rng.standard_normal((steps, CELLS, codes.background.shape[0])).astype(np.float32))
+    grey = torch.from_numpy(rng.normal(0.45, 0.15, (steps, 1, 1)) + rng.normal(0, 0.08, (steps, CELLS, 1)))
+    tint = torch.from_numpy(rng.normal(0, 0.04, (steps, CELLS, 3)))
     features = codes.background_target((grey + tint).float()) + 0.06 * noise
     for event in drawn.events:
         place_at = (event.second, cell_of(event))
@@ -109,28 +112,31 @@ def synthetic_features(rng: np.random.Generator, codes: Codes, drawn: Drawn, fra
     return features
 
 
-def pick_cells(rng: np.random.Generator, drawn: list[Drawn], frames: int, per_frame: int) -> torch.Tensor:
-    """Sorted cells ``[B, T, per_frame]``: those with a needle's centre always, background at random."""
-    priority = rng.random((len(drawn), frames, CELLS))
+def pick_cells(rng: np.random.Generator, drawn: list[Drawn], steps: int, per_step: int) -> torch.Tensor:
+    """Sorted cells ``[B, T, per_step]``: those with a needle's centre always, background at random."""
+    priority = rng.random((len(drawn), steps, CELLS))
     for row, video in enumerate(drawn):
         for event in video.events:
             priority[row, event.second, cell_of(event)] = -1
-    return torch.from_numpy(np.sort(np.argsort(priority, -1)[..., :per_frame], -1))
+    return torch.from_numpy(np.sort(np.argsort(priority, -1)[..., :per_step], -1))
 
 
-def needle_map(drawn: list[Drawn], frames: int) -> torch.Tensor:
+def needle_map(drawn: list[Drawn], steps: int) -> torch.Tensor:
     """Object at each cell's centre ``[B, T, 49]``, or -1."""
-    found = torch.full((len(drawn), frames, CELLS), -1)
+    found = torch.full((len(drawn), steps, CELLS), -1)
     for row, video in enumerate(drawn):
         for event in video.events:
             found[row, event.second, cell_of(event)] = event.index
     return found
 
 
-def encode_questions(tokenizer: object, drawn: list[Drawn]) -> tuple[torch.Tensor, list[int]]:
-    """Token ids ``[B, L]`` of all questions with their answers, and the length of each question."""
+def encode_questions(tokenizer: object, drawn: list[Drawn], lead: str) -> tuple[torch.Tensor, list[int]]:
+    """Token ids ``[B, L]`` of all questions with their answers, and the length of each question.
+
+    ``lead`` stands between the video and every question.
+    """
     texts = [
-        "\n" + build_prompt(q.text, q.options) + SUFFIX + "ABCD"[q.answer] for video in drawn for q in video.questions
+        lead + build_prompt(q.text, q.options) + SUFFIX + "ABCD"[q.answer] for video in drawn for q in video.questions
     ]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
     count = len(drawn[0].questions)
@@ -140,13 +146,13 @@ def encode_questions(tokenizer: object, drawn: list[Drawn]) -> tuple[torch.Tenso
 
 
 def make_batch(
-    rng: np.random.Generator, tokenizer: object, drawn: list[Drawn], features: torch.Tensor, per_frame: int
+    rng: np.random.Generator, tokenizer: object, drawn: list[Drawn], features: torch.Tensor, per_step: int, lead: str
 ) -> Batch:
-    """Choose ``per_frame`` cells of ``features [B, T, 49, C]`` and write the questions down."""
-    _, frames, _, width = features.shape
-    cells = pick_cells(rng, drawn, frames, per_frame)
+    """Choose ``per_step`` cells of ``features [B, T, 49, C]`` and write the questions down."""
+    _, steps, _, width = features.shape
+    cells = pick_cells(rng, drawn, steps, per_step)
     visual = features.gather(2, cells[..., None].expand(-1, -1, -1, width)).flatten(1, 2)
-    needle = needle_map(drawn, frames).gather(2, cells).flatten(1)
-    time = token_times(torch.arange(frames)[:, None], cells).flatten(1)
-    ids, lengths = encode_questions(tokenizer, drawn)
-    return Batch(visual, time, needle, ids, lengths, drawn)
+    needle = needle_map(drawn, steps).gather(2, cells).flatten(1)
+    step = torch.arange(steps)[:, None].expand_as(cells).flatten(1)
+    ids, lengths = encode_questions(tokenizer, drawn, lead)
+    return Batch(visual, step, cells.flatten(1), steps, needle, ids, lengths, drawn)

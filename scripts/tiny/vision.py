@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from sttm_lmms.benchmarks.mini.footage import random_scene
+from sttm_lmms.benchmarks.mini.footage import Footage, Scene, random_scene
 from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
 from sttm_lmms.benchmarks.mini.questions import SIZES
 
-from .codes import HIDDEN, Codes
+from .codes import HIDDEN, MAX_FRAMES, Codes
 
 IMAGE = 56
 PATCH = 4
@@ -115,6 +115,27 @@ def frame_batch(
     images = degrade(torch.cat(frames), rng)
     colours = F.avg_pool2d(images, IMAGE // GRID).flatten(2).transpose(1, 2)
     return images * 2 - 1, labels.flatten(1), colours
+
+
+def clip(rng: np.random.Generator, footage: Footage) -> torch.Tensor:
+    """Sixteen frames, one a second."""
+    return footage.render(np.arange(MAX_FRAMES) + 0.01, IMAGE, IMAGE)
+
+
+def view(rng: np.random.Generator, scene: Scene) -> torch.Tensor:
+    """One frame of a shot."""
+    return scene.render(torch.tensor([float(rng.uniform(0, 8))]), IMAGE, IMAGE)
+
+
+def paint_view(
+    rng: np.random.Generator, frame: torch.Tensor, index: int, x: float, y: float, size: float
+) -> torch.Tensor:
+    return paint(frame, index, x, y, size)
+
+
+def prepare(frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Frames as the tower sees them, in [-1, 1]."""
+    return degrade(frames, rng) * 2 - 1
 
 
 def vision_loss(features: torch.Tensor, labels: torch.Tensor, colours: torch.Tensor, codes: Codes) -> torch.Tensor:

@@ -39,10 +39,20 @@ def test_videos_are_made_once(tmp_path):
 
 
 def test_the_command_is_lmms_eval_itself():
-    checkpoint = demo.Checkpoint("qwen2_vl", Path("some/folder"), "")
+    checkpoint = demo.Checkpoint("llava_video", Path("some/folder"), "")
     command = demo.lmms_eval_command(checkpoint, "budget=0.5", Path("out"))
-    assert command[:5] == [sys.executable, "-m", "lmms_eval", "--model", "sttm_qwen2_vl"]
+    assert command[:5] == [sys.executable, "-m", "lmms_eval", "--model", "sttm_llava_video"]
     assert "pretrained=some/folder,budget=0.5,max_frames=16" in command
+
+
+def test_the_small_qwen2_vl_sees_seven_by_seven_tokens_of_square_videos():
+    from sttm_lmms.families.qwen2_vl import frame_size
+    from sttm_lmms.video import VideoSettings
+
+    command = demo.lmms_eval_command(demo.Checkpoint("qwen2_vl", Path("some/folder"), ""), "budget=0.5", Path("out"))
+    assert "pretrained=some/folder,budget=0.5,fps=2,max_frames=32,min_pixels=37632,max_pixels=39200" in command
+    for width, height in (*demo.SQUARE_SIZES, (720, 720)):
+        assert frame_size(height, width, 32, VideoSettings(**demo.QWEN_VIDEO)) == (196, 196)
 
 
 def test_a_failed_run_shows_what_lmms_eval_said(tmp_path):

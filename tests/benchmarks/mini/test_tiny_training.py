@@ -1,4 +1,4 @@
-"""The training of the embedded checkpoint: its forward pass is the model's own, it learns, it resumes, it exports."""
+"""The training of the embedded checkpoints: the forward pass is the models' own; it learns, resumes, exports."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from sttm_lmms.benchmarks.mini.objects import OBJECTS
 from sttm_lmms.benchmarks.prompt import build_prompt
 
-FRAMES = 8
+STEPS = 8
 
 
-@pytest.fixture(scope="module")
-def student():
+@pytest.fixture(scope="module", params=["llava_video", "qwen2_vl"])
+def student(request):
+    from tiny.shapes import SHAPES
     from tiny.stages import Student
 
-    made = Student().eval()
+    made = Student(SHAPES[request.param]).eval()
     with torch.no_grad():  # front layers start as the identity; here they must matter
         for layer in made.decoder.model.layers[:2]:
             torch.nn.init.normal_(layer.self_attn.o_proj.weight, std=0.05)
@@ -29,26 +30,48 @@ def batch(student):
     from tiny.stream import CELLS, draw, make_batch, synthetic_features
 
     rng = np.random.default_rng(5)
-    drawn = [draw(rng, "ord", FRAMES) for _ in range(2)]
-    features = torch.stack([synthetic_features(rng, student.codes, video, FRAMES) for video in drawn])
-    return make_batch(rng, student.tokenizer, drawn, features, CELLS)
+    drawn = [draw(rng, "ord", STEPS - 1) for _ in range(2)]
+    features = torch.stack([synthetic_features(rng, student.codes, video, STEPS) for video in drawn])
+    return make_batch(rng, student.tokenizer, drawn, features, CELLS, student.shape.lead)
 
 
 @torch.no_grad()
 def test_the_forward_pass_is_that_of_transformers(student, batch):
-    """All questions of a video at once give the logits that each gives alone in Qwen2ForCausalLM."""
+    """All questions of a video at once give the logits that each gives alone in the exported model's decoder."""
     from tiny.decoder import run
+    from tiny.export import as_llava, as_qwen2_vl
 
+    model = (as_llava if student.shape.family == "llava_video" else as_qwen2_vl)(student)
     embed = student.decoder.model.embed_tokens
-    trace = run(student.decoder, student.context(batch.visual), embed(batch.ids), batch.lengths)
+    positions = student.positions(batch)
+    trace = run(student.decoder, student.context(batch.visual), embed(batch.ids), batch.lengths, positions=positions)
     ours = student.decoder.lm_head(student.decoder.model.norm(trace.text[6]))
     start = 0
     for length in batch.lengths:
         question = batch.ids[:1, start : start + length]
         sequence = torch.cat((student.context(batch.visual[:1]), embed(question)), 1)
-        theirs = student.decoder(inputs_embeds=sequence).logits[:, -length:]
+        places = positions and positions.with_text(torch.arange(length))[:, :1]
+        states = model.model.language_model(inputs_embeds=sequence, position_ids=places).last_hidden_state
+        theirs = model.lm_head(states)[:, -length:]
         torch.testing.assert_close(ours[:1, start : start + length], theirs, atol=1e-4, rtol=1e-4)
         start += length
+
+
+@torch.no_grad()
+def test_dropped_tokens_leave_the_positions_of_others_alone(student, batch):
+    """With three axes; with one, what is left is counted anew."""
+    from tiny.stages import drop_background
+
+    stay = drop_background(batch, np.random.default_rng(0), 0.3)
+    kept, whole = student.positions(batch.keep(stay)), student.positions(batch)
+    if student.shape.family == "llava_video":
+        assert kept is None
+        return
+    size = len(student.prefix)
+    assert kept.text == whole.text == size + max(STEPS, 7)
+    torch.testing.assert_close(
+        kept.context[..., size:], whole.context[..., size:].gather(2, stay.expand(3, -1, -1)), atol=0, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -65,8 +88,7 @@ def test_dropping_background_keeps_every_needle(student, batch):
 def test_needles_stand_where_the_events_are(batch):
     for row, video in enumerate(batch.drawn):
         places = (batch.needle[row] >= 0).nonzero()[:, 0]
-        seconds = (batch.time[row, places] + 0.501).long()
-        found = list(zip(seconds.tolist(), batch.needle[row, places].tolist(), strict=True))
+        found = list(zip(batch.step[row, places].tolist(), batch.needle[row, places].tolist(), strict=True))
         assert found == [(event.second, event.index) for event in video.events]
 
 
@@ -120,33 +142,61 @@ def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
     assert (unbroken - 1).abs().max() < 0.5, "it learned that the weights are 1"
 
 
-def test_the_export_loads_as_the_original_layout(student, batch, tmp_path):
+@torch.no_grad()
+def test_the_export_loads_and_sees_what_was_trained(student, tmp_path):
+    """In the published layout, through the family's own code: frames in, visual tokens out."""
     from tiny.export import export
 
     from sttm_lmms import load_pretrained
+    from sttm_lmms.families import family_of
+    from sttm_lmms.video import Video
 
     model, processor = load_pretrained(export(student, tmp_path / "out"), dtype=torch.float32, device_map="cpu")
-    pixels = torch.rand(2, 3, 56, 56) * 2 - 1
-    with torch.no_grad():
-        seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[
-            model.config.vision_feature_layer
-        ]
-        ours = student.vision(pixels)
-        theirs = model.model.apply_pooling(model.model.multi_modal_projector(seen))
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    qwen = student.shape.family == "qwen2_vl"
+    side = 196 if qwen else 56
+    frames = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    if qwen:
+        from tiny.pairs import normalise
+
+        pixels = normalise(pixels.unflatten(0, (2, 2)))
+    else:
+        pixels = pixels * 2 - 1
+    family = family_of(model)
+    video = Video(frames, [0.0, 0.5, 1.0, 1.5], [0, 1, 2, 3], 2.0, 2.0, "made.mp4", 2.0)
+    theirs = family.project(model, family.vision_features(model, processor, video)).tensor.flatten(1, 2)
+    torch.testing.assert_close(student.vision(pixels), theirs, atol=1e-4, rtol=1e-4)
     assert processor.tokenizer.convert_tokens_to_ids("red disc") == student.tokenizer.convert_tokens_to_ids("red disc")
 
 
-@pytest.mark.slow
-def test_all_stages_run(tmp_path):
-    from tiny import stages
-    from tiny.loop import Schedule
+def test_the_second_model_starts_from_what_the_first_one_learned(tmp_path):
+    from tiny.shapes import LLAVA_VIDEO, QWEN2_VL
+    from tiny.stages import Student, warm_start
 
-    student = stages.Student()
-    place = stages.Place(tmp_path, tmp_path / "log.jsonl")
-    for stage in stages.FREE_STAGES.values():
-        stage(student, place, Schedule(2, 1e-3))
-    bank = stages.make_bank(student, place, 1, 1)
-    for stage in stages.BANK_STAGES.values():
-        stage(student, place, Schedule(2, 1e-3), bank)
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
+    first, second = Student(LLAVA_VIDEO), Student(QWEN2_VL)
+    torch.nn.init.normal_(first.decoder.lm_head.weight)
+    fresh = second.decoder.model.layers[1].state_dict()["mlp.up_proj.weight"].clone()
+    warm_start(second, first.decoder, first.tokenizer)
+    for word in (OBJECTS[7], "A. ", "<|im_end|>"):
+        ours, theirs = (s.tokenizer.convert_tokens_to_ids(word) for s in (second, first))
+        assert ours != theirs or word == "<|im_end|>"
+        torch.testing.assert_close(second.decoder.lm_head.weight[ours], first.decoder.lm_head.weight[theirs])
+    for name in ("self_attn.q_proj.weight", "mlp.up_proj.weight"):
+        ours, theirs = (s.decoder.model.layers[4].state_dict()[name] for s in (second, first))
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(second.decoder.model.layers[1].state_dict()["mlp.up_proj.weight"], fresh)
+
+
+@pytest.mark.slow
+def test_the_command_trains_both_models_and_has_nothing_left_to_do_the_second_time(tmp_path):
+    from tiny.shapes import SHAPES
+    from train_tiny import PLANS, train_family
+
+    from sttm_lmms import load_pretrained
+
+    start = tmp_path / "llava_video" / "checkpoint"
+    for _ in range(2):
+        for family in SHAPES:
+            folder = train_family(family, tmp_path / family, start, scale=0.001)
+            assert len((tmp_path / family / "train.jsonl").read_text().splitlines()) == len(PLANS[family])
+            load_pretrained(folder, device_map="cpu")
