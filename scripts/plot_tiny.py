@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the curves of the training and the table of the evaluation: ``python scripts/plot_tiny.py results/tiny``.
+"""Draw the curves of the training and the table of the evaluation: ``python scripts/plot_tiny.py FOLDER``.
 
 Reads ``train.jsonl`` and ``accuracy.json`` there and writes ``curves.png`` and ``accuracy.png`` beside them.
 """
@@ -37,7 +37,7 @@ def draw(log: Path, target: Path) -> None:
     seeing = [line for line in lines if line["stage"] == "vision"]
     for key, label in VISION.items():
         left.plot(running_steps(seeing), [line[key] for line in seeing], label=label)
-    left.set(title="Vision side, single frames", xlabel="steps", ylabel="share", ylim=(0, 1.02))
+    left.set(title="Vision side, single steps in time", xlabel="steps", ylabel="share", ylim=(0, 1.02))
     answering = [line for line in lines if "answer_cnt" in line]
     steps = running_steps(answering)
     for key, label in ANSWERS.items():

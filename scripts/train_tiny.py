@@ -22,7 +22,7 @@ PLANS: dict[str, dict[str, tuple[int, float]]] = {
         "vision": (1800, 3e-3),
         "core": (800, 2e-3),
         "video": (600, 1.5e-3),
-        "dense": (1300, 1.2e-3),
+        "dense": (1500, 1.2e-3),
         "front": (500, 3e-3),
     },
     QWEN2_VL.family: {"vision": (1800, 3e-3), "dense": (1000, 1e-3), "front": (500, 3e-3)},
@@ -40,19 +40,23 @@ def main() -> None:
     parser.add_argument("--until", help="last stage to run, by default all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, for a quick try")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="cuda is faster; videos are drawn on the CPU either way")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for family in [options.family] if options.family else SHAPES:
         start = options.start or options.work / LLAVA_VIDEO.family / "checkpoint"
-        print(train_family(family, options.work / family, start, options.scale, options.until))
+        print(train_family(family, options.work / family, start, options.scale, options.until, options.device))
 
 
-def train_family(family: str, folder: Path, start: Path, scale: float = 1.0, until: str | None = None) -> Path:
+def train_family(
+    family: str, folder: Path, start: Path, scale: float = 1.0, until: str | None = None, device: str = "cpu"
+) -> Path:
     """All stages of one model, as far as they have not been done; returns the folder of the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     student = stages.Student(SHAPES[family])
     if "core" not in PLANS[family]:
         stages.warm_start(student, *load_decoder(start))
+    student.to(device)
     place = stages.Place(folder, folder / "train.jsonl")
     for name, (steps, rate) in PLANS[family].items():
         schedule = Schedule(max(1, round(steps * scale)), rate)
@@ -63,7 +67,7 @@ def train_family(family: str, folder: Path, start: Path, scale: float = 1.0, unt
             stages.FREE_STAGES[name](student, place, schedule)
         if name == until:
             break
-    return export(student.eval(), folder / "checkpoint")
+    return export(student.cpu().eval(), folder / "checkpoint")
 
 
 if __name__ == "__main__":

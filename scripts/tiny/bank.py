@@ -36,10 +36,11 @@ class Bank:
 @torch.no_grad()
 def build_bank(vision: nn.Module, eye: Eye, rng: np.random.Generator, clips: int, per_object: int) -> Bank:
     """Draw footage and needles and run the vision side over them."""
+    device = next(vision.parameters()).device
     made = []
     for _ in range(clips):
         views = eye.clip(rng, random_footage(rng, MAX_FRAMES))
-        made.append(vision(eye.prepare(views, rng)).half())
+        made.append(vision(eye.prepare(views, rng).to(device)).half().cpu())
     needles, cells = [], torch.zeros(len(OBJECTS), per_object, dtype=torch.long)
     scenes = [random_scene(rng) for _ in range(64)]
     for index in range(len(OBJECTS)):
@@ -53,7 +54,7 @@ def build_bank(vision: nn.Module, eye: Eye, rng: np.random.Generator, clips: int
             x, y = (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID
             views.append(eye.prepare(eye.paint(rng, eye.view(rng, scene), index, x, y, size), rng))
             cells[index, i] = row * GRID + column
-        needles.append(vision(torch.cat(views)).half())
+        needles.append(vision(torch.cat(views).to(device)).half().cpu())
     return Bank(torch.stack(made), torch.stack(needles), cells)
 
 

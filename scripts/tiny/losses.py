@@ -36,13 +36,14 @@ def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str
     """Per head: rows, text positions and classes. ``object_of[id]`` is the object a token names, or -1."""
     found: dict[str, list[tuple[int, int, int]]] = {k: [] for k in ("present", "time", "count", "later", "right")}
     starts = [sum(batch.lengths[:i]) for i in range(len(batch.lengths))]
-    named = object_of[batch.ids]
+    ids = batch.ids.cpu()
+    named = object_of.cpu()[ids]
     for row, video in enumerate(batch.drawn):
         seen = Counter(event.index for event in video.events)
         first = {event.index: event.second for event in reversed(video.events)}
         for start, length, question in zip(starts, batch.lengths, video.questions, strict=True):
             words = [start + i for i in (named[row, start : start + length] >= 0).nonzero()[:, 0].tolist()]
-            stops = [start + i for i in (batch.ids[row, start : start + length] == period).nonzero()[:, 0].tolist()]
+            stops = [start + i for i in (ids[row, start : start + length] == period).nonzero()[:, 0].tolist()]
             for option, stop in enumerate(stops):
                 found["right"].append((row, stop, int(option == question.answer)))
             for word in words:
@@ -58,7 +59,7 @@ def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str
                 for i, word in enumerate(words):
                     if i % 4:
                         found["later"].append((row, word, int(times[i] > times[i - 1])))
-    return {k: tuple(torch.tensor(v).T) for k, v in found.items() if v}
+    return {k: tuple(torch.tensor(v, device=batch.ids.device).T) for k, v in found.items() if v}
 
 
 def ordinal_targets(needle: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,7 @@ def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -
     """
     heads, size = student.heads, len(student.prefix)
     report: dict[str, float] = {}
-    total = torch.zeros(())
+    total = torch.zeros((), device=batch.ids.device)
     for name, (rows, places, classes) in text_targets(batch, student.object_of, student.period).items():
         state = trace.text[FRONT + DEPTH[name]][rows, places]
         logits = getattr(heads, name)(F.rms_norm(state, (HIDDEN,)))
@@ -98,7 +99,7 @@ def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -
         looking = counting_attention(trace.attention[FRONT + 1], batch, needle, student.object_of, size)
         total = total + 0.5 * looking
         report["looking"] = looking.item()
-    ends = torch.tensor(batch.lengths).cumsum(0) - 1
+    ends = torch.tensor(batch.lengths, device=batch.ids.device).cumsum(0) - 1
     final = student.decoder.model.norm(trace.text[LAYERS - 1])
     letters = batch.ids[:, ends]
     logits = student.decoder.lm_head(final[:, ends - 1])
@@ -120,11 +121,12 @@ def counting_attention(
     That is evenly at every needle of its object and at the first token of the sequence: what the first token gets,
     1/(n + 1), is then the count, whatever else has been dropped.
     """
-    counted = torch.tensor([question.kind == "cnt" for question in batch.drawn[0].questions])
-    asked = torch.repeat_interleave(counted, torch.tensor(batch.lengths))
+    device = batch.ids.device
+    counted = torch.tensor([question.kind == "cnt" for question in batch.drawn[0].questions], device=device)
+    asked = torch.repeat_interleave(counted, torch.tensor(batch.lengths, device=device))
     rows, words = ((object_of[batch.ids] >= 0) & asked).nonzero().T
     same = needle[rows] == object_of[batch.ids[rows, words]][:, None]
-    wanted = torch.zeros(len(rows), shares.shape[-1])
+    wanted = torch.zeros(len(rows), shares.shape[-1], device=device)
     wanted[:, 0] = 1
     wanted[:, prefix : prefix + needle.shape[1]] = same.float()
     wanted = wanted / wanted.sum(-1, keepdim=True)

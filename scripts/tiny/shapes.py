@@ -83,7 +83,7 @@ def place_in_sequence(step: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
 
 def three_axes(batch: Batch, opening: int) -> Positions:
     """Qwen2-VL's positions: a token keeps its step, row and column, whatever has been dropped before it."""
-    before = torch.arange(opening).expand(3, len(batch.visual), -1)
+    before = torch.arange(opening, device=batch.step.device).expand(3, len(batch.visual), -1)
     video = opening + torch.stack((batch.step, batch.cell // GRID, batch.cell % GRID))
     return Positions(torch.cat((before, video), -1), opening + max(batch.steps, GRID))
 

@@ -56,10 +56,16 @@ class Student(nn.Module):
         self.vision = shape.eye.build()
         self.decoder: Qwen2ForCausalLM = build_decoder(self.codes, ids)
         self.heads = Heads()
-        self.object_of = torch.full((VOCABULARY,), -1)
-        self.object_of[ids] = torch.arange(len(OBJECTS))
+        object_of = torch.full((VOCABULARY,), -1)
+        object_of[ids] = torch.arange(len(OBJECTS))
+        self.register_buffer("object_of", object_of, persistent=False)
         self.period: int = self.tokenizer.convert_tokens_to_ids(".")
-        self.prefix = torch.tensor(self.tokenizer(shape.opening)["input_ids"])
+        prefix = torch.tensor(self.tokenizer(shape.opening)["input_ids"])
+        self.register_buffer("prefix", prefix, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
 
     def layers(self, numbers: range) -> Iterator[nn.Parameter]:
         for number in numbers:
@@ -83,7 +89,7 @@ class Student(nn.Module):
 
     def time_code(self, batch: Batch) -> torch.Tensor:
         """What the front layers have to add to the visual tokens ``[B, N, C]``."""
-        return self.codes.time_code(self.shape.time(batch.step, batch.cell))
+        return self.codes.to(self.device).time_code(self.shape.time(batch.step, batch.cell))
 
 
 @dataclass(frozen=True)
@@ -94,16 +100,16 @@ class Place:
     log: Path
 
 
-def layout_of(step: int) -> str:
-    """Counting is the hardest: four steps of five."""
-    return "cnt" if step % 5 else "ord"
+def layout_of(step: int, ordering: int = 5) -> str:
+    """Counting is the hardest to begin with: four steps of five. ``ordering``: one step in so many is about order."""
+    return "cnt" if step % ordering else "ord"
 
 
 def vision_stage(student: Student, place: Place, schedule: Schedule) -> None:
     def step(_: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        pixels, labels, colours = student.shape.eye.batch(rng)
-        features = student.vision(pixels)
-        return vision_loss(features, labels, colours, student.codes), vision_scores(features, labels, student.codes)
+        pixels, labels, colours = (value.to(student.device) for value in student.shape.eye.batch(rng))
+        features, codes = student.vision(pixels), student.codes.to(student.device)
+        return vision_loss(features, labels, colours, codes), vision_scores(features, labels, codes)
 
     train(
         "vision",
@@ -139,6 +145,7 @@ def make_videos(
 
 def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Layers ``FRONT`` and up, on visual tokens to which the time is added by hand."""
+    batch = batch.to(student.device)
     words = student.decoder.model.embed_tokens(batch.ids)
     context = student.context(batch.visual + student.time_code(batch))
     layers, positions = range(FRONT, LAYERS), student.positions(batch)
@@ -175,7 +182,7 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     size = len(student.prefix)
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number), CELLS, bank, videos=3)
+        batch = make_videos(student, rng, layout_of(number), CELLS, bank, videos=3).to(student.device)
         text = words[batch.ids]
         context = student.context(batch.visual).detach()
         positions = student.positions(batch)
@@ -205,7 +212,7 @@ def random_share(rng: np.random.Generator) -> float:
 
 def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number), CELLS, bank)
+        batch = make_videos(student, rng, layout_of(number, ordering=2), CELLS, bank)
         return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng))))
 
     train("dense", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=6)
