@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,8 @@ def calibrate(
     root_level: Annotated[int, typer.Option(help="Level at which the quadtrees start.")] = 1,
     max_frames: Annotated[int | None, typer.Option(help="Default: as in the published runs.")] = None,
     fps: Annotated[float | None, typer.Option(help="Default: as in the published runs.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
@@ -45,7 +48,11 @@ def calibrate(
     benchmark, all_videos = videos_of(task, data)
     sample = all_videos[:: max(1, len(all_videos) // videos)][:videos]
     loaded = load_model(model, device, dtype)
-    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend)
+    settings = replace(
+        video_settings(loaded.family.name, task, max_frames, fps, video_backend),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+    )
     encode = loaded.encoder(settings)
 
     def states() -> Iterator[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ def extract(
     form: Annotated[str, typer.Option(help="full, bf16 or pooled; --size says what each loses.")] = "full",
     max_frames: Annotated[int | None, typer.Option(help="Default: as in the published runs.")] = None,
     fps: Annotated[float | None, typer.Option(help="Default: as in the published runs.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
@@ -38,7 +41,11 @@ def extract(
     check_choice("form", form, tuple(FORMS))
     benchmark, videos = videos_of(task, data)
     loaded = load_model(model, device, dtype)
-    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend)
+    settings = replace(
+        video_settings(loaded.family.name, task, max_frames, fps, video_backend),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+    )
     precision = str(loaded.placement.dtype).removeprefix("torch.")
     if size:
         config = loaded.model.config

@@ -49,6 +49,8 @@ def visualize(
     ] = None,
     max_frames: Annotated[int, typer.Option(help="Frames to look at, at most.")] = 16,
     fps: Annotated[float, typer.Option(help="Frames for each second of video, at most.")] = 1.0,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
     film: Annotated[Film, typer.Option(help="Kind of film of each setting.")] = Film.gif,
     device: Annotated[str | None, typer.Option(help="Such as cuda; by default the CPU.")] = None,
 ) -> None:
@@ -62,7 +64,7 @@ def visualize(
         raise ValueError("give either --model (a checkpoint) or --pixels (a preview without a model)")
     asked = [parse_settings(text) for text in setting or BUDGETS]
     configs = [make_config(method, settings) for settings in asked]
-    sampling = VideoSettings(max_frames=max_frames, fps=fps)
+    sampling = VideoSettings(max_frames=max_frames, fps=fps, min_pixels=min_pixels, max_pixels=max_pixels)
     if model is None:
         seen, merged = _by_pixels(video, sampling, method, configs)
     else:

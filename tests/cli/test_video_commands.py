@@ -9,12 +9,14 @@ import yaml
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.benchmarks.presets import resolve_preset
 from sttm_lmms.cli import main
+from sttm_lmms.cli.videos import videos_of
 from sttm_lmms.config import STTMConfig
 from sttm_lmms.families import family_of, load_pretrained
 from sttm_lmms.families.tiny import build_tiny_checkpoint
 from sttm_lmms.runtime.hidden import video_states
 from sttm_lmms.runtime.prefix import prefill_prefix
 from sttm_lmms.runtime.reducer import TokenReducer
+from sttm_lmms.runtime.stored import open_store
 from sttm_lmms.video import VideoSettings
 
 
@@ -56,6 +58,18 @@ def test_extract_stores_features_once(run, tmp_path):
     folder = tmp_path / "preprocess_data" / "LLaVA-Video-7B-tiny" / "F-4_fps-1"
     assert len(list((folder / "features").glob("*.safetensors"))) == 2
     assert "0 written, 2 there already" in run("extract", "--out", str(tmp_path))[1]
+
+
+def test_features_of_qwen2_vl_are_those_that_a_run_with_the_same_pixels_reads(world, tmp_path):
+    checkpoint = build_tiny_checkpoint(tmp_path / "Qwen2-VL-tiny", "qwen2_vl")
+    pixels = {"min_pixels": 37632, "max_pixels": 39200}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in pixels.items()]
+    common = ("--model", str(checkpoint), "--task", "vnbench", "--data", str(world / "data"), "--device", "cpu")
+    with pytest.raises(SystemExit):
+        main(["extract", *common, "--max-frames", "4", "--out", str(tmp_path), *options])
+    store = open_store(tmp_path, str(checkpoint), VideoSettings(max_frames=4, fps=2.0, **pixels), "float32", "full")
+    (video_id, _) = min(videos_of("vnbench", world / "data")[1])
+    assert store.load(video_id).tensor.shape[1:3] == (7, 7)
 
 
 def test_processes_share_the_videos(run, tmp_path, monkeypatch):
