@@ -80,19 +80,25 @@ def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
 
 
 def find_checkpoint(family: str, folder: Path) -> Checkpoint:
-    """The trained checkpoint that comes with the package, or a random one, made now."""
-    shipped = Path(__file__).parent / "checkpoints" / f"{family}_tiny"
-    if (shipped / "config.json").is_file():
-        return Checkpoint(family, _shown(shipped), "A small checkpoint, trained on videos of this kind (not on these).")
-    from sttm_lmms.families.tiny import TinySizes, build_tiny_checkpoint
-
+    """A trained checkpoint that comes with the package; for OneVision one that is written under ``folder`` now."""
+    trained = "trained on videos of this kind (not on these)"
+    if family != "llava_onevision":
+        layout = "Hugging Face" if family == "qwen2_vl" else "original lmms-lab"
+        return Checkpoint(family, _shown(shipped(family)), f"A small checkpoint in the {layout} layout, {trained}.")
     path = folder / family
-    if not (path / "config.json").is_file():
-        sizes = TinySizes(hidden_size=128, intermediate_size=256)
-        build_tiny_checkpoint(path, family, sizes=sizes)
-    layout = "Hugging Face" if family == "qwen2_vl" else "original lmms-lab"
-    text = f"A RANDOM checkpoint in the {layout} layout: its answers mean nothing; the table shows tokens and time."
-    return Checkpoint(family, path, text)
+    if not (path / "processor_config.json").is_file():
+        from sttm_lmms.families import load_pretrained
+
+        model: Any
+        model, processor = load_pretrained(shipped("llava_video"), dtype="float32", device_map="cpu")
+        model.save_pretrained(path)
+        processor.save_pretrained(path)
+    return Checkpoint(family, path, f"The LLaVA-Video-shaped weights once more, in the Hugging Face layout; {trained}.")
+
+
+def shipped(family: str) -> Path:
+    """Folder of a trained checkpoint that comes with the package."""
+    return Path(__file__).parent / "checkpoints" / f"{family}_tiny"
 
 
 def lmms_eval_command(checkpoint: Checkpoint, arguments: str, folder: Path) -> list[str]:

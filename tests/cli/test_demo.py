@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("lmms_eval")
 
@@ -14,20 +16,27 @@ from sttm_lmms.cli import main
 from sttm_lmms.errors import STTMError
 
 
-def test_the_trained_checkpoint_is_used_and_named(tmp_path):
-    found = demo.find_checkpoint("llava_video", tmp_path)
-    assert found.path.name == "llava_video_tiny"
+@pytest.mark.parametrize("family", ["llava_video", "qwen2_vl"])
+def test_the_trained_checkpoint_is_used_and_named(family, tmp_path):
+    found = demo.find_checkpoint(family, tmp_path)
+    assert found.path.name == f"{family}_tiny"
+    assert (found.path / "model.safetensors").stat().st_size < 8_000_000
     assert "trained" in found.description
     assert not any(tmp_path.iterdir())
 
 
-def test_a_random_checkpoint_is_called_random(tmp_path):
+def test_onevision_has_the_same_weights_in_the_other_layout(tmp_path):
+    from sttm_lmms.families import load_pretrained
+
     found = demo.find_checkpoint("llava_onevision", tmp_path)
-    assert (found.path / "config.json").is_file()
-    assert "RANDOM checkpoint in the original lmms-lab layout" in found.description
+    assert json.loads((found.path / "config.json").read_text())["model_type"] == "llava_onevision"
+    assert "Hugging Face layout" in found.description
     before = (found.path / "model.safetensors").stat().st_mtime_ns
     assert demo.find_checkpoint("llava_onevision", tmp_path).path == found.path
     assert (found.path / "model.safetensors").stat().st_mtime_ns == before
+    (ours, _), (original, _) = (load_pretrained(p, device_map="cpu") for p in (found.path, demo.shipped("llava_video")))
+    assert ours.state_dict().keys() == original.state_dict().keys()
+    assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_videos_are_made_once(tmp_path):
