@@ -23,9 +23,15 @@ PLANS: dict[str, dict[str, tuple[int, float]]] = {
         "core": (800, 2e-3),
         "video": (600, 1.5e-3),
         "dense": (1500, 1.2e-3),
+        "settle": (500, 5e-4),
         "front": (500, 3e-3),
     },
-    QWEN2_VL.family: {"vision": (1800, 3e-3), "dense": (1000, 1e-3), "front": (500, 3e-3)},
+    QWEN2_VL.family: {
+        "vision": (1800, 3e-3),
+        "dense": (1400, 1.2e-3),
+        "settle": (500, 5e-4),
+        "front": (500, 3e-3),
+    },
 }
 """Optimizer steps and peak learning rate of every stage."""
 

@@ -112,7 +112,7 @@ class Subject:
 
 
 SUBJECTS = {
-    "llava_video": Subject("llava_video", half=(1.0032, 0.9749), third=(0.9945, 0.9301)),
+    "llava_video": Subject("llava_video", half=(1.003672, 0.977305), third=(0.995234, 0.933711)),
     "qwen2_vl": Subject(
         "qwen2_vl",
         half=(1.0032, 0.9749),

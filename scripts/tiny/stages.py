@@ -5,13 +5,15 @@
    frame is added by hand.
 3. ``video``: the same with features of real frames, a few cells a frame.
 4. ``dense``: the same with any share of all cells, dropped at random, never those of needles.
-5. ``front``: layers 0 and 1 learn to add the time to visual tokens and to leave everything else alone; the attention of
+5. ``settle``: the same at a low rate, background dropped at random or where it changes least.
+6. ``front``: layers 0 and 1 learn to add the time to visual tokens and to leave everything else alone; the attention of
    the text to the video costs, so that what a question needs is read after the place where tokens are reduced.
 
-Dropping background in stage 4 uses labels and makes benign reduction cheap for this model; the cost in stage 5 makes
-the loss of a needle expensive. Without both, a model of this size reads the video in layer 0 and no reduction matters.
+Dropping background in stages 4 and 5 uses labels and makes benign reduction cheap for this model; the cost in stage 6
+makes the loss of a needle expensive. Without both, a model of this size reads the video in layer 0 and no reduction
+matters.
 
-The Qwen2-VL-shaped model has stages 1, 4 and 5 only: its decoder starts from what the other one has learned
+The Qwen2-VL-shaped model has stages 1, 4, 5 and 6 only: its decoder starts from what the other one has learned
 (:func:`warm_start`), which differs from what it has to learn in the positions alone.
 """
 
@@ -197,17 +199,31 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     train("front", schedule, front, front.parameters(), step, folder=place.folder, log=place.log, seed=2)
 
 
-def drop_background(batch: Batch, rng: np.random.Generator, share: float) -> torch.Tensor:
-    """Sorted places ``[B, K]`` of the visual tokens that stay: every needle's, and background at random."""
-    priority = torch.from_numpy(rng.random(batch.needle.shape))
+def drop_background(
+    batch: Batch, rng: np.random.Generator, share: float, priority: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sorted places ``[B, K]`` of the visual tokens that stay: every needle's, and background.
+
+    ``priority`` ``[B, N]`` in [0, 1]: what is least stays first; by default it is drawn at random.
+    """
+    priority = torch.from_numpy(rng.random(batch.needle.shape)) if priority is None else priority.clone()
     priority[batch.needle >= 0] = -1
     keep = max(round(share * batch.needle.shape[1]), int((batch.needle >= 0).sum(1).max()))
     return priority.argsort(1)[:, :keep].sort(1).values
 
 
-def random_share(rng: np.random.Generator) -> float:
-    """Share of the visual tokens that stay in a training step: sometimes all of them, often few."""
-    return 1.0 if rng.random() < 0.15 else float(np.exp(rng.uniform(np.log(0.08), np.log(0.8))))
+def stillness(batch: Batch, rng: np.random.Generator) -> torch.Tensor:
+    """How little a token changes since the step before ``[B, N]``, roughly; for batches with all cells."""
+    tokens = batch.visual.unflatten(1, (batch.steps, CELLS))
+    same = torch.zeros(tokens.shape[:-1])
+    same[:, 1:] = torch.cosine_similarity(tokens[:, 1:], tokens[:, :-1], dim=-1).clamp_min(0)
+    noise = torch.from_numpy(rng.random(same.shape))
+    return (0.9 * same + 0.1 * noise).flatten(1)
+
+
+def random_share(rng: np.random.Generator, whole: float = 0.15) -> float:
+    """Share of the visual tokens that stay in a training step: sometimes (``whole``) all of them, often few."""
+    return 1.0 if rng.random() < whole else float(np.exp(rng.uniform(np.log(0.08), np.log(0.8))))
 
 
 def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
@@ -225,6 +241,15 @@ def make_bank(student: Student, place: Place, clips: int, per_object: int) -> Ba
         bank = build_bank(student.vision, student.shape.eye, np.random.default_rng((SEED, 2)), clips, per_object)
         torch.save({"clips": bank.clips, "needles": bank.needles, "cells": bank.cells}, path)
     return Bank(**torch.load(path, weights_only=True))
+
+
+def settle_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
+    def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = make_videos(student, rng, layout_of(number, ordering=3), CELLS, bank)
+        priority = stillness(batch, rng) if rng.random() < 0.6 else None
+        return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng, 0.25), priority)))
+
+    train("settle", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=7)
 
 
 def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> None:
@@ -253,4 +278,4 @@ def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> N
 
 
 FREE_STAGES = {"vision": vision_stage, "core": core_stage}
-BANK_STAGES = {"video": video_stage, "dense": dense_stage, "front": front_stage}
+BANK_STAGES = {"video": video_stage, "dense": dense_stage, "settle": settle_stage, "front": front_stage}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,18 @@ def test_dropping_background_keeps_every_needle(student, batch):
     for row in range(len(stay)):
         kept = batch.needle[row, stay[row]]
         assert sorted(kept[kept >= 0].tolist()) == sorted(batch.needle[row][batch.needle[row] >= 0].tolist())
+
+
+@torch.no_grad()
+def test_what_changes_least_goes_first(student, batch):
+    from tiny.stages import drop_background, stillness
+
+    still = torch.randn(batch.visual.shape, generator=torch.Generator().manual_seed(0)).unflatten(1, (STEPS, 49))
+    still[:, 4, :20] = still[:, 3, :20]
+    made = replace(batch, visual=still.flatten(1, 2), needle=torch.full_like(batch.needle, -1))
+    rng = np.random.default_rng(0)
+    stay = drop_background(made, rng, 1 - 20 / (STEPS * 49), stillness(made, rng))
+    assert set(range(STEPS * 49)) - set(stay[0].tolist()) == set(range(4 * 49, 4 * 49 + 20))
 
 
 def test_needles_stand_where_the_events_are(batch):
