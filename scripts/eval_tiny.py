@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="by default the one that comes with the package")
     parser.add_argument("--work", type=Path, required=True, help="folder for the generated test videos")
     parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and accuracy.md")
-    parser.add_argument("--videos", type=int, default=450, help="test videos, a third for each kind; four tries each")
+    parser.add_argument("--videos", type=int, default=900, help="test videos, a third for each kind; four tries each")
     parser.add_argument("--only", nargs="*", help="names of settings to run, by default all")
     options = parser.parse_args()
     subject = SUBJECTS[options.family]

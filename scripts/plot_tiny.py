@@ -45,9 +45,10 @@ def draw(log: Path, target: Path) -> None:
     for i, line in enumerate(answering):
         if i == 0 or line["stage"] != answering[i - 1]["stage"]:
             right.axvline(steps[i], color="0.8", zorder=0)
-            right.text(steps[i], 0.03, f" {line['stage']}", color="0.4")
+            right.text(steps[i], 1.03, line["stage"], color="0.4", va="bottom")
     right.axhline(0.25, color="0.6", linestyle=":", zorder=0)
-    right.set(title="Answers, training stream (running mean)", xlabel="steps", ylim=(0, 1.02))
+    right.set(xlabel="steps", ylim=(0, 1.02))
+    right.set_title("Answers, training stream (running mean)", pad=18)
     for axes in (left, right):
         axes.legend(loc="lower right")
     figure.tight_layout()

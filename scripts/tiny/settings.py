@@ -115,8 +115,8 @@ SUBJECTS = {
     "llava_video": Subject("llava_video", half=(1.003672, 0.977305), third=(0.995234, 0.933711)),
     "qwen2_vl": Subject(
         "qwen2_vl",
-        half=(1.0032, 0.9749),
-        third=(0.9945, 0.9301),
+        half=(1.003203, 0.974883),
+        third=(0.994883, 0.931895),
         video=VideoSettings(**QWEN_VIDEO),
         frames_per_step=2,
         benchmark={"sizes": SQUARE_SIZES, "lengths": (8, 9.5, 11, 13, 14.5, 16)},
