@@ -70,8 +70,8 @@ def draw_accuracy(table: Path, target: Path) -> None:
             points = sorted([*chosen, base], key=lambda row: row["kept"])
             means = [row[kind]["accuracy"] for row in points]
             errors = [
-                [mean - row[kind]["interval"][0] for mean, row in zip(means, points, strict=True)],
-                [row[kind]["interval"][1] - mean for mean, row in zip(means, points, strict=True)],
+                [max(0.0, mean - row[kind]["interval"][0]) for mean, row in zip(means, points, strict=True)],
+                [max(0.0, row[kind]["interval"][1] - mean) for mean, row in zip(means, points, strict=True)],
             ]
             kept = [row["kept"] for row in points]
             axes.errorbar(kept, means, yerr=errors, label=label, marker="o", markersize=4, capsize=2)

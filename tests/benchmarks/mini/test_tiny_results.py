@@ -47,3 +47,19 @@ def test_without_needles_it_guesses(rows):
     for kind, guess in (("retrieval", 0.25), ("ordering", 0.25), ("counting", blind["smallest"])):
         low, high = blind[kind]["interval"]
         assert low <= guess <= high
+
+
+@pytest.mark.parametrize("how", ["budget", "thresholds for"])
+@pytest.mark.parametrize(("share", "floor"), [("50%", 0.99), ("30%", 0.97)])
+def test_merging_keeps_the_answers(rows, how, share, floor):
+    from eval_tiny import relative
+
+    (merged,) = [row for row in rows if row["setting"] == f"STTM, {how} {share}"]
+    assert merged["kept"] == pytest.approx(float(share.rstrip("%")) / 100, abs=0.01)
+    assert relative(merged, rows[0])[0] >= floor
+
+
+@pytest.mark.parametrize("control", ["random tokens", "whole frames", "average pooling"])
+def test_the_controls_lose_answers(rows, control):
+    (lost,) = [row for row in rows if row["setting"] == f"{control}, 30%"]
+    assert lost["all"]["accuracy"] <= rows[0]["all"]["accuracy"] - 0.15
