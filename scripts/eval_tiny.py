@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from tiny.fixed import ask
 from tiny.settings import SUBJECTS, Setting, Subject, needle_cells, oracle_config, settings
 
 from sttm_lmms import load_pretrained
 from sttm_lmms.benchmarks.data import load_benchmark
 from sttm_lmms.benchmarks.mini import MiniVideo, plan_video, write_benchmark
 from sttm_lmms.benchmarks.mini.writer import TRIES
-from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.scores import score_reply, vnbench_kind
 from sttm_lmms.families import family_of
 from sttm_lmms.families.base import VisionFeatures
 from sttm_lmms.report.stats import clustered_interval
-from sttm_lmms.runtime import Engine, GenerationSettings, Request
+from sttm_lmms.runtime import Engine
 
 KINDS = ("retrieval", "ordering", "counting")
 SEED = 100
@@ -79,18 +79,6 @@ def see(model: Any, processor: Any, test: Test, subject: Subject) -> Seen:
         seen.features[name] = family.vision_features(model, processor, video)
         seen.cells[name] = needle_cells(plan, video.timestamps, subject.frames_per_step)
     return seen
-
-
-def ask(question: Question, folder: Path, config: Any) -> Request:
-    prompt = build_prompt(question.question, question.options)
-    content = [
-        {"type": "video", "video": str(folder / f"{question.video_id}.mp4")},
-        {"type": "text", "text": prompt},
-    ]
-    generation = GenerationSettings(max_new_tokens=2)
-    return Request(
-        [{"role": "user", "content": content}], generation=generation, config=config, video_id=question.video_id
-    )
 
 
 def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sttm_lmms import STTMConfig, load_pretrained
 from sttm_lmms.benchmarks.data import load_benchmark
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.benchmarks.prompt import build_prompt
+from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.scores import score_reply
 from sttm_lmms.methods.random import RandomConfig
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
@@ -29,7 +30,7 @@ def fixed_answers(subject: Subject, root: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, config in CONFIGS.items():
         engine = Engine(model, processor, config, video=subject.video, timing=False)
-        answers = engine.generate([_ask(question, root) for question in questions], batch_size=4)
+        answers = engine.generate([ask(question, root / "vnbench" / "videos") for question in questions], batch_size=4)
         scores = [score_reply(a.text, q.letters, str(q.answer))[1] for q, a in zip(questions, answers, strict=True)]
         found[name] = {
             "accuracy": sum(scores) / len(scores),
@@ -39,9 +40,13 @@ def fixed_answers(subject: Subject, root: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _ask(question: Any, root: Path) -> Request:
+def ask(question: Question, folder: Path, config: Any = None) -> Request:
+    """A question about a video in ``folder``, as the benchmark asks it; ``config`` is for this one alone."""
     content = [
-        {"type": "video", "video": str(root / "vnbench" / "videos" / f"{question.video_id}.mp4")},
+        {"type": "video", "video": str(folder / f"{question.video_id}.mp4")},
         {"type": "text", "text": build_prompt(question.question, question.options)},
     ]
-    return Request([{"role": "user", "content": content}], generation=GenerationSettings(max_new_tokens=4))
+    generation = GenerationSettings(max_new_tokens=2)
+    return Request(
+        [{"role": "user", "content": content}], generation=generation, config=config, video_id=question.video_id
+    )

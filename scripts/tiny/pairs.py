@@ -16,10 +16,9 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sttm_lmms.benchmarks.mini.footage import Footage, Scene, random_scene
 from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
-from sttm_lmms.benchmarks.mini.questions import SIZES
 
 from .codes import HIDDEN, MAX_FRAMES
-from .vision import degrade, random_cell
+from .vision import degrade, scatter
 
 SIDE = 196
 PATCH = 14
@@ -159,17 +158,9 @@ def pair_batch(
     pairs, labels = [], torch.full((batch, GRID, GRID), len(OBJECTS))
     for i in range(batch):
         pair = view(rng, scenes[int(rng.integers(len(scenes)))], side)
-        taken: list[tuple[int, int]] = []
-        for _ in range(int(rng.integers(0, 5))):
-            size = float(rng.uniform(*SIZES))
-            row, column = random_cell(rng, size)
-            if any(max(abs(row - r), abs(column - c)) < 3 for r, c in taken):
-                continue
-            taken.append((row, column))
-            index = int(rng.integers(len(OBJECTS)))
-            dx, dy = rng.uniform(-0.25, 0.25, 2)
+        for row, column, index, x, y, size in scatter(rng):
             shown = str(rng.choice(list(SHOWN), p=list(SHOWN.values())))
-            pair = paint_pair(pair, shown, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size)
+            pair = paint_pair(pair, shown, index, x, y, size)
             if shown != "second":
                 labels[i, row, column] = index
         pairs.append(pair)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -86,6 +88,20 @@ def random_cell(rng: np.random.Generator, size: float) -> tuple[int, int]:
     return int(rng.integers(low, GRID - low)), int(rng.integers(low, GRID - low))
 
 
+def scatter(rng: np.random.Generator) -> Iterator[tuple[int, int, int, float, float, float]]:
+    """Up to four needles apart from each other: row and column of the centre's cell, object, x, y, size."""
+    taken: list[tuple[int, int]] = []
+    for _ in range(int(rng.integers(0, 5))):
+        size = float(rng.uniform(*SIZES))
+        row, column = random_cell(rng, size)
+        if any(max(abs(row - r), abs(column - c)) < 3 for r, c in taken):
+            continue
+        taken.append((row, column))
+        index = int(rng.integers(len(OBJECTS)))
+        dx, dy = rng.uniform(-0.25, 0.25, 2).tolist()
+        yield row, column, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size
+
+
 def frame_batch(
     rng: np.random.Generator, batch: int = 64, shots: int = 16
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -100,16 +116,8 @@ def frame_batch(
         scale = 2 if rng.random() < 0.3 else 1
         time = torch.tensor([float(rng.uniform(0, 8))])
         frame = scene.render(time, IMAGE * scale, IMAGE * scale)
-        taken: list[tuple[int, int]] = []
-        for _ in range(int(rng.integers(0, 5))):
-            size = float(rng.uniform(*SIZES))
-            row, column = random_cell(rng, size)
-            if any(max(abs(row - r), abs(column - c)) < 3 for r, c in taken):
-                continue
-            taken.append((row, column))
-            index = int(rng.integers(len(OBJECTS)))
-            dx, dy = rng.uniform(-0.25, 0.25, 2)
-            frame = paint(frame, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size)
+        for row, column, index, x, y, size in scatter(rng):
+            frame = paint(frame, index, x, y, size)
             labels[i, row, column] = index
         frames.append(F.avg_pool2d(frame, scale) if scale > 1 else frame)
     images = degrade(torch.cat(frames), rng)
