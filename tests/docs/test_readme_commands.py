@@ -57,7 +57,7 @@ COVERED: dict[str, str] = {
     "OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor "
     "--frames 128 32 16 --repeats 3": HERE,
     "OMP_NUM_THREADS=2 python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1": HERE,
-    "OMP_NUM_THREADS=2 python scripts/bench_reuse.py --frames 8 --repeats 1": HERE,
+    "OMP_NUM_THREADS=2 python scripts/bench_reuse.py --frames 8 --repeats 3": HERE,
     f"sttm-lmms visualize video.mp4 --model {BIG} --out pictures/": HERE,
     "sttm-lmms leaderboard RUN_DIR... --out leaderboard.md": HERE,
     "sttm-lmms leaderboard RUN_DIR... --out leaderboard.html --paper --plots plots/": HERE,
@@ -225,7 +225,7 @@ def test_eval(tmp_path, data):
     [
         ("merge", "--frames 128 32 16", "--frames 8 2 --channels 64 --grids 7x7"),
         ("prefill", "--frames 8 16 32 --repeats 3", "--frames 2 --repeats 1"),
-        ("reuse", "--frames 8", "--frames 2 --questions 1 2 --budgets 1.0 0.5"),
+        ("reuse", "--frames 8 --repeats 3", "--frames 2 --repeats 1 --questions 1 2 --budgets 1.0 0.5"),
     ],
 )
 def test_benchmarks(tmp_path, name, frames, small):
