@@ -133,7 +133,7 @@ def plot(rows: list[dict[str, Any]], name: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     styles = {"none": ":", "features": "--", "prefix": "-"}
     budgets = sorted({row["budget"] for row in rows}, reverse=True)
     for colour, budget in enumerate(budgets):
@@ -149,9 +149,10 @@ def plot(rows: list[dict[str, Any]], name: str, path: Path) -> None:
                 color=f"C{colour}",
                 label=f"{tokens}, reuse={reuse}",
             )
-    axes.set(xlabel="questions per video", ylabel="seconds per question", yscale="log", title=name)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    axes.set(xlabel="questions per video", ylabel="seconds per question", title=name)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path.with_suffix(".png"), dpi=130)
     figure.savefig(path.with_suffix(".svg"))
 
