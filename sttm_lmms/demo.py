@@ -85,14 +85,13 @@ def find_checkpoint(family: str, folder: Path) -> Checkpoint:
     if family != "llava_onevision":
         layout = "Hugging Face" if family == "qwen2_vl" else "original lmms-lab"
         return Checkpoint(family, _shown(shipped(family)), f"A small checkpoint in the {layout} layout, {trained}.")
-    path = folder / family
-    if not (path / "processor_config.json").is_file():
-        from sttm_lmms.families import load_pretrained
+    from sttm_lmms.families import load_pretrained
 
-        model: Any
-        model, processor = load_pretrained(shipped("llava_video"), dtype="float32", device_map="cpu")
-        model.save_pretrained(path)
-        processor.save_pretrained(path)
+    path = folder / family
+    model: Any
+    model, processor = load_pretrained(shipped("llava_video"), dtype="float32", device_map="cpu")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
     return Checkpoint(family, path, f"The LLaVA-Video-shaped weights once more, in the Hugging Face layout; {trained}.")
 
 
