@@ -43,13 +43,17 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="LLaVA-Video-shaped checkpoint that the Qwen2-VL-shaped model starts from"
     )
-    parser.add_argument("--until", help="last stage to run, by default all")
+    parser.add_argument("--until", choices=PLANS[LLAVA_VIDEO.family], help="last stage to run, by default all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, for a quick try")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="cuda is faster; videos are drawn on the CPU either way")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for family in [options.family] if options.family else SHAPES:
+    families = [options.family] if options.family else list(SHAPES)
+    for family in families:
+        if options.until and options.until not in PLANS[family]:
+            parser.error(f"{family} has no stage {options.until}; its stages are {', '.join(PLANS[family])}")
+    for family in families:
         start = options.start or options.work / LLAVA_VIDEO.family / "checkpoint"
         print(train_family(family, options.work / family, start, options.scale, options.until, options.device))
 

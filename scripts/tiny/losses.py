@@ -74,12 +74,12 @@ DEPTH = {"present": 1, "time": 1, "count": 2, "later": 2, "right": 3}
 WEIGHT = {"present": 0.3, "time": 1.0, "count": 1.0, "later": 0.7, "right": 0.7}
 
 
-def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+def losses(student: Student, trace: Trace, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Total loss and a report: accuracy of each head and of the answers by kind.
 
     Args:
         student: has ``decoder``, ``heads``, ``object_of``, ``period`` and ``prefix``.
-        needle: ``[B, N]`` object of each visual token that the core layers see, or -1.
+        batch: with the visual tokens that the core layers see.
     """
     heads, size = student.heads, len(student.prefix)
     report: dict[str, float] = {}
@@ -91,12 +91,12 @@ def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -
         report[name] = accuracy(logits, classes)
     kinds = [question.kind for question in batch.drawn[0].questions]
     if "cnt" in kinds:
-        ordinal = ordinal_targets(needle)
+        ordinal = ordinal_targets(batch.needle)
         rows, places = (ordinal >= 0).nonzero().T
         logits = heads.ordinal(F.rms_norm(trace.context[FRONT + 1][rows, size + places], (HIDDEN,)))
         total = total + F.cross_entropy(logits, ordinal[rows, places])
         report["ordinal"] = accuracy(logits, ordinal[rows, places])
-        looking = counting_attention(trace.attention[FRONT + 1], batch, needle, student.object_of, size)
+        looking = counting_attention(trace.attention[FRONT + 1], batch, student.object_of, size)
         total = total + 0.5 * looking
         report["looking"] = looking.item()
     ends = torch.tensor(batch.lengths, device=batch.ids.device).cumsum(0) - 1
@@ -113,9 +113,7 @@ def losses(student: Student, trace: Trace, batch: Batch, needle: torch.Tensor) -
     return total, report
 
 
-def counting_attention(
-    shares: torch.Tensor, batch: Batch, needle: torch.Tensor, object_of: torch.Tensor, prefix: int
-) -> torch.Tensor:
+def counting_attention(shares: torch.Tensor, batch: Batch, object_of: torch.Tensor, prefix: int) -> torch.Tensor:
     """How far (KL) the first head of an object's name in a counting question is from looking where it can count.
 
     That is evenly at every needle of its object and at the first token of the sequence: what the first token gets,
@@ -125,10 +123,10 @@ def counting_attention(
     counted = torch.tensor([question.kind == "cnt" for question in batch.drawn[0].questions], device=device)
     asked = torch.repeat_interleave(counted, torch.tensor(batch.lengths, device=device))
     rows, words = ((object_of[batch.ids] >= 0) & asked).nonzero().T
-    same = needle[rows] == object_of[batch.ids[rows, words]][:, None]
+    same = batch.needle[rows] == object_of[batch.ids[rows, words]][:, None]
     wanted = torch.zeros(len(rows), shares.shape[-1], device=device)
     wanted[:, 0] = 1
-    wanted[:, prefix : prefix + needle.shape[1]] = same.float()
+    wanted[:, prefix : prefix + batch.needle.shape[1]] = same.float()
     wanted = wanted / wanted.sum(-1, keepdim=True)
     given = shares[rows, 0, words].clamp_min(1e-9)
     return F.kl_div(given.log(), wanted, reduction="batchmean")

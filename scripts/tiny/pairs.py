@@ -18,6 +18,7 @@ from sttm_lmms.benchmarks.mini.footage import Footage, Scene, random_scene
 from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
 
 from .codes import HIDDEN, MAX_FRAMES
+from .decoder import rotate
 from .vision import degrade, scatter
 
 SIDE = 196
@@ -91,13 +92,8 @@ def attend(module: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Ten
     """Attention within each pair, ``[n, 196, C_v]``."""
     n, length, width = x.shape
     q, k, v = module.qkv(x).view(n, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
-    out = F.scaled_dot_product_attention(turn(q, cos, sin), turn(k, cos, sin), v)
+    out = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
     return module.proj(out.transpose(1, 2).reshape(n, length, width))
-
-
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    a, b = x.chunk(2, -1)
-    return x * cos + torch.cat((-b, a), -1) * sin
 
 
 def clip(rng: np.random.Generator, footage: Footage) -> torch.Tensor:

@@ -14,7 +14,7 @@ from sttm_lmms.benchmarks.mini import MiniVideo
 from sttm_lmms.benchmarks.mini.objects import GRID
 from sttm_lmms.benchmarks.mini.questions import Event
 from sttm_lmms.config import MethodConfig
-from sttm_lmms.demo import QWEN_VIDEO, SQUARE_SIZES
+from sttm_lmms.demo import QWEN_VIDEO, SQUARE_SIZES, shipped
 from sttm_lmms.methods import METHODS, Method
 from sttm_lmms.methods.frames import FramesConfig
 from sttm_lmms.methods.pool import PoolConfig
@@ -108,7 +108,7 @@ class Subject:
 
     @property
     def checkpoint(self) -> Path:
-        return Path(__file__).parents[2] / "sttm_lmms" / "checkpoints" / f"{self.family}_tiny"
+        return shipped(self.family)
 
 
 SUBJECTS = {

@@ -152,7 +152,7 @@ def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, f
     context = student.context(batch.visual + student.time_code(batch))
     layers, positions = range(FRONT, LAYERS), student.positions(batch)
     trace = run(student.decoder, context, words, batch.lengths, layers=layers, positions=positions)
-    return losses(student, trace, batch, batch.needle)
+    return losses(student, trace, batch)
 
 
 def core_stage(student: Student, place: Place, schedule: Schedule) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -48,11 +47,7 @@ def calibrate(
     benchmark, all_videos = videos_of(task, data)
     sample = all_videos[:: max(1, len(all_videos) // videos)][:videos]
     loaded = load_model(model, device, dtype)
-    settings = replace(
-        video_settings(loaded.family.name, task, max_frames, fps, video_backend),
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-    )
+    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels)
     encode = loaded.encoder(settings)
 
     def states() -> Iterator[torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,11 +40,7 @@ def extract(
     check_choice("form", form, tuple(FORMS))
     benchmark, videos = videos_of(task, data)
     loaded = load_model(model, device, dtype)
-    settings = replace(
-        video_settings(loaded.family.name, task, max_frames, fps, video_backend),
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-    )
+    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels)
     precision = str(loaded.placement.dtype).removeprefix("torch.")
     if size:
         config = loaded.model.config

@@ -60,11 +60,21 @@ def videos_of(task: str, data: Path | None) -> tuple[str, list[tuple[str, Path]]
     return benchmark, [(video_id, find_video(folder, video_id)) for video_id in ids]
 
 
-def video_settings(family: str, task: str, max_frames: int | None, fps: float | None, backend: str) -> VideoSettings:
-    """Frame sampling of a task: what is given, else that of the published runs."""
+def video_settings(
+    family: str,
+    task: str,
+    max_frames: int | None,
+    fps: float | None,
+    backend: str,
+    min_pixels: int | None,
+    max_pixels: int | None,
+) -> VideoSettings:
+    """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
     frames = resolve_frames(family, task)
     return VideoSettings(
         max_frames=frames.max_frames if max_frames is None else max_frames,
         fps=frames.fps if fps is None else fps,
         backend=backend,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
     )
