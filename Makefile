@@ -41,7 +41,7 @@ test-fast: $(INSTALLED)
 # one for everything else, so it costs seconds, not gigabytes.
 test-matrix: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow' \
-	  tests/merging tests/methods tests/runtime tests/families tests/video
+	  tests/methods tests/runtime tests/families tests/video
 
 $(OLDEST)/.installed: $(INSTALLED) Makefile
 	$(PYTHON) -m venv $(OLDEST)

@@ -6,7 +6,7 @@
 
 Needs torch only (matplotlib for the plot); set PYTHONPATH=. where the package is not installed. Starts from one case,
 the first value of every list, and varies one thing at a time; data type and kept share are crossed. Features are made
-up (``sttm_lmms.merging.synthetic``), thresholds are those that the budget search finds for the share. Writes JSON, a
+up (``sttm_lmms.testing.synthetic``), thresholds are those that the budget search finds for the share. Writes JSON, a
 table and a plot into results/bench/merge/.
 """
 
@@ -27,9 +27,9 @@ import torch
 from benchlib import about, markdown_table, median, peak_bytes, timed, write_json
 
 from sttm_lmms.config import STTMConfig
-from sttm_lmms.merging import merge_video_tokens
-from sttm_lmms.merging.pairwise import merge_pairwise
-from sttm_lmms.merging.synthetic import natural_features
+from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.testing.pairwise import merge_pairwise
+from sttm_lmms.testing.synthetic import natural_features
 
 COLUMNS = (
     ("shape", ""),
@@ -51,7 +51,7 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 NOTES = """# Merging alone
 
 `merge`: thresholds given; `with search`: budget given; `pairwise`: the straightforward formulation of
-`sttm_lmms/merging/pairwise.py`. Medians, of the wall clock or, with `--clock processor`, of the
+`sttm_lmms/methods/sttm/pairwise.py`. Medians, of the wall clock or, with `--clock processor`, of the
 processor time of all threads. Memory is the peak beyond the input, result included, in multiples of the input (resident
 memory on a CPU, the allocator's count on a GPU). Speed-up is pairwise / merge.
 

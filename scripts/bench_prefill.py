@@ -23,9 +23,9 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfi
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from sttm_lmms import STTMConfig
-from sttm_lmms.families.base import VideoSpan
-from sttm_lmms.merging.synthetic import natural_features
 from sttm_lmms.runtime.reducer import TokenReducer
+from sttm_lmms.testing.synthetic import natural_features
+from sttm_lmms.types import VideoSpan
 
 TEXT_BEFORE, TEXT_AFTER = 14, 90  # a system prompt, and a question with options
 

@@ -20,8 +20,8 @@ import torch
 from benchlib import about, markdown_table, median, timed, write_json
 
 from sttm_lmms import STTMConfig
-from sttm_lmms.families.tiny import TinySizes, tiny_model
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
+from sttm_lmms.testing.tiny import TinySizes, tiny_model
 from sttm_lmms.video import VideoSettings, write_video
 
 SHAPES = {

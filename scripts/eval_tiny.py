@@ -28,9 +28,9 @@ from sttm_lmms.benchmarks.mini.writer import TRIES
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.scores import score_reply, vnbench_kind
 from sttm_lmms.families import family_of
-from sttm_lmms.families.base import VisionFeatures
 from sttm_lmms.report.stats import clustered_interval
 from sttm_lmms.runtime import Engine
+from sttm_lmms.types import VisionFeatures
 
 KINDS = ("retrieval", "ordering", "counting")
 SEED = 100
@@ -92,7 +92,7 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     ]
     answers = engine.generate(requests, batch_size=4)
     if setting.oracle is None:
-        engine.certify()
+        engine.check_reduced()
     scores: dict[str, list[float]] = {kind: [] for kind in (*KINDS, "all")}
     videos: dict[str, list[str]] = {kind: [] for kind in scores}
     shares = []

@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "STTMConfig": "sttm_lmms.config",
-    "MergedTokens": "sttm_lmms.merging",
-    "merge_video_tokens": "sttm_lmms.merging",
+    "MergedTokens": "sttm_lmms.methods.sttm",
+    "merge_video_tokens": "sttm_lmms.methods.sttm",
     "reduce_tokens": "sttm_lmms.runtime",
     "encode_video": "sttm_lmms.runtime",
     "load_pretrained": "sttm_lmms.families",
@@ -32,7 +32,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sttm_lmms.config import STTMConfig
     from sttm_lmms.families import load_pretrained
-    from sttm_lmms.merging import MergedTokens, merge_video_tokens
+    from sttm_lmms.methods.sttm import MergedTokens, merge_video_tokens
     from sttm_lmms.runtime import encode_video, reduce_tokens
 
 

@@ -31,7 +31,7 @@ def test_provenance_survives_json():
 
 
 def test_asks_the_model_the_packages_and_the_machine():
-    from sttm_lmms.families.tiny import tiny_model
+    from sttm_lmms.testing.tiny import tiny_model
     from sttm_lmms.video import VideoSettings
 
     model, _ = tiny_model("llava_onevision")

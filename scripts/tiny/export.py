@@ -19,8 +19,8 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 from sttm_lmms import load_pretrained
 from sttm_lmms.families import lmms_lab
-from sttm_lmms.families.export import save_original
-from sttm_lmms.families.tiny import QWEN_CHAT_TEMPLATE
+from sttm_lmms.testing.export import save_original
+from sttm_lmms.testing.tiny import QWEN_CHAT_TEMPLATE
 
 from . import pairs, vision
 from .decoder import SECTIONS, THETA, decoder_config

@@ -94,7 +94,7 @@ class Subject:
     Attributes:
         family: its family; the checkpoint that comes with the package is used unless another is given.
         half, third: (spatial, temporal) thresholds that keep about 50% and 30%, found with
-            ``sttm_lmms.merging.calibrate`` on 48 videos of the train split, start layer 2.
+            ``sttm_lmms.methods.sttm.calibrate`` on 48 videos of the train split, start layer 2.
         video: how frames are sampled and resized; frames_per_step: of one step of the token grid.
         benchmark: arguments of ``write_benchmark`` beyond its defaults.
     """

@@ -13,9 +13,10 @@ from sttm_lmms.benchmarks import FORMATS, data_root, find_video, load_benchmark,
 from sttm_lmms.benchmarks.presets import benchmark_of, resolve_frames
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import family_of, load_pretrained
-from sttm_lmms.families.base import Family, VisionFeatures
+from sttm_lmms.families.base import Family
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 from sttm_lmms.model_wrappers.placement import Placement, place
+from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video import VideoSettings
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError, unknown
 from sttm_lmms.families import lmms_lab
-from sttm_lmms.families.base import Family, Message, PreparedInput, VideoSpan, VisionFeatures
+from sttm_lmms.families.base import Family
 from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
 from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
 from sttm_lmms.families.qwen2_vl import Qwen2VL
@@ -19,10 +19,6 @@ __all__ = [
     "ARCHITECTURES",
     "FAMILIES",
     "Family",
-    "Message",
-    "PreparedInput",
-    "VideoSpan",
-    "VisionFeatures",
     "family_of",
     "get_family",
     "layout_of",

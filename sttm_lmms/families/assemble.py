@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.families.base import Message, VideoSpan, VisionFeatures
+from sttm_lmms.types import Message, VideoSpan, VisionFeatures
 
 Segment = str | int
 """A piece of a prompt: text, or the number of the visual that stands there."""

@@ -3,86 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import nn
+
+from sttm_lmms.types import Message, PreparedInput, VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import Video, VideoSettings
-
-Message = Mapping[str, Any]
-"""A chat message: ``{"role": "user", "content": [part, ...]}`` with parts ``{"type": "text", "text": ...}``,
-``{"type": "video"}`` and ``{"type": "image"}``. The n-th visual part belongs to the n-th ``VisionFeatures``."""
-
-
-@dataclass(frozen=True)
-class VideoSpan:
-    """Where one video's tokens stand in a sequence: ``T*H*W`` contiguous tokens in row-major (t, y, x) order.
-
-    Attributes:
-        start: index of the first visual token in its row of ``input_ids`` / ``inputs_embeds``.
-        grid: (T, H, W).
-        row: batch row.
-    """
-
-    start: int
-    grid: tuple[int, int, int]
-    row: int = 0
-
-    @property
-    def length(self) -> int:
-        t, h, w = self.grid
-        return t * h * w
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
-
-
-@dataclass(frozen=True)
-class VisionFeatures:
-    """One video (or image) after the vision tower, as it is stored on disk and reused between questions.
-
-    Attributes:
-        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; Qwen2-VL: after the patch
-            merger ``[T, H, W, C]``.
-        kind: ``"video"`` or ``"image"``.
-        metadata: plain values: ``vid, video_time, frame_time, num_frames`` (LLaVA), or
-            ``video_sample_fps, video_grid_thw`` (Qwen2-VL). Images: ``image_size`` (height, width), ``image_grid_thw``.
-        projected: True if ``tensor`` is ``[T, H, W, C]`` in the decoder's channels already, see :meth:`Family.project`.
-    """
-
-    tensor: torch.Tensor
-    kind: str = "video"
-    metadata: dict[str, Any] = field(default_factory=dict)
-    projected: bool = False
-
-
-@dataclass(frozen=True)
-class PreparedInput:
-    """A prompt ready for the decoder: one sequence of L tokens, visual embeddings in place.
-
-    Attributes:
-        input_ids: ``[1, L]`` int64; visual tokens hold the checkpoint's video or image token id.
-        inputs_embeds: ``[1, L, C]``.
-        position_ids: ``[3, 1, L]`` int64 for M-RoPE decoders, None where positions are 0..L-1.
-        spans: the video spans that may be reduced. Newline tokens are outside of every span, except in the newline
-            modes ``grid`` and ``frame``, whose videos have no span (they are baselines and are not reduced).
-        prefix_length: tokens that do not depend on the question: everything up to the last visual token and, where
-            the checkpoint uses one, the time instruction after it.
-        visual_tokens: all visual tokens of the sequence, newlines included.
-    """
-
-    input_ids: torch.Tensor
-    inputs_embeds: torch.Tensor
-    position_ids: torch.Tensor | None
-    spans: tuple[VideoSpan, ...]
-    prefix_length: int
-    visual_tokens: int
 
 
 class Family(ABC):

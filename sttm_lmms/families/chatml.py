@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sttm_lmms.families.assemble import Segment, content_parts
-from sttm_lmms.families.base import Message
+from sttm_lmms.types import Message
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 

@@ -18,9 +18,10 @@ from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 from sttm_lmms.config import check_choice
 from sttm_lmms.families import lmms_lab
 from sttm_lmms.families.assemble import VisualTokens, assemble, check_visuals, device_of
-from sttm_lmms.families.base import Family, Message, PreparedInput, VisionFeatures
+from sttm_lmms.families.base import Family
 from sttm_lmms.families.chatml import render, time_instruction
 from sttm_lmms.families.checkpoint import load_model, read_json
+from sttm_lmms.types import Message, PreparedInput, VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import Video, VideoSettings
@@ -103,7 +104,7 @@ class LlavaFamily(Family):
         several = processor.image_processor(images=[[image, image]], return_tensors="pt")
         tiles = torch.cat([single["pixel_values"][0], several["pixel_values"][0][:1]])
         return VisionFeatures(
-            see(model, tiles), "image", {"image_size": [int(side) for side in single["image_sizes"][0]]}
+            run_vision_tower(model, tiles), "image", {"image_size": [int(side) for side in single["image_sizes"][0]]}
         )
 
     def _video_features(self, model: Any, processor: Any, video: Video) -> VisionFeatures:
@@ -111,7 +112,7 @@ class LlavaFamily(Family):
         for start in range(0, len(video.frames), _CHUNK):
             frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
             pixels = processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
-            chunks.append(see(model, pixels["pixel_values_videos"][0]))
+            chunks.append(run_vision_tower(model, pixels["pixel_values_videos"][0]))
         metadata = {
             "vid": Path(video.path).stem,
             "video_time": float(video.duration),
@@ -193,7 +194,7 @@ def _stop_at(model: Any, token_id: int) -> None:
     model.generation_config.eos_token_id = [token_id, *(other for other in known if other != token_id)]
 
 
-def see(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def run_vision_tower(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Hidden states ``[N, P, C_v]`` of the layer that the checkpoint uses, for pixels ``[N, 3, S, S]``."""
     config: Any = model.config
     tower = model.model.vision_tower

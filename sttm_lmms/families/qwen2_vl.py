@@ -19,8 +19,9 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import VideoError
 from sttm_lmms.families.assemble import Segment, VisualTokens, assemble, check_visuals, content_parts, device_of
-from sttm_lmms.families.base import Family, Message, PreparedInput, VisionFeatures
+from sttm_lmms.families.base import Family
 from sttm_lmms.families.checkpoint import load_model
+from sttm_lmms.types import Message, PreparedInput, VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import Video, VideoSettings
@@ -117,7 +118,7 @@ class Qwen2VL(Family):
             batch = processor.image_processor(images=[visual.convert("RGB")], return_tensors="pt")
             grid = batch["image_grid_thw"]
             return VisionFeatures(
-                see(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
+                run_vision_tower(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
             )
         chunks, grid = [], [0, 0, 0]
         unfit = any(side % _SIDE for side in visual.frames.shape[1:3])  # frames that did not come from read_video
@@ -130,7 +131,7 @@ class Qwen2VL(Family):
                 cap_pixels_per_frame=False,
                 return_tensors="pt",
             )
-            chunks.append(see(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
+            chunks.append(run_vision_tower(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
             t, *grid[1:] = batch["video_grid_thw"][0].tolist()
             grid[0] += t
         metadata = {"video_sample_fps": float(visual.sample_fps), "video_grid_thw": grid}
@@ -179,7 +180,7 @@ class Qwen2VL(Family):
         )
 
 
-def see(model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+def run_vision_tower(model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
     """Run the vision tower on the patches of one video or image.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from sttm_lmms.merging import MergedTokens
+    from sttm_lmms.methods.sttm import MergedTokens
 
 
 class Merge(Protocol):
@@ -46,7 +46,7 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("sttm", "sttm_lmms.config:STTMConfig", "sttm_lmms.merging:merge_video_tokens"),
+        Method("sttm", "sttm_lmms.config:STTMConfig", "sttm_lmms.methods.sttm:merge_video_tokens"),
         Method("random", "sttm_lmms.methods.random:RandomConfig", "sttm_lmms.methods.random:keep_random"),
         Method("frames", "sttm_lmms.methods.frames:FramesConfig", "sttm_lmms.methods.frames:keep_frames"),
         Method("pool", "sttm_lmms.methods.pool:PoolConfig", "sttm_lmms.methods.pool:pool_cells"),

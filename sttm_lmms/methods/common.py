@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sttm_lmms.config import MethodConfig, check_number
-from sttm_lmms.merging import MergedTokens
+from sttm_lmms.methods.sttm import MergedTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sttm_lmms.merging import MergedTokens
 from sttm_lmms.methods.common import BudgetConfig, keep_cells, most_within
+from sttm_lmms.methods.sttm import MergedTokens
 
 
 @dataclass(frozen=True, kw_only=True)

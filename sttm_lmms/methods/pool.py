@@ -7,8 +7,8 @@ from itertools import product
 
 import torch
 
-from sttm_lmms.merging import MergedTokens
 from sttm_lmms.methods.common import BudgetConfig, most_within
+from sttm_lmms.methods.sttm import MergedTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from sttm_lmms.config import check_choice, check_integer
 from sttm_lmms.errors import FeatureError, NothingReducedError, VideoError
-from sttm_lmms.families.base import Family, PreparedInput
+from sttm_lmms.families.base import Family
 from sttm_lmms.methods import method_of
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.generation import answer_text, continuation_score, generate_ids, tokenizer_of
@@ -24,6 +24,7 @@ from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood,
 from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key
 from sttm_lmms.runtime.summary import Totals
 from sttm_lmms.runtime.timing import FirstForward, clock, peak_memory
+from sttm_lmms.types import PreparedInput
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
@@ -119,7 +120,7 @@ class Engine:
         """Totals so far."""
         return self._totals.summary(self.counters, self.failures, self.config, peak_memory(self.model))
 
-    def certify(self) -> None:
+    def check_reduced(self) -> None:
         """Raise :class:`NothingReducedError` if a reduction was asked for and no answer had fewer tokens."""
         if self.config is not None and self._totals.answered and not self._totals.reduced:
             raise NothingReducedError(

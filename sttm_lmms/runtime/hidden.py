@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sttm_lmms.families import family_of
-from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.types import VisionFeatures
 
 
 class _Reached(Exception):

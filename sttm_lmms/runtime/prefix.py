@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from sttm_lmms.families.base import PreparedInput
 from sttm_lmms.runtime.decoder import cached_layers, keys_values
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
 from sttm_lmms.runtime.state import CacheState
+from sttm_lmms.types import PreparedInput
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Prefix:
         tensors = [tensor for layer in cached_layers(self.cache) for tensor in keys_values(layer)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def stand_in_ids(self) -> torch.Tensor:
+    def placeholder_ids(self) -> torch.Tensor:
         """``[1, n]`` ids for the n tokens in layer 0: all text of the prefix, and as many visual ids as fit.
 
         ``generate`` wants ids for what is cached. It slices them off again, but penalties look at which ids occur.
@@ -114,7 +114,7 @@ def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[t
     Rows are ``[prefix, padding, question]``: padding stands between, so that all questions end together.
     """
     longest = max(len(question) for question in questions)
-    past = prefix.stand_in_ids()
+    past = prefix.placeholder_ids()
     device = past.device
     ids = past[0, 0].repeat(len(questions), past.shape[1] + longest)
     mask = torch.zeros_like(ids)

@@ -19,7 +19,6 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.families.base import VideoSpan
 from sttm_lmms.methods import method_of
 from sttm_lmms.runtime.decoder import check_cache, find_decoder, head_dim, layer_mask, layer_types, uses_mrope
 from sttm_lmms.runtime.report import Report
@@ -27,6 +26,7 @@ from sttm_lmms.runtime.shorten import shorten
 from sttm_lmms.runtime.spans import locate_spans
 from sttm_lmms.runtime.state import CacheState, extend_mask, offsets, real_tokens
 from sttm_lmms.runtime.timing import clock
+from sttm_lmms.types import VideoSpan
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sttm_lmms.errors import NothingReducedError
-from sttm_lmms.merging import MergedTokens
+from sttm_lmms.methods.sttm import MergedTokens
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Report:
             event.merged = None
         self.events += events
 
-    def certify(self) -> None:
+    def check_reduced(self) -> None:
         """Raise :class:`NothingReducedError` unless at least one video lost tokens."""
         if not any(event.after < event.before for event in self.events):
             raise NothingReducedError(

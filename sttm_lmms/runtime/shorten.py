@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sttm_lmms.families.base import VideoSpan
-from sttm_lmms.merging import MergedTokens
+from sttm_lmms.methods.sttm import MergedTokens
 from sttm_lmms.runtime.report import Reduction
+from sttm_lmms.types import VideoSpan
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from sttm_lmms.errors import FeatureError, VideoError
-from sttm_lmms.families.base import Family, VisionFeatures
+from sttm_lmms.families.base import Family
 from sttm_lmms.runtime.requests import Counters, Failure, Request
 from sttm_lmms.runtime.timing import ForwardSeconds
+from sttm_lmms.types import VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings

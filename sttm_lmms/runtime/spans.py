@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.families.base import VideoSpan
+from sttm_lmms.types import VideoSpan
 
 
 def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import FeatureError, VideoError
-from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video.features import FeatureStore, OtherKeyError
 
 _LEFTOVER_AGE = 3600.0

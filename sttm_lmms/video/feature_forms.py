@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import interpolate
 
-from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.types import VisionFeatures
 
 FORMS = {
     "full": "loses nothing: the vision features as they were computed",

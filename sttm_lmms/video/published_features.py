@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sttm_lmms.errors import FeatureError
-from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video.safe_pickle import load_plain_pickle
 
 _SPARE_BYTES = 1 << 20

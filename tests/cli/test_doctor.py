@@ -42,7 +42,7 @@ def test_a_data_root_with_annotations(tmp_path):
 
 
 def test_checkpoints_of_known_and_unknown_layout(tmp_path):
-    from sttm_lmms.families.tiny import build_tiny_checkpoint
+    from sttm_lmms.testing.tiny import build_tiny_checkpoint
 
     (known,) = doctor._checkpoint(str(build_tiny_checkpoint(tmp_path / "known", "llava_video")))
     assert known.status == "ok"

@@ -12,11 +12,11 @@ from sttm_lmms.cli import main
 from sttm_lmms.cli.videos import videos_of
 from sttm_lmms.config import STTMConfig
 from sttm_lmms.families import family_of, load_pretrained
-from sttm_lmms.families.tiny import build_tiny_checkpoint
 from sttm_lmms.runtime.hidden import video_states
 from sttm_lmms.runtime.prefix import prefill_prefix
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.stored import open_store
+from sttm_lmms.testing.tiny import build_tiny_checkpoint
 from sttm_lmms.video import VideoSettings
 
 
@@ -129,7 +129,7 @@ def test_video_states_are_what_the_layer_gets(layer, world):
     features = family.vision_features(model, processor, family.read_video(path, VideoSettings(max_frames=4)))
     states = video_states(model, processor, features, layer)
     assert states.shape == (4, 7, 7, 64)
-    from sttm_lmms.merging import merge_video_tokens
+    from sttm_lmms.methods.sttm import merge_video_tokens
 
     config = STTMConfig(0.6, 0.5, start_layer=layer)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": " "}]}]

@@ -241,7 +241,7 @@ def blocks(page: str) -> list[str]:
 
 
 def test_the_plain_api_as_written(capsys):
-    from sttm_lmms.families.tiny import tiny_model
+    from sttm_lmms.testing.tiny import tiny_model
 
     (code,) = [block for block in blocks("README.md") if "with reduce_tokens" in block]
     import numpy as np

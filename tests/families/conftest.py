@@ -10,7 +10,7 @@ import torch
 from family_helpers import moving_frames
 
 from sttm_lmms.families import family_of, load_pretrained
-from sttm_lmms.families.tiny import build_tiny_checkpoint
+from sttm_lmms.testing.tiny import build_tiny_checkpoint
 from sttm_lmms.video import write_video
 
 

@@ -12,9 +12,9 @@ from transformers import LlavaOnevisionForConditionalGeneration, Qwen2Config, Qw
 
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError
 from sttm_lmms.families import family_of, get_family, layout_of, load_pretrained
-from sttm_lmms.families.export import original_name, save_original
 from sttm_lmms.families.lmms_lab import KNOWN_TOWERS, grid_pinpoints, model_config, rename, tower_config
-from sttm_lmms.families.tiny import build_tiny_checkpoint
+from sttm_lmms.testing.export import original_name, save_original
+from sttm_lmms.testing.tiny import build_tiny_checkpoint
 
 QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Why?"}]}]
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sttm_lmms.families import family_of, layout_of
-from sttm_lmms.families.llava import newline_embedding, newline_layout, pool, project, see
+from sttm_lmms.families.llava import newline_embedding, newline_layout, pool, project, run_vision_tower
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -37,7 +37,7 @@ def models(request):
 
 @torch.no_grad()
 def test_tower_and_projector(models, tensors):
-    tower = see(models["video"], tensors["inputs/pixel_values"])
+    tower = run_vision_tower(models["video"], tensors["inputs/pixel_values"])
     name = "video_base_no_token"
     torch.testing.assert_close(tower[[0, 11]], tensors[f"{name}/vision_tower_out_frames_0_11"], atol=1e-5, rtol=0)
     torch.testing.assert_close(
@@ -52,7 +52,7 @@ def test_baseline(models, tensors, name):
     model = models[settings["ckpt"]]
     ids = tensors[f"inputs/{settings['ckpt']}_input_ids"]
     start = int((ids == -200).nonzero())
-    pooled = pool(model, project(model, see(model, tensors["inputs/pixel_values"])))
+    pooled = pool(model, project(model, run_vision_tower(model, tensors["inputs/pixel_values"])))
     visual = newline_layout(pooled, newline_embedding(model), settings["newline"])
     assert len(visual) == CASES[name]["visual_tokens_before"]
     embed = model.get_input_embeddings()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from sttm_lmms.families import get_family
-from sttm_lmms.families.qwen2_vl import mrope_positions, see
+from sttm_lmms.families.qwen2_vl import mrope_positions, run_vision_tower
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen2_vl"
 META = json.loads((GOLDEN / "cases.json").read_text())
@@ -38,7 +38,7 @@ def test_baseline(model, tensors, grid):
     thw = tensors[f"input/{grid}/video_grid_thw"]
     case = f"case/{grid}_baseline"
 
-    visual = see(model, pixels, thw)
+    visual = run_vision_tower(model, pixels, thw)
     torch.testing.assert_close(visual.flatten(0, 2), tensors[f"{case}/video_embeds"], atol=1e-5, rtol=0)
 
     start = int((ids[0] == model.config.video_token_id).nonzero()[0])

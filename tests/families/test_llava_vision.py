@@ -8,8 +8,8 @@ import torch
 from family_helpers import clip, last_logits, moving_frames
 from PIL import Image
 
-from sttm_lmms.families import VisionFeatures
 from sttm_lmms.families.llava import newline_layout
+from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video import VideoSettings
 
 VIDEO, IMAGE = {"type": "video"}, {"type": "image"}

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttm_lmms.merging import MergedTokens
 from sttm_lmms.methods import METHODS, get_method, method_of
 from sttm_lmms.methods.common import most_within
 from sttm_lmms.methods.frames import FramesConfig, keep_frames
 from sttm_lmms.methods.pool import PoolConfig, pool_cells, pooled_grid
 from sttm_lmms.methods.random import RandomConfig, keep_random
+from sttm_lmms.methods.sttm import MergedTokens
 
 CONTROLS = ("random", "frames", "pool")
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))

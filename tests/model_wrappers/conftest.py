@@ -13,7 +13,7 @@ pytest.importorskip("lmms_eval")
 from wrapper_runs import FAMILIES, QUESTIONS, VIDEOS
 
 from sttm_lmms.benchmarks.mini import write_benchmark
-from sttm_lmms.families.tiny import build_tiny_checkpoint
+from sttm_lmms.testing.tiny import build_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sttm_lmms.merging import MergedTokens
+from sttm_lmms.methods.sttm import MergedTokens
 from sttm_lmms.report.pictures import (
     TokenMap,
     draw_film,

@@ -8,9 +8,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from sttm_lmms.families.tiny import build_tiny_checkpoint, tiny_model
 from sttm_lmms.methods import METHODS, get_method
 from sttm_lmms.report.visualize import make_config, merge_in_model, parse_settings, pixel_features, visualize
+from sttm_lmms.testing.tiny import build_tiny_checkpoint, tiny_model
 from sttm_lmms.video import Video, read_frames, write_video
 
 app = typer.Typer()

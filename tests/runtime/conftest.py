@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from footage import moving_squares
 
-from sttm_lmms.families.tiny import tiny_model
+from sttm_lmms.testing.tiny import tiny_model
 from sttm_lmms.video import write_video
 
 

@@ -152,10 +152,10 @@ def test_certificate(tiny, videos):
     idle = Engine(model, processor, sttm(spatial_threshold=1.5, temporal_threshold=1.5), video=VIDEO)
     idle.generate([ask(videos[0], "a")])
     with pytest.raises(NothingReducedError, match="none of 1 answers"):
-        idle.certify()
+        idle.check_reduced()
     busy = Engine(model, processor, sttm(), video=VIDEO)
     busy.generate([ask(videos[0], "a")])
-    busy.certify()
+    busy.check_reduced()
     assert busy.summary().reduced_share == 1.0
 
 

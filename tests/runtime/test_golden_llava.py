@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from sttm_lmms import STTMConfig, reduce_tokens
-from sttm_lmms.families import VideoSpan, get_family
-from sttm_lmms.families.llava import newline_embedding, newline_layout, pool, project, see
+from sttm_lmms.families import get_family
+from sttm_lmms.families.llava import newline_embedding, newline_layout, pool, project, run_vision_tower
+from sttm_lmms.types import VideoSpan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava"
 META = json.loads((GOLDEN / "cases.json").read_text())
@@ -53,7 +54,7 @@ def prompt(models, tensors, case: dict):
     ids = tensors[f"inputs/{name}_input_ids"].flatten()
     ids = ids[ids >= 0]
     text = model.get_input_embeddings()(ids[None])
-    pooled = pool(model, project(model, see(model, tensors["inputs/pixel_values"])))
+    pooled = pool(model, project(model, run_vision_tower(model, tensors["inputs/pixel_values"])))
     visual = newline_layout(pooled, newline_embedding(model), case["settings"]["newline"])
     embeds = torch.cat([text[:, :SYSTEM], visual[None], text[:, SYSTEM:]], dim=1)
     return model, embeds, VideoSpan(SYSTEM, (FRAMES, SIDE, SIDE))

@@ -12,9 +12,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 from sttm_lmms import STTMConfig, reduce_tokens
 from sttm_lmms.errors import NothingReducedError, UnsupportedModelError
-from sttm_lmms.families import VideoSpan, family_of
-from sttm_lmms.families.tiny import tiny_model
+from sttm_lmms.families import family_of
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
+from sttm_lmms.testing.tiny import tiny_model
+from sttm_lmms.types import VideoSpan
 
 CONFIG = STTMConfig(0.995, 0.995, start_layer=2)
 FAMILIES = pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -47,7 +48,7 @@ def test_stock_class_and_processor(tiny, family):
     assert event.after < event.before
     assert event.merged.source_map.shape == event.grid
     assert ids.shape == (1, 4)
-    report.certify()
+    report.check_reduced()
 
 
 @FAMILIES
@@ -155,7 +156,7 @@ def test_thresholds_above_one_change_nothing(tiny, family):
             same = model(**batch).logits
     torch.testing.assert_close(same, plain, atol=1e-5, rtol=0)
     with pytest.raises(NothingReducedError):
-        report.certify()
+        report.check_reduced()
 
 
 @FAMILIES

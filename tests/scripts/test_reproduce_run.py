@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.sh"
 def test_one_cell(tmp_path):
     pytest.importorskip("lmms_eval")
     from sttm_lmms.benchmarks.mini import write_benchmark
-    from sttm_lmms.families.tiny import build_tiny_checkpoint
+    from sttm_lmms.testing.tiny import build_tiny_checkpoint
 
     checkpoint = build_tiny_checkpoint(tmp_path / "checkpoint", "llava_video")
     write_benchmark(tmp_path / "data", videos=2)

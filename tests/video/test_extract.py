@@ -13,7 +13,7 @@ import torch
 from video_clips import moving
 
 from sttm_lmms.errors import FeatureError, VideoError
-from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video import VideoInfo, VideoSettings, probe, write_video
 from sttm_lmms.video.extract import extract, human_bytes, shard_of
 from sttm_lmms.video.features import FeatureKey, FeatureStore, OtherKeyError
@@ -106,7 +106,7 @@ PROGRAM = """
     import sys
     from pathlib import Path
     import torch
-    from sttm_lmms.families.base import VisionFeatures
+    from sttm_lmms.types import VisionFeatures
     from sttm_lmms.video.extract import extract
     from sttm_lmms.video.features import FeatureKey, FeatureStore
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sttm_lmms.config import STTMConfig
 from sttm_lmms.errors import FeatureError
-from sttm_lmms.families.base import VisionFeatures
+from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video import VideoSettings
 from sttm_lmms.video.feature_forms import to_form
 from sttm_lmms.video.features import FeatureKey, FeatureStore, OtherKeyError

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttm_lmms.merging.search import HIGHEST, LOWEST, PATH, Search, Thresholds
+from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, PATH, Search, Thresholds
 
 LINE = torch.linspace(-1, 1.01, 100)
 PUBLISHED = [

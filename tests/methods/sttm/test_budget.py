@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from sttm_lmms.config import STTMConfig
-from sttm_lmms.merging import BudgetWarning, MergedTokens, calibrate, merge_video_tokens
-from sttm_lmms.merging.budget import Profile
-from sttm_lmms.merging.search import LOWEST, TOLERANCE, Thresholds
-from sttm_lmms.merging.sttm import plant
-from sttm_lmms.merging.synthetic import natural_features
+from sttm_lmms.methods.sttm import BudgetWarning, MergedTokens, calibrate, merge_video_tokens
+from sttm_lmms.methods.sttm.budget import Profile
+from sttm_lmms.methods.sttm.quadtree import build_quadtrees
+from sttm_lmms.methods.sttm.search import LOWEST, TOLERANCE, Thresholds
+from sttm_lmms.testing.synthetic import natural_features
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
 KINDS = ("random", "static", "noisy", "natural")
@@ -100,8 +100,8 @@ def test_natural_videos_land_near_the_published_thresholds() -> None:
 
 def test_one_frame_gets_the_best_that_any_threshold_gives() -> None:
     features = natural_features(1, 14, 14, 32)
-    profile = Profile.of(plant(features, STTMConfig(budget=0.5)))
-    shares = [profile.share(Thresholds(float(value), 1.01)) for value in profile.agreement.unique()]
+    profile = Profile.of(build_quadtrees(features, STTMConfig(budget=0.5)))
+    shares = [profile.share(Thresholds(float(value), 1.01)) for value in profile.min_child_similarity.unique()]
     for budget in (0.9, 0.61, 0.47, 0.2):
         merged, _ = merge_and_warn(features, STTMConfig(budget=budget))
         assert merged.budget == max(share for share in shares if share <= budget)
@@ -132,7 +132,7 @@ def test_single_cell() -> None:
 
 def test_counting_agrees_with_merging() -> None:
     features = natural_features(6, 13, 10, 32)
-    profile = Profile.of(plant(features, STTMConfig(budget=0.5)))
+    profile = Profile.of(build_quadtrees(features, STTMConfig(budget=0.5)))
     for thresholds in (LOWEST, Thresholds(0.7, 0.5), Thresholds(0.9, 0.65), Thresholds(0.8, 0.0)):
         assert profile.share(thresholds) == merge_video_tokens(features, STTMConfig(*thresholds)).budget
 

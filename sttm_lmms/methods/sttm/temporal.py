@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import torch
 
-from sttm_lmms.merging.quadtree import Partition, Quadtrees
-from sttm_lmms.merging.similarity import EPS, row_dots
+from sttm_lmms.methods.sttm.quadtree import Partition, Quadtrees
+from sttm_lmms.methods.sttm.similarity import EPS, row_dots
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from slow_sttm import merge_slowly
 
 from sttm_lmms.config import STTMConfig
-from sttm_lmms.merging import merge_video_tokens
-from sttm_lmms.merging.pairwise import merge_pairwise
-from sttm_lmms.merging.synthetic import natural_features
+from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.testing.pairwise import merge_pairwise
+from sttm_lmms.testing.synthetic import natural_features
 
 CONFIGS = st.builds(
     STTMConfig,

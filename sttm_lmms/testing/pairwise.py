@@ -2,7 +2,7 @@
 
 It follows the published formulation step by step on lists of nodes: gather the children of every node, compare the
 boxes of all tokens of consecutive frames in an O(T*M^2) table (M = tokens of a frame), gather both sides of every pair.
-Same result as :func:`sttm_lmms.merging.merge_video_tokens`, more time and memory. Nothing else in the package uses it.
+Same result as :func:`sttm_lmms.methods.sttm.merge_video_tokens`, more time and memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from sttm_lmms.config import OddEdge, STTMConfig
-from sttm_lmms.merging.tokens import MergedTokens
+from sttm_lmms.types import MergedTokens
 
 EPS = 1e-8
 

@@ -1,8 +1,8 @@
 """The spatial step: one quadtree per frame (arXiv 2507.07990, section 3.2).
 
 All frames are worked on at once. A threshold turns into tokens without touching the features again, because every node
-is described by one number, its *agreement*: the lowest cosine similarity between the node and its children. A node may
-stop the descent if its agreement reaches the threshold, and each cell belongs to the coarsest node that stops.
+is described by one number, the lowest cosine similarity between it and its children. A node may stop the descent if
+that number reaches the threshold, and each cell belongs to the coarsest node that stops.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sttm_lmms.config import OddEdge
-from sttm_lmms.merging.similarity import EPS, block_rows, blocks, row_dots, row_norms
+from sttm_lmms.config import OddEdge, STTMConfig
+from sttm_lmms.methods.sttm.similarity import EPS, block_rows, blocks, row_dots, row_norms
 
 
 def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -102,13 +102,13 @@ class Partition:
         return self.anchor == torch.arange(self.anchor.numel(), device=self.anchor.device).view_as(self.anchor)
 
 
-def partition_at(layout: Layout, agreement: torch.Tensor, spatial_threshold: float) -> Partition:
-    """The tokens of the spatial step at a threshold. ``agreement`` as in :class:`Quadtrees`."""
-    coarser, *shape = agreement.shape
-    level = torch.full(shape, coarser, device=agreement.device)
+def partition_at(layout: Layout, min_child_similarity: torch.Tensor, spatial_threshold: float) -> Partition:
+    """The tokens of the spatial step at a threshold. ``min_child_similarity`` as in :class:`Quadtrees`."""
+    coarser, *shape = min_child_similarity.shape
+    level = torch.full(shape, coarser, device=min_child_similarity.device)
     for i in reversed(range(coarser)):
-        level.masked_fill_(agreement[i] >= spatial_threshold, i)
-    t, h, w = (torch.arange(side, device=agreement.device) for side in shape)
+        level.masked_fill_(min_child_similarity[i] >= spatial_threshold, i)
+    t, h, w = (torch.arange(side, device=min_child_similarity.device) for side in shape)
     top, left = layout.top[level, h[:, None]], layout.left[level, w]
     return Partition(level, (t[:, None, None] * len(h) + top) * len(w) + left)
 
@@ -121,44 +121,45 @@ class Quadtrees:
         layout: the geometry.
         levels: L tensors ``[T, h, w, C]`` in the input's dtype, coarsest first; the last one is the input itself.
         norms: L tensors ``[T*h*w, heads]`` float32.
-        agreement: ``[L - 1, T, H, W]`` float32, for every cell the agreement of the node over it (the finest level is
-            left out: its nodes have no children).
+        min_child_similarity: ``[L - 1, T, H, W]`` float32, for every cell the lowest cosine similarity between the
+            node over it and its children (the finest level is left out: its nodes have none).
     """
 
     layout: Layout
     levels: tuple[torch.Tensor, ...]
     norms: tuple[torch.Tensor, ...]
-    agreement: torch.Tensor
+    min_child_similarity: torch.Tensor
 
     def rows(self, level: int) -> torch.Tensor:
         """The features of a level as ``[T*h*w, C]``."""
         return self.levels[level].flatten(0, 2)
 
 
-def build_quadtrees(
-    features: torch.Tensor,
-    root_level: int,
-    *,
-    weighted_avg: bool = False,
-    head_dim: int | None = None,
-    odd_edge: OddEdge = "reference",
-) -> Quadtrees:
-    """Pool the pyramid of ``features`` ``[T, H, W, C]`` and measure the agreement of every node.
+def build_quadtrees(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> Quadtrees:
+    """Pool the pyramid of ``features`` ``[T, H, W, C]`` and compare every node with its children.
 
     A node's feature is the mean of its children's, or with ``weighted_avg`` the mean of all its cells. Pooling keeps
-    the input's dtype, similarities are float32.
+    the input's dtype, similarities are float32. Arguments and errors as in ``merge_video_tokens``.
     """
+    if features.dim() != 4 or 0 in features.shape:
+        raise ValueError(f"features have shape {tuple(features.shape)}; they must be a non-empty [T, H, W, C]")
+    if not features.is_floating_point():
+        raise TypeError(f"features are {features.dtype}; they must be floating point")
+    if config.per_head and (head_dim is None or head_dim < 1 or features.shape[-1] % head_dim):
+        raise ValueError(f"per_head=True needs a head_dim that divides C={features.shape[-1]}, not {head_dim}")
+    head_dim = head_dim if config.per_head else None
     frames, height, width, _ = features.shape
-    layout = Layout.of(height, width, root_level, features.device)
+    layout = Layout.of(height, width, config.root_level, features.device)
     finest = len(layout.sizes) - 1
     levels = [features.contiguous()]
     norms = [row_norms(levels[0].flatten(0, 2), head_dim)]
-    agreement = torch.empty(finest, frames, height, width, dtype=torch.float32, device=features.device)
+    similarity = torch.empty(finest, frames, height, width, dtype=torch.float32, device=features.device)
     for i in reversed(range(finest)):
-        levels.insert(0, _pool(levels[0], _cells(layout, i + 1) if weighted_avg else None))
+        levels.insert(0, _pool(levels[0], _cells(layout, i + 1) if config.weighted_avg else None))
         norms.insert(0, row_norms(levels[0].flatten(0, 2), head_dim))
-        agreement[i] = layout.upsample(i, _agreement(levels[1], levels[0], norms[1], norms[0], odd_edge))
-    return Quadtrees(layout, tuple(levels), tuple(norms), agreement)
+        lowest = _min_child_similarity(levels[1], levels[0], norms[1], norms[0], config.odd_edge)
+        similarity[i] = layout.upsample(i, lowest)
+    return Quadtrees(layout, tuple(levels), tuple(norms), similarity)
 
 
 def _cells(layout: Layout, level: int) -> torch.Tensor:
@@ -187,7 +188,7 @@ def _pool(children: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
     return torch.cat([part.to(children.dtype) for part in parts])
 
 
-def _agreement(
+def _min_child_similarity(
     children: torch.Tensor,
     parents: torch.Tensor,
     child_norms: torch.Tensor,

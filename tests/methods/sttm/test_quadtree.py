@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sttm_lmms.merging.quadtree import Layout, build_quadtrees, partition_at, pyramid_sizes
+from sttm_lmms import STTMConfig
+from sttm_lmms.methods.sttm.quadtree import Layout, build_quadtrees, partition_at, pyramid_sizes
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,8 @@ def test_the_first_row_of_an_odd_side_stays_alone() -> None:
 
 def test_levels_are_means_of_means_and_weighted_ones_means_of_cells() -> None:
     features = torch.arange(7.0).view(1, 1, 7, 1).expand(1, 7, 7, 2)
-    plain = build_quadtrees(features, 0).levels[0]
-    weighted = build_quadtrees(features, 0, weighted_avg=True).levels[0]
+    plain = build_quadtrees(features, STTMConfig(0.9, 0.0, root_level=0)).levels[0]
+    weighted = build_quadtrees(features, STTMConfig(0.9, 0.0, root_level=0, weighted_avg=True)).levels[0]
     assert plain[0, 0, :, 0].tolist() == [(0 + 1.5) / 2, (3.5 + 5.5) / 2]
     assert weighted[0, 0, :, 0].tolist() == [1.0, 4.5]
 
@@ -47,6 +48,6 @@ def test_border_nodes_are_compared_with_the_corner_only_as_a_reference() -> None
     features[0, 0, 0] = torch.tensor([1.0, -1.0])  # unlike all others
     tokens = {}
     for odd_edge in ("reference", "masked"):
-        trees = build_quadtrees(features, 0, odd_edge=odd_edge)
-        tokens[odd_edge] = int(partition_at(trees.layout, trees.agreement, 0.9).is_anchor.sum())
+        trees = build_quadtrees(features, STTMConfig(0.9, 0.0, root_level=0, odd_edge=odd_edge))
+        tokens[odd_edge] = int(partition_at(trees.layout, trees.min_child_similarity, 0.9).is_anchor.sum())
     assert tokens == {"reference": 6, "masked": 4}

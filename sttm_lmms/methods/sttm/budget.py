@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from sttm_lmms.config import STTMConfig, check_number
-from sttm_lmms.merging.quadtree import Layout, Quadtrees, partition_at
-from sttm_lmms.merging.search import HIGHEST, LOWEST, Search, Thresholds
-from sttm_lmms.merging.sttm import plant
-from sttm_lmms.merging.temporal import Pairs, merge_in_time, pair_similarities
+from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, partition_at
+from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds
+from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarities
 
 
 class BudgetWarning(UserWarning):
@@ -27,32 +26,34 @@ class Profile:
 
     Attributes:
         layout: the geometry of the quadtrees.
-        agreement: ``[L - 1, T, H, W]`` float32, see :class:`Quadtrees`.
+        min_child_similarity: ``[L - 1, T, H, W]`` float32, see :class:`Quadtrees`.
         similarity: ``[L, L, (T - 1) * H * W]`` float32, cosine similarity between the node of one level over a cell
             and the node of another level over that cell in the next frame; NaN but at the top-left cell of the smaller
             node.
     """
 
     layout: Layout
-    agreement: torch.Tensor
+    min_child_similarity: torch.Tensor
     similarity: torch.Tensor
 
     @classmethod
     def of(cls, trees: Quadtrees) -> Profile:
         """Measure everything once."""
         layout, (frames, height, width, _) = trees.layout, trees.levels[-1].shape
-        y, x, depth = (torch.arange(n, device=trees.agreement.device) for n in (height, width, len(trees.levels)))
+        y, x, depth = (
+            torch.arange(n, device=trees.min_child_similarity.device) for n in (height, width, len(trees.levels))
+        )
         is_corner = (layout.top == y)[:, :, None] & (layout.left == x)[:, None]
         smaller = torch.maximum(depth[:, None], depth)
         wanted = is_corner[smaller].flatten(2).repeat(1, 1, frames - 1)
         earlier_level, later_level, cell = wanted.nonzero().unbind(1)
         similarity = torch.full_like(wanted, torch.nan, dtype=torch.float32)
         similarity[wanted] = pair_similarities(trees, cell, earlier_level, later_level)
-        return cls(layout, trees.agreement, similarity)
+        return cls(layout, trees.min_child_similarity, similarity)
 
     def share(self, thresholds: Thresholds) -> float:
         """Kept tokens / all tokens."""
-        partition = partition_at(self.layout, self.agreement, thresholds.spatial)
+        partition = partition_at(self.layout, self.min_child_similarity, thresholds.spatial)
         owner = merge_in_time(partition, thresholds.temporal, self._look_up).flatten()
         kept = int((owner == torch.arange(len(owner), device=owner.device)).sum())
         return kept / len(owner)
@@ -61,7 +62,7 @@ class Profile:
         """The spatial and the temporal thresholds at which the share can change, ascending."""
         (spatial, temporal), (spatial_end, temporal_end) = LOWEST, HIGHEST
         return (
-            _turning_points(spatial, self.agreement, spatial_end),
+            _turning_points(spatial, self.min_child_similarity, spatial_end),
             _turning_points(temporal, self.similarity, temporal_end),
         )
 
@@ -96,13 +97,13 @@ def calibrate(
             time; only similarities are kept.
         budget: average over videos of kept tokens / all tokens, in (0, 1].
         config: everything but thresholds and budget.
-        head_dim: see :func:`sttm_lmms.merging.merge_video_tokens`.
+        head_dim: see :func:`sttm_lmms.methods.sttm.merge_video_tokens`.
 
     Raises:
         ValueError: there is no video, the budget is out of range, or no thresholds keep so few tokens.
     """
     check_number("budget", budget, 0.0, 1.0, low_open=True)
-    profiles = [Profile.of(plant(video, config, head_dim)) for video in features]
+    profiles = [Profile.of(build_quadtrees(video, config, head_dim)) for video in features]
     if not profiles:
         raise ValueError("calibration needs at least one video")
 

@@ -27,7 +27,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import lmms_lab
-from sttm_lmms.families.export import save_original
+from sttm_lmms.testing.export import save_original
 
 LLAVA_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 QWEN_TOKENS = (

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from sttm_lmms.merging.quadtree import Quadtrees
-from sttm_lmms.merging.similarity import block_rows
+from sttm_lmms.methods.sttm.quadtree import Quadtrees
+from sttm_lmms.methods.sttm.similarity import block_rows
 
 
 def average_groups(

@@ -1,0 +1,118 @@
+"""Values that every part of the package shares: where a video sits in a sequence, its features, its tokens.
+
+The bottom of the package: imports torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Message = Mapping[str, Any]
+"""A chat message: ``{"role": "user", "content": [part, ...]}`` with parts ``{"type": "text", "text": ...}``,
+``{"type": "video"}`` and ``{"type": "image"}``. The n-th visual part belongs to the n-th ``VisionFeatures``."""
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Where one video's tokens stand in a sequence: ``T*H*W`` contiguous tokens in row-major (t, y, x) order.
+
+    Attributes:
+        start: index of the first visual token in its row of ``input_ids`` / ``inputs_embeds``.
+        grid: (T, H, W).
+        row: batch row.
+    """
+
+    start: int
+    grid: tuple[int, int, int]
+    row: int = 0
+
+    @property
+    def length(self) -> int:
+        t, h, w = self.grid
+        return t * h * w
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """One video (or image) after the vision tower, as it is stored on disk and reused between questions.
+
+    Attributes:
+        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; Qwen2-VL: after the patch
+            merger ``[T, H, W, C]``.
+        kind: ``"video"`` or ``"image"``.
+        metadata: plain values: ``vid, video_time, frame_time, num_frames`` (LLaVA), or
+            ``video_sample_fps, video_grid_thw`` (Qwen2-VL). Images: ``image_size`` (height, width), ``image_grid_thw``.
+        projected: True if ``tensor`` is ``[T, H, W, C]`` in the decoder's channels already, see :meth:`Family.project`.
+    """
+
+    tensor: torch.Tensor
+    kind: str = "video"
+    metadata: dict[str, Any] = field(default_factory=dict)
+    projected: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedInput:
+    """A prompt ready for the decoder: one sequence of L tokens, visual embeddings in place.
+
+    Attributes:
+        input_ids: ``[1, L]`` int64; visual tokens hold the checkpoint's video or image token id.
+        inputs_embeds: ``[1, L, C]``.
+        position_ids: ``[3, 1, L]`` int64 for M-RoPE decoders, None where positions are 0..L-1.
+        spans: the video spans that may be reduced. Newline tokens are outside of every span, except in the newline
+            modes ``grid`` and ``frame``, whose videos have no span (they are baselines and are not reduced).
+        prefix_length: tokens that do not depend on the question: everything up to the last visual token and, where
+            the checkpoint uses one, the time instruction after it.
+        visual_tokens: all visual tokens of the sequence, newlines included.
+    """
+
+    input_ids: torch.Tensor
+    inputs_embeds: torch.Tensor
+    position_ids: torch.Tensor | None
+    spans: tuple[VideoSpan, ...]
+    prefix_length: int
+    visual_tokens: int
+
+
+@dataclass(frozen=True)
+class MergedTokens:
+    """Visual tokens of one video after reduction, in sequence order (t, then top y, then left x).
+
+    Attributes:
+        features: ``[N', C]``, dtype and device of the input.
+        boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)`` in grid cells, ends exclusive: the place of the token's
+            representative. Its top-left cell gives the token its position.
+        counts: ``[N']`` int64, original tokens in each token. They sum to T*H*W for methods that merge; a method that
+            drops tokens leaves the dropped ones out.
+        source_map: ``[T, H, W]`` int64, index of the token that now stands for each original cell; -1 where a cell
+            was dropped.
+        info: plain numbers worth reporting, such as the thresholds that a budget search found.
+    """
+
+    features: torch.Tensor
+    boxes: torch.Tensor
+    counts: torch.Tensor
+    source_map: torch.Tensor
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The (T, H, W) of the input."""
+        t, h, w = self.source_map.shape
+        return t, h, w
+
+    @property
+    def budget(self) -> float:
+        """Achieved budget: kept visual tokens / all visual tokens."""
+        return len(self) / self.source_map.numel()
