@@ -5,6 +5,7 @@ The bottom of the package: imports torch alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,83 @@ class PreparedInput:
     spans: tuple[VideoSpan, ...]
     prefix_length: int
     visual_tokens: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The visual tokens of one video in front of a stage: what a reduction method gets.
+
+    Attributes:
+        features: ``[N, C]``, in sequence order.
+        cells: ``[N, 3]`` int64 ``(t, y, x)``, the place of each token (of a merged token's representative).
+        counts: ``[N]`` int64, original tokens that each of them stands for.
+        grid: the (T, H, W) of the video before any reduction.
+        head_dim: channels per attention head of the decoder, where a method compares head by head.
+    """
+
+    features: torch.Tensor
+    cells: torch.Tensor
+    counts: torch.Tensor
+    grid: tuple[int, int, int]
+    head_dim: int | None = None
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @classmethod
+    def of_grid(cls, features: torch.Tensor, head_dim: int | None = None) -> Tokens:
+        """All tokens of an unreduced video ``[T, H, W, C]``."""
+        t, h, w, _ = features.shape
+        axes = [torch.arange(n, device=features.device) for n in (t, h, w)]
+        cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
+        counts = torch.ones(t * h * w, dtype=torch.long, device=features.device)
+        return cls(features.flatten(0, 2), cells, counts, (t, h, w), head_dim)
+
+    def as_grid(self) -> torch.Tensor:
+        """``[T, H, W, C]``. Raises ``ValueError`` if an earlier stage has already taken tokens out of the grid."""
+        if len(self) != math.prod(self.grid):
+            raise ValueError(f"{len(self)} tokens are left of the {self.grid} grid; this method needs all of it")
+        return self.features.view(*self.grid, -1)
+
+    def flat_cells(self) -> torch.Tensor:
+        """``[N]`` int64: each token's place as an index into the flattened grid."""
+        _, h, w = self.grid
+        t, y, x = self.cells.unbind(-1)
+        return (t * h + y) * w + x
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a method made of :class:`Tokens`, in the order in which the tokens go on.
+
+    Attributes:
+        features: ``[N', C]``, dtype and device of the input.
+        index: ``[N']`` int64, the input token that each kept one takes its place (and, where positions are kept, its
+            rotary position) from.
+        owner: ``[N]`` int64, for each input token the kept one that now stands for it; -1 where it was dropped.
+        boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)``, ends exclusive: the cells of the kept token's own node, for
+            pictures; None where a token is one cell.
+        residual: ``[N', C]``, only of a method that acts at attention's input (:class:`Stage` ``"attention"``): what
+            goes on in the residual stream while ``features`` feed attention.
+        info: plain numbers worth reporting, such as the thresholds that a budget search found.
+    """
+
+    features: torch.Tensor
+    index: torch.Tensor
+    owner: torch.Tensor
+    boxes: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @classmethod
+    def select(cls, tokens: Tokens, index: torch.Tensor, **info: Any) -> Kept:
+        """Keep the tokens ``index`` ``[N']`` in that order, as they are, and drop the others."""
+        owner = torch.full((len(tokens),), -1, device=tokens.features.device)
+        owner[index] = torch.arange(len(index), device=owner.device)
+        return cls(tokens.features[index], index, owner, info=info)
 
 
 @dataclass(frozen=True)

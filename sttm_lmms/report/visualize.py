@@ -20,7 +20,7 @@ from sttm_lmms.report.page import Setting, render_page
 from sttm_lmms.report.pictures import TokenMap, draw_film, draw_sheet, frames_of_grid, save_gif
 
 if TYPE_CHECKING:
-    from sttm_lmms.methods.sttm import MergedTokens
+    from sttm_lmms.types import MergedTokens
     from sttm_lmms.video import Video, VideoSettings
 
 BUDGETS = ("budget=0.7", "budget=0.5", "budget=0.3", "budget=0.1")

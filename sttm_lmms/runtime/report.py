@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sttm_lmms.errors import NothingReducedError
-from sttm_lmms.methods.sttm import MergedTokens
+from sttm_lmms.types import MergedTokens
 
 
 @dataclass

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sttm_lmms.methods.sttm import MergedTokens
 from sttm_lmms.runtime.report import Reduction
-from sttm_lmms.types import VideoSpan
+from sttm_lmms.types import MergedTokens, VideoSpan
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from sttm_lmms.config import STTMConfig, check_number
+from sttm_lmms.config import check_number
 from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, partition_at
 from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds
 from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarities
+
+if TYPE_CHECKING:
+    from sttm_lmms.methods.sttm.method import STTMConfig
 
 
 class BudgetWarning(UserWarning):

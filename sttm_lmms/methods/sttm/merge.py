@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from sttm_lmms.config import STTMConfig
 from sttm_lmms.methods.sttm.average import average_groups
 from sttm_lmms.methods.sttm.budget import BudgetWarning, Profile, search_budget
 from sttm_lmms.methods.sttm.quadtree import Partition, Quadtrees, build_quadtrees, partition_at
 from sttm_lmms.methods.sttm.temporal import merge_in_time, pair_similarities
 from sttm_lmms.types import MergedTokens
+
+if TYPE_CHECKING:
+    from sttm_lmms.methods.sttm.method import STTMConfig
 
 
 def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> MergedTokens:

@@ -8,12 +8,18 @@ that number reaches the threshold, and each cell belongs to the coarsest node th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 
-from sttm_lmms.config import OddEdge, STTMConfig
 from sttm_lmms.methods.sttm.similarity import EPS, block_rows, blocks, row_dots, row_norms
+
+if TYPE_CHECKING:
+    from sttm_lmms.methods.sttm.method import STTMConfig
+
+
+OddEdge = Literal["reference", "masked"]
 
 
 def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
