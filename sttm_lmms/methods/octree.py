@@ -142,7 +142,8 @@ class Octrees:
             for side in zip(*sizes, strict=True)
         ]
         node, first, end = (tuple(tables) for tables in zip(*axes, strict=True))
-        levels, similarity = [grid], []
+        levels = [grid]
+        similarity: list[torch.Tensor] = []
         for level in reversed(range(len(sizes) - 1)):
             levels.insert(0, _pool(levels[0]))
             lowest = _min_child_similarity(levels[1], levels[0], odd_edge)
@@ -153,7 +154,7 @@ class Octrees:
         return cls(levels, node, first, end, measured)
 
     def tokens_at(self, threshold: float) -> Kept:
-        """Tokens of this batch; ``index`` and ``owner`` within it, ``boxes`` ``[N', 2]`` rows and columns of the node."""
+        """Tokens of this batch; ``index`` and ``owner`` within it, ``boxes`` ``[N', 2]`` rows and columns of a node."""
         finest, *shape = self.min_child_similarity.shape
         level = torch.full(shape, finest, device=self.levels[-1].device)
         for i in reversed(range(finest)):

@@ -93,7 +93,7 @@ class PyramidConfig(Method):
 
     def _grids(self, grid: tuple[int, int, int]) -> list[tuple[int, int]]:
         """The frame's (rows, columns) before and after each stage."""
-        frames, height, width = grid
+        _, height, width = grid
         if self.sizes is not None:
             return [(height, width), *((n, n) for n in self.sizes)]
         assert self.budget is not None
