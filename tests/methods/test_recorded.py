@@ -1,4 +1,4 @@
-"""Every recorded case of the published code, through the methods alone: bare functions, and prompts in a slow decoder."""
+"""Every recorded case of the published code, through the methods alone: bare functions, and prompts decoded slowly."""
 
 from __future__ import annotations
 
