@@ -22,6 +22,15 @@ BUILT_IN = {
     "random": "sttm_lmms.methods.random",
     "frames": "sttm_lmms.methods.frames",
     "pool": "sttm_lmms.methods.pool",
+    "tome": "sttm_lmms.methods.tome",
+    "dycoke_stage1": "sttm_lmms.methods.dycoke",
+    "dycoke": "sttm_lmms.methods.dycoke",
+    "fastv": "sttm_lmms.methods.fastv",
+    "framefusion": "sttm_lmms.methods.framefusion",
+    "framefusion_merge": "sttm_lmms.methods.framefusion",
+    "streaming_llm": "sttm_lmms.methods.streaming_llm",
+    "octree": "sttm_lmms.methods.octree",
+    "pyramid": "sttm_lmms.methods.pyramid",
 }
 """Name -> the module that registers it; imported when the method is asked for."""
 
