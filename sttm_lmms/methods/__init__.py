@@ -92,8 +92,8 @@ def check_method(config: Any) -> Method:
     if name and _CLASSES.get(name) is type(config):
         return config
     raise TypeError(
-        f"{type(config).__name__} is not a registered method such as STTMConfig(budget=0.5); known: {', '.join(method_names())} "
-        "(a class of your own needs @register_method)"
+        f"{type(config).__name__} is not a registered method such as STTMConfig(budget=0.5); known: "
+        f"{', '.join(method_names())} (a class of your own needs @register_method)"
     )
 
 
