@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -82,42 +83,84 @@ class InternVL(TemplateFamily):
         of one tile look like frames; ``reduce_tokens(..., spans=)`` tells them apart.
         """
         side = math.isqrt(config.image_seq_length)
-        videos: list[tuple[int, list[tuple[int, int]]]] = []
-        before: list[int] = []
-        last = (-1, 0)
+        videos: list[_Frames] = []
+        last: _Run | None = None
         for row, start, length in runs(input_ids == config.image_token_id):
-            headline = input_ids[row, (last[1] if row == last[0] else 0) : start].tolist()
-            if row == last[0] and length == config.image_seq_length and _continues(before, headline):
-                if videos and sum(videos[-1][1][-1]) == last[1]:
-                    videos[-1][1].append((start, length))
-                elif last[1] - first == config.image_seq_length:
-                    videos.append((row, [(first, length), (start, length)]))
-            before, first, last = headline, start, (row, start + length)
+            behind = last.end if last and last.row == row else 0
+            run = _Run(row, start, length, input_ids[row, behind:start].tolist())
+            if last and last.row == row and last.length == length == config.image_seq_length:
+                open_video = videos[-1] if videos and videos[-1].runs[-1] is last else None
+                if open_video and open_video.starts_again(run):
+                    videos.append(_Frames([run], open_video.behind_number))
+                elif behind_number := _follows(last.headline, run.headline):
+                    if open_video:
+                        open_video.runs.append(run)
+                    else:
+                        videos.append(_Frames([last, run], behind_number))
+            last = run
         return [
-            VideoSpan(pieces[0][0], (len(pieces), side, side), row, pieces=tuple(pieces)) for row, pieces in videos
+            VideoSpan(
+                frames.runs[0].start,
+                (len(frames.runs), side, side),
+                frames.runs[0].row,
+                pieces=tuple((run.start, run.length) for run in frames.runs) if len(frames.runs) > 1 else None,
+            )
+            for frames in videos
         ]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of image tokens, and the tokens between the one before (or the start of the row) and it."""
+
+    row: int
+    start: int
+    length: int
+    headline: list[int]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """The frames of a video so far. ``behind_number``: tokens behind the number in each headline (``: <img>``)."""
+
+    runs: list[_Run]
+    behind_number: int
+
+    def starts_again(self, run: _Run) -> bool:
+        """Whether the headline has the number of the first frame."""
+        return _same_end(self.runs[0].headline, run.headline) >= self.behind_number + 2
 
 
 # A number of frames has at most this many tokens.
 _DIGITS = 5
 
 
-def _continues(before: Sequence[int], headline: Sequence[int]) -> bool:
-    """Whether ``headline`` (``</img>\\nFrame2: <img>``) is that of the frame after the one with the text ``before``.
+def _same_end(one: Sequence[int], other: Sequence[int]) -> int:
+    return common_prefix(one[::-1], other[::-1])
 
-    Both end with the same tokens (``: <img>``) behind a number that is not the same, and in front of the number at
-    least one token (``Frame``) is the same again.
+
+def _follows(before: Sequence[int], headline: Sequence[int]) -> int:
+    """How many tokens stand behind the number if ``headline`` (``</img>\nFrame2: <img>``) is that of another frame of
+    the video of ``before``; else 0.
+
+    Both then end with the same two or more tokens (``: <img>``) behind a number that is not the same, and in front of
+    the number at least one token (``Frame``) is the same again.
     """
-    after = common_prefix(before[::-1], headline[::-1])
-    if after < 2 or after == len(headline):
-        return False
-    old, new = before[: len(before) - after], headline[: len(headline) - after]
-    return any(
+    behind = _same_end(before, headline)
+    if behind < 2 or behind == len(headline):
+        return 0
+    old, new = before[: len(before) - behind], headline[: len(headline) - behind]
+    numbered = any(
         old[-a - 1] == new[-b - 1]
         for a in range(1, min(_DIGITS, len(old) - 1) + 1)
         for b in (a, a + 1)
         if b < len(new)
     )
+    return behind if numbered else 0
 
 
 def run_vision_tower(model: Any, tiles: torch.Tensor) -> torch.Tensor:
