@@ -46,7 +46,7 @@ done
 model=${positional[0]} benchmark=${positional[1]} budget=${positional[2]}
 
 case "$model" in
-    llava-video-7b) family=llava_video size=7b hub=lmms-lab/LLaVA-Video-7B-Qwen2 ;;
+    llava-video-7b) family=llava_video size=7b hub=lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only ;;
     llava-video-72b) family=llava_video size=72b hub=lmms-lab/LLaVA-Video-72B-Qwen2 ;;
     llava-onevision-7b) family=llava_onevision size=7b hub=lmms-lab/llava-onevision-qwen2-7b-ov ;;
     qwen2-vl-7b) family=qwen2_vl size=7b hub=Qwen/Qwen2-VL-7B-Instruct ;;

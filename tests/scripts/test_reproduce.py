@@ -70,6 +70,11 @@ def test_wrappers_take_these_arguments(model, budget):
     assert parsed.preset == (None if budget == "100" else f"paper-{budget}:{model.rsplit('-', 1)[1]}")
 
 
+def test_the_7b_checkpoint_is_the_one_of_the_published_runs():
+    words = shlex.split(run("llava-video-7b", "mlvu", "50", "--dry-run").stdout)
+    assert option(words, "--model_args").startswith("pretrained=lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only,")
+
+
 def test_eight_gpus_hold_a_copy_each():
     words = shlex.split(run("qwen2-vl-7b", "videomme", "50", "8", "--dry-run").stdout)
     assert words[1:8] == ["-m", "accelerate.commands.launch", "--num_processes", "8", "-m", "sttm_lmms", "eval"]
