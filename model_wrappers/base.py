@@ -279,10 +279,14 @@ class STTMWrapper(lmms):
             config=settings.config,
             checkpoint=self.arguments.pretrained,
             family=self.family,
-            video=replace(settings.video, backend=_backend(settings.video)),
+            video=replace(settings.video, backend=_backend(settings.video), sampling=self._sampling(settings.video)),
             newline=self._newline(settings),
             reuse=self.arguments.reuse,
         )
+
+    def _sampling(self, video: VideoSettings) -> str:
+        """The frame sampling that ran, by its own name."""
+        return get_family(self.family).model_sampling if video.sampling == "model" else video.sampling
 
     def _newline(self, settings: TaskSettings) -> str | None:
         """The newline mode that is in force, as :class:`Engine` decides it; None where a family has none."""

@@ -21,6 +21,9 @@ class Family(ABC):
     name: ClassVar[str]
     """``llava_video``, ``llava_onevision`` or ``qwen2_vl``."""
 
+    model_sampling: ClassVar[str] = "model"
+    """What ``VideoSettings.sampling="model"`` is here: ``"uniform_fps"`` where the model's own rule is that one."""
+
     @abstractmethod
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
         """Model (eval mode) from a local folder of any layout the family knows; ``kwargs`` as ``from_pretrained``.

@@ -58,6 +58,7 @@ class LlavaFamily(Family):
 
     default_newline: ClassVar[str]
     default_time_instruction: ClassVar[bool]
+    model_sampling = "uniform_fps"
 
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
         config = read_json(path / "config.json")

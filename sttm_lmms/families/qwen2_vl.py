@@ -24,7 +24,7 @@ from sttm_lmms.families.checkpoint import load_model
 from sttm_lmms.types import Message, PreparedInput, VisionFeatures
 
 if TYPE_CHECKING:
-    from sttm_lmms.video import Video, VideoSettings
+    from sttm_lmms.video import Video, VideoInfo, VideoSettings
 
 VISION_END = "<|vision_end|>"
 
@@ -60,6 +60,19 @@ def mrope_positions(length: int, visuals: Sequence[tuple[int, tuple[int, int, in
         done = start + t * h * w
     pieces.append(torch.arange(position, position + length - done).expand(3, -1))
     return torch.cat(pieces, dim=1)[:, None]
+
+
+def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
+    """Numbers of the frames that are shown, by the rule that ``settings.sampling`` names.
+
+    With ``uniform_fps`` the last frame is repeated where the rule gives an odd number, so that all frames have a pair.
+    """
+    from sttm_lmms.video import sample_uniform_fps
+
+    if settings.sampling == "model":
+        return sample_frames(info.total_frames, info.fps, settings)
+    numbers = sample_uniform_fps(info, settings.fps, settings.max_frames)
+    return numbers + numbers[-1:] * (len(numbers) % 2)
 
 
 def sample_frames(total_frames: int, video_fps: float, settings: VideoSettings) -> list[int]:
@@ -103,7 +116,7 @@ class Qwen2VL(Family):
         from sttm_lmms.video import probe, read_frames
 
         info = probe(path, settings.backend)
-        video = read_frames(info, sample_frames(info.total_frames, info.fps, settings), settings.backend)
+        video = read_frames(info, frame_numbers(info, settings), settings.backend)
         try:
             frames, height, width, _ = video.frames.shape
             size = frame_size(height, width, frames, settings)

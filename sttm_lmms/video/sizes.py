@@ -74,9 +74,9 @@ def feature_shape(family: str, config: Any, info: VideoInfo, settings: VideoSett
         settings: how frames are sampled.
     """
     if family == "qwen2_vl":
-        from sttm_lmms.families.qwen2_vl import frame_size, sample_frames
+        from sttm_lmms.families.qwen2_vl import frame_numbers, frame_size
 
-        frames = len(sample_frames(info.total_frames, info.fps, settings))
+        frames = len(frame_numbers(info, settings))
         height, width = frame_size(info.height, info.width, frames, settings)
         return -(-frames // 2), height // 28, width // 28, config.text_config.hidden_size
     tower = config.vision_config

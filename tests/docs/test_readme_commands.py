@@ -68,7 +68,8 @@ COVERED: dict[str, str] = {
     "sttm-lmms prepare BENCHMARK --raw ... --videos ...": "tests/benchmarks/test_prepare.py::test_round_trip",
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
     "sttm-lmms visualize --method yours": "tests/report/test_visualize_command.py::test_every_method_can_be_drawn",
-    f"python -m lmms_eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 --tasks sttm_videomme "
+    f"python -m lmms_eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 "
+    "--tasks sttm_videomme "
     '--include_path $(python -c "import sttm_lmms.tasks as t; print(t.__path__[0])") --log_samples '
     "--output_path outputs/": "tests/scripts/test_reproduce_run.py::test_one_cell",
 }

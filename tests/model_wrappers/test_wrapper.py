@@ -324,6 +324,16 @@ def test_a_preset_gives_each_task_its_settings(build, videos, tmp_path):
     assert summary["avg_reduced_share"] == 0.5
 
 
+@pytest.mark.parametrize(("task", "sampling"), [("sttm_mlvu", "uniform_fps"), ("mlvu_dev", "model")])
+def test_the_sampling_that_ran_is_on_record(build, videos, task, sampling):
+    wrapper = build("qwen2_vl", max_frames=8)
+    (request,) = ask(wrapper, [(videos[0], "Why?")])
+    wrapper.task_dict = {task: {"test": [(videos[0], "Why?")]}}
+    request.arguments = (*request.arguments[:-2], task, "test")
+    (result,) = wrapper.generate_until([request])
+    assert result.token_counts.to_dict()["provenance"]["sampling"] == sampling
+
+
 def test_stored_features_replace_the_videos(build, checkpoints, videos, tmp_path):
     from sttm_lmms.runtime.stored import open_store
     from sttm_lmms.video import VideoSettings
