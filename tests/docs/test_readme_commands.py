@@ -16,7 +16,7 @@ from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/leaderboards.md", "CONTRIBUTING.md", "tasks/README.md")
+PAGES = ("README.md", "docs/leaderboards.md", "docs/reproducing.md", "CONTRIBUTING.md", "tasks/README.md")
 PROGRAMS = "make|pip|python|lmms-eval|sttm-lmms|accelerate|scripts/reproduce.sh"
 COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{PROGRAMS}) \S.*")
 BIG = "lmms-lab/LLaVA-Video-7B-Qwen2"
@@ -52,6 +52,7 @@ COVERED: dict[str, str] = {
     "--tasks sttm_suite ...": HERE,
     "scripts/reproduce.sh llava-video-7b vnbench 50": "tests/scripts/test_reproduce_run.py::test_one_cell",
     "scripts/reproduce.sh llava-video-7b videomme 30 8": GPU,
+    "scripts/reproduce.sh MODEL BENCHMARK BUDGET --dry-run": "tests/scripts/test_reproduce.py::test_every_cell",
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,
     "sttm-lmms extract --model ... --task vnbench": HERE,
