@@ -72,6 +72,10 @@ class Family(ABC):
         The generation prompt (``<|im_start|>assistant\\n``) is added unless the last message is the assistant's.
         """
 
+    def penalises_prompt(self) -> bool:
+        """Whether repetition penalties count the prompt's tokens, as they do in the family's published pipeline."""
+        return True
+
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text decoder: the module that has ``layers`` and ``rotary_emb``."""
         from sttm_lmms.runtime.decoder import find_decoder

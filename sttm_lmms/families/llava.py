@@ -84,6 +84,10 @@ class LlavaFamily(Family):
         config.image_token_index, config.video_token_index = processor.image_token_id, processor.video_token_id
         return processor
 
+    def penalises_prompt(self) -> bool:
+        """No: the published pipeline generates from embeddings alone, so that no penalty ever saw a prompt."""
+        return False
+
     def read_video(self, path: str | Path, settings: VideoSettings) -> Video:
         """Frames at ``settings.fps``, evenly thinned out to ``max_frames``."""
         from sttm_lmms.video import probe, read_frames, sample_uniform_fps

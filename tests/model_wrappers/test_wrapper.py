@@ -9,7 +9,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 from loguru import logger
 from PIL import Image
-from sttm_lmms.model_wrappers.documents import generation_settings, user_turn
+from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
 from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision, SimpleLlavaOneVision
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo, SimpleLlavaVideo
 from sttm_lmms.model_wrappers.qwen2_vl import Qwen2VL, SimpleQwen2VL
@@ -166,6 +166,32 @@ def test_generation_settings_of_lmms_eval():
     assert (sampled.do_sample, sampled.temperature, sampled.top_p, sampled.num_beams) == (True, 0.7, 0.9, 2)
     assert generation_settings({"until": ["\n\n", ""]}).until == ("\n\n",)
     assert not generation_settings({"temperature": 0.7, "do_sample": False}).do_sample
+
+
+def test_every_setting_of_generate_is_taken_and_others_are_refused():
+    found = generation_settings({"repetition_penalty": 1, "no_repeat_ngram_size": 2, "num_beams": 3, "top_k": None})
+    assert found.arguments() == {
+        **found.arguments(),
+        "repetition_penalty": 1,
+        "no_repeat_ngram_size": 2,
+        "num_beams": 3,
+    }
+    assert generation_settings({"stop_sequences": ["Q:"]}).until == ("Q:",)
+    with pytest.raises(ValueError, match=r"unknown generation setting 'topk'\. Did you mean 'top_k'"):
+        generation_settings({"topk": 20})
+
+
+def test_sampling_settings_of_a_greedy_request_are_pointed_out():
+    assert without_effect({"do_sample": False, "temperature": 0.7, "top_k": 20}) == ["temperature=0.7", "top_k=20"]
+    assert without_effect({"do_sample": True, "temperature": 0}) == ["do_sample=True"]
+    assert without_effect({"do_sample": True, "top_k": 20}) == []
+    assert without_effect({"do_sample": False, "temperature": 0, "top_p": 1.0, "top_k": None, "num_beams": 1}) == []
+
+
+def test_a_misspelt_generation_setting_stops_the_run(build, videos):
+    wrapper = build()
+    with pytest.raises(ValueError, match="Did you mean 'repetition_penalty'"):
+        list(wrapper.generate_until(ask(wrapper, [(videos[0], "Why?")], repetition_penalti=1)))
 
 
 def test_generation_settings_are_honoured(build, videos):
