@@ -22,6 +22,7 @@ class WrapperArguments:
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
         max_frames, fps: frame sampling; by default the preset's or the family's.
+        sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of presets) or ``model``.
         newline: newline mode of the LLaVA family; by default the checkpoint's without reduction, ``no_token`` with it.
         attn_implementation: by default what transformers picks.
         dtype: ``auto`` is bfloat16 on CUDA, float16 on MPS, float32 on CPU.
@@ -45,6 +46,7 @@ class WrapperArguments:
     preset: str | None = None
     max_frames: int | None = None
     fps: float | None = None
+    sampling: Literal["model", "uniform_fps"] | None = None
     newline: Literal["grid", "frame", "one_token", "no_token"] | None = None
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -20,6 +20,13 @@ Turn = tuple[Messages | None, bool, Sequence[str], Any]
 """Messages of a round, whether the conversation is over, the answers so far, and the task's own notes."""
 
 
+# What tasks of lmms-eval write among their generation settings without meaning ``generate``.
+_OF_TASKS = (
+    *("until", "stop_sequences", "do_sample", "image_aspect_ratio", "visual_cot", "max_agentic_steps"),
+    "skip_special_tokens",
+)
+
+
 @dataclass(frozen=True)
 class Document:
     """What a request of lmms-eval asks, whatever its layout.
@@ -78,18 +85,28 @@ def user_turn(visuals: Sequence[Any] | None, text: str) -> Messages:
 
 
 def generation_settings(gen_kwargs: Mapping[str, Any]) -> GenerationSettings:
-    """What a task and ``--gen_kwargs`` ask for; keys that are no generation settings belong to the task.
+    """What a task and ``--gen_kwargs`` ask for.
 
     As in lmms-eval's own wrappers, a temperature above 0 means sampling and 0 means greedy.
+
+    Raises:
+        ValueError: a name that neither ``generate`` nor any task of lmms-eval knows.
     """
-    names = ("max_new_tokens", "num_beams", "temperature", "top_p", "top_k")
-    chosen = {name: gen_kwargs[name] for name in names if gen_kwargs.get(name) is not None}
+    chosen = {name: value for name, value in gen_kwargs.items() if name not in _OF_TASKS and value is not None}
     temperature = chosen.get("temperature")
     do_sample = gen_kwargs.get("do_sample")
     chosen["do_sample"] = temperature != 0 and bool(temperature if do_sample is None else do_sample)
-    until = gen_kwargs.get("until") or ()
+    until = gen_kwargs.get("until") or gen_kwargs.get("stop_sequences") or ()
     chosen["until"] = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-    return GenerationSettings(**chosen)
+    return GenerationSettings.of(**chosen)
+
+
+def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
+    """The settings of sampling that a greedy request holds, such as ``"top_k=20"``; they are ignored."""
+    if generation_settings(gen_kwargs).do_sample:
+        return []
+    neutral = {"do_sample": False, "temperature": 0, "top_p": 1, "top_k": None, "min_p": None, "typical_p": 1}
+    return [f"{name}={gen_kwargs[name]}" for name, idle in neutral.items() if gen_kwargs.get(name) not in (None, idle)]
 
 
 def first_video(messages: Sequence[Mapping[str, Any]]) -> str:

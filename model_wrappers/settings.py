@@ -7,7 +7,7 @@ from typing import Any
 
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 
-from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
+from sttm_lmms.benchmarks.presets import Frames, Preset, resolve_frames, resolve_preset
 from sttm_lmms.methods import get_method
 from sttm_lmms.video import VideoSettings
 
@@ -29,9 +29,9 @@ def task_settings(arguments: WrapperArguments, family: str, task: str) -> TaskSe
     if arguments.preset is not None:
         preset = resolve_preset(arguments.preset, family=family, task=task, checkpoint=arguments.pretrained)
         config = replace(preset.config, **arguments.method_settings)
-        return TaskSettings(config, _video(arguments, preset.max_frames, preset.fps))
+        return TaskSettings(config, _video(arguments, preset))
     frames = resolve_frames(family, task)
-    return TaskSettings(_config(arguments), _video(arguments, frames.max_frames, frames.fps))
+    return TaskSettings(_config(arguments), _video(arguments, frames))
 
 
 def default_settings(arguments: WrapperArguments, family: str) -> TaskSettings:
@@ -45,11 +45,12 @@ def _config(arguments: WrapperArguments) -> Any:
     return get_method(arguments.method)(**arguments.method_settings)
 
 
-def _video(arguments: WrapperArguments, max_frames: int, fps: float) -> VideoSettings:
+def _video(arguments: WrapperArguments, frames: Frames | Preset) -> VideoSettings:
     return VideoSettings(
-        max_frames=max_frames if arguments.max_frames is None else arguments.max_frames,
-        fps=fps if arguments.fps is None else arguments.fps,
+        max_frames=frames.max_frames if arguments.max_frames is None else arguments.max_frames,
+        fps=frames.fps if arguments.fps is None else arguments.fps,
         backend=arguments.video_backend,
         min_pixels=arguments.min_pixels,
         max_pixels=arguments.max_pixels,
+        sampling=arguments.sampling or frames.sampling,
     )

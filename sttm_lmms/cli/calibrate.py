@@ -22,6 +22,7 @@ def calibrate(
     fps: Annotated[float | None, typer.Option(help="Default: as in the published runs.")] = None,
     min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
+    sampling: Annotated[str | None, typer.Option(help="uniform_fps (default, as published) or model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
@@ -48,7 +49,9 @@ def calibrate(
     benchmark, all_videos = videos_of(task, data)
     sample = all_videos[:: max(1, len(all_videos) // videos)][:videos]
     loaded = load_model(model, device, dtype)
-    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels)
+    settings = video_settings(
+        loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling
+    )
     encode = loaded.encoder(settings)
 
     def states() -> Iterator[torch.Tensor]:
@@ -66,6 +69,7 @@ def calibrate(
         "root_level": root_level,
         "max_frames": settings.max_frames,
         "fps": settings.fps,
+        "sampling": settings.sampling,
         "thresholds": {benchmark: pair},
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ def extract(
     fps: Annotated[float | None, typer.Option(help="Default: as in the published runs.")] = None,
     min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
+    sampling: Annotated[str | None, typer.Option(help="uniform_fps (default, as published) or model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
@@ -40,7 +41,9 @@ def extract(
     check_choice("form", form, tuple(FORMS))
     benchmark, videos = videos_of(task, data)
     loaded = load_model(model, device, dtype)
-    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels)
+    settings = video_settings(
+        loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling
+    )
     precision = str(loaded.placement.dtype).removeprefix("torch.")
     if size:
         config = loaded.model.config

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sttm_lmms.benchmarks import FORMATS, data_root, find_video, load_benchmark, video_folder
-from sttm_lmms.benchmarks.presets import benchmark_of, resolve_frames
+from sttm_lmms.benchmarks.presets import UNIFORM_FPS, benchmark_of, resolve_frames
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import family_of, load_pretrained
 from sttm_lmms.families.base import Family
@@ -69,6 +69,7 @@ def video_settings(
     backend: str,
     min_pixels: int | None,
     max_pixels: int | None,
+    sampling: str | None = None,
 ) -> VideoSettings:
     """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
     frames = resolve_frames(family, task)
@@ -78,4 +79,5 @@ def video_settings(
         backend=backend,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        sampling=sampling or UNIFORM_FPS,
     )

@@ -46,6 +46,9 @@ class Family(ABC):
         """
         return architecture in self.architectures
 
+    model_sampling: ClassVar[str] = "model"
+    """What ``VideoSettings.sampling="model"`` is here: ``"uniform_fps"`` where the model's own rule is that one."""
+
     @abstractmethod
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
         """Model (eval mode) from a local folder of any layout the family knows; ``kwargs`` as ``from_pretrained``.
@@ -131,6 +134,10 @@ class Family(ABC):
         Raises:
             UnsupportedModelError: the tokens of a video do not form its grid.
         """
+
+    def penalises_prompt(self) -> bool:
+        """Whether repetition penalties count the prompt's tokens, as they do in the family's published pipeline."""
+        return True
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text decoder: the module that has ``layers`` and ``rotary_emb``."""

@@ -66,6 +66,7 @@ class LlavaFamily(Family):
     poolable: ClassVar[bool] = True
     default_newline: ClassVar[str]
     default_time_instruction: ClassVar[bool]
+    model_sampling = "uniform_fps"
 
     def fits(self, architecture: str, config: Mapping[str, Any], name: str) -> bool:
         """LLaVA-Video and OneVision are one architecture; converted checkpoints may have nothing but their name."""
@@ -99,6 +100,10 @@ class LlavaFamily(Family):
             processor = AutoProcessor.from_pretrained(path)
         config.image_token_index, config.video_token_index = processor.image_token_id, processor.video_token_id
         return processor
+
+    def penalises_prompt(self) -> bool:
+        """No: the published pipeline generates from embeddings alone, so that no penalty ever saw a prompt."""
+        return False
 
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
         """Frames at ``settings.fps``, evenly thinned out to ``max_frames``."""

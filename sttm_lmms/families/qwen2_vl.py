@@ -62,6 +62,19 @@ def mrope_positions(
     return torch.cat(pieces, dim=1)[:, None]
 
 
+def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
+    """Numbers of the frames that are shown, by the rule that ``settings.sampling`` names.
+
+    With ``uniform_fps`` the last frame is repeated where the rule gives an odd number, so that all frames have a pair.
+    """
+    from sttm_lmms.video import sample_uniform_fps
+
+    if settings.sampling == "model":
+        return sample_frames(info.total_frames, info.fps, settings)
+    numbers = sample_uniform_fps(info, settings.fps, settings.max_frames)
+    return numbers + numbers[-1:] * (len(numbers) % 2)
+
+
 def sample_frames(total_frames: int, video_fps: float, settings: VideoSettings) -> list[int]:
     """Indices of an even number of frames, evenly spread from the first to the last, as qwen-vl-utils takes them.
 
@@ -100,7 +113,7 @@ class Qwen2VL(TemplateFamily):
 
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
         """An even number of frames at ``settings.fps``, at most ``max_frames``."""
-        return sample_frames(info.total_frames, info.fps, settings)
+        return frame_numbers(info, settings)
 
     def fit(self, video: Video, settings: VideoSettings) -> Video:
         """Frames resized as qwen-vl-utils does."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from sttm_lmms.config import check_integer
+from sttm_lmms.errors import unknown
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
+
+
+GENERATE_SETTINGS = (
+    *("repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping", "min_new_tokens", "max_time"),
+    *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "renormalize_logits", "remove_invalid_values"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty"),
+)
+"""Further settings of transformers' ``generate`` that :meth:`GenerationSettings.of` hands on."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,21 @@ class GenerationSettings:
     top_k: int | None = None
     num_beams: int = 1
     extra: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, **values: Any) -> GenerationSettings:
+        """Settings by name: the attributes above, and :data:`GENERATE_SETTINGS`, which go into ``extra``.
+
+        Raises:
+            ValueError: an unknown name, with the closest one that is known.
+        """
+        own = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in own and name not in GENERATE_SETTINGS:
+                raise unknown("generation setting", name, {*own - {"extra"}, *GENERATE_SETTINGS})
+        extra = {name: value for name, value in values.items() if name not in own}
+        given = {name: value for name, value in values.items() if name in own}
+        return cls(**{**given, "extra": (*given.get("extra", ()), *extra.items())})
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from sttm_lmms.families import layout_of
 from sttm_lmms.families.checkpoint import resolve_checkpoint
 from sttm_lmms.video import VideoSettings
 from sttm_lmms.video.features import FeatureStore
@@ -27,6 +29,8 @@ def open_store(
         CheckpointError: the checkpoint cannot be had.
     """
     folder = resolve_checkpoint(checkpoint)
+    if settings.sampling == layout_of(folder)[0].model_sampling:
+        settings = replace(settings, sampling="model")  # the same frames under two names
     name = Path(checkpoint).name
     store = FeatureStore(root, name, feature_key(folder, settings, dtype, form or "full"))
     stored = None if form else _stored_form(store.folder)

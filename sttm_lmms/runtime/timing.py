@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,15 +53,16 @@ def devices_of(model: nn.Module) -> list[torch.device]:
 
 
 def synchronizer(model: nn.Module) -> Callable[[], None]:
-    """A function that waits until the devices that hold ``model`` have finished their work; other devices of the
-    machine are left alone. Nothing to wait for on a CPU."""
-    devices = [device for device in devices_of(model) if device.type != "cpu"]
+    """A function that waits until ``model``'s devices have finished their work (nothing to wait for on a CPU).
 
-    def synchronize() -> None:
-        for device in devices:
-            torch.accelerator.synchronize(device)
-
-    return synchronize if devices else _nothing
+    Only devices that hold parameters are asked: asking another one would open a context on it, in every process.
+    """
+    devices = _cuda_devices(model)
+    if devices:
+        return partial(_synchronize_cuda, devices)
+    if any(parameter.device.type == "mps" for parameter in model.parameters()):
+        return torch.mps.synchronize
+    return _nothing
 
 
 def clock(model: nn.Module, enabled: bool = True) -> Callable[[], float]:
@@ -120,10 +122,18 @@ class ForwardSeconds:
 
 
 def peak_memory(model: nn.Module) -> int | None:
-    """Most bytes allocated on any CUDA device since the last reset, summed over devices; None without CUDA."""
-    if not any(parameter.is_cuda for parameter in model.parameters()):
-        return None
-    return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    """Most bytes allocated since the last reset, summed over the CUDA devices that hold parameters; None without."""
+    devices = _cuda_devices(model)
+    return sum(torch.cuda.max_memory_allocated(device) for device in devices) if devices else None
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=lambda device: device.index)
+
+
+def _synchronize_cuda(devices: Sequence[torch.device]) -> None:
+    for device in devices:
+        torch.cuda.synchronize(device)
 
 
 def _nothing() -> None:

@@ -32,7 +32,7 @@ class VideoPrefix:
         return self.opening.kept_tokens
 
     def ask(self, question: str, **generation: Any) -> str:
-        """Answer a question; keyword arguments are those of :class:`GenerationSettings`."""
+        """Answer a question; keyword arguments are those of :meth:`GenerationSettings.of`."""
         return self.answer(question, **generation).text
 
     def answer(self, question: str, **generation: Any) -> Answer:
@@ -41,7 +41,7 @@ class VideoPrefix:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self._system is not None:
             messages.insert(0, {"role": "system", "content": self._system})
-        (answer,) = self._engine.generate([Request(messages, GenerationSettings(**generation))])
+        (answer,) = self._engine.generate([Request(messages, GenerationSettings.of(**generation))])
         return answer
 
 

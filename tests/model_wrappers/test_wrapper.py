@@ -9,7 +9,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 from loguru import logger
 from PIL import Image
-from sttm_lmms.model_wrappers.documents import generation_settings, user_turn
+from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
 from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision, SimpleLlavaOneVision
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo, SimpleLlavaVideo
 from sttm_lmms.model_wrappers.qwen2_vl import Qwen2VL, SimpleQwen2VL
@@ -168,6 +168,32 @@ def test_generation_settings_of_lmms_eval():
     assert not generation_settings({"temperature": 0.7, "do_sample": False}).do_sample
 
 
+def test_every_setting_of_generate_is_taken_and_others_are_refused():
+    found = generation_settings({"repetition_penalty": 1, "no_repeat_ngram_size": 2, "num_beams": 3, "top_k": None})
+    assert found.arguments() == {
+        **found.arguments(),
+        "repetition_penalty": 1,
+        "no_repeat_ngram_size": 2,
+        "num_beams": 3,
+    }
+    assert generation_settings({"stop_sequences": ["Q:"]}).until == ("Q:",)
+    with pytest.raises(ValueError, match=r"unknown generation setting 'topk'\. Did you mean 'top_k'"):
+        generation_settings({"topk": 20})
+
+
+def test_sampling_settings_of_a_greedy_request_are_pointed_out():
+    assert without_effect({"do_sample": False, "temperature": 0.7, "top_k": 20}) == ["temperature=0.7", "top_k=20"]
+    assert without_effect({"do_sample": True, "temperature": 0}) == ["do_sample=True"]
+    assert without_effect({"do_sample": True, "top_k": 20}) == []
+    assert without_effect({"do_sample": False, "temperature": 0, "top_p": 1.0, "top_k": None, "num_beams": 1}) == []
+
+
+def test_a_misspelt_generation_setting_stops_the_run(build, videos):
+    wrapper = build()
+    with pytest.raises(ValueError, match="Did you mean 'repetition_penalty'"):
+        list(wrapper.generate_until(ask(wrapper, [(videos[0], "Why?")], repetition_penalti=1)))
+
+
 def test_generation_settings_are_honoured(build, videos):
     wrapper = build()
     (long,) = wrapper.generate_until(ask(wrapper, [(videos[0], QUESTIONS[0])], max_new_tokens=8))
@@ -322,6 +348,16 @@ def test_a_preset_gives_each_task_its_settings(build, videos, tmp_path):
     summary = summarize_logged_metrics()
     assert summary["avg_reduction_asked"] == 1
     assert summary["avg_reduced_share"] == 0.5
+
+
+@pytest.mark.parametrize(("task", "sampling"), [("sttm_mlvu", "uniform_fps"), ("mlvu_dev", "model")])
+def test_the_sampling_that_ran_is_on_record(build, videos, task, sampling):
+    wrapper = build("qwen2_vl", max_frames=8)
+    (request,) = ask(wrapper, [(videos[0], "Why?")])
+    wrapper.task_dict = {task: {"test": [(videos[0], "Why?")]}}
+    request.arguments = (*request.arguments[:-2], task, "test")
+    (result,) = wrapper.generate_until([request])
+    assert result.token_counts.to_dict()["provenance"]["sampling"] == sampling
 
 
 def test_stored_features_replace_the_videos(build, checkpoints, videos, tmp_path):

@@ -5,7 +5,7 @@ The numbers are data: one YAML file a preset beside this module, in the layout a
     models:
       - family: llava_video          # as in `--model sttm_llava_video`
         size: 7b
-        start_layer: 2               # optional, as are root_level, max_frames and fps
+        start_layer: 2               # optional, as are root_level, decode_positions, max_frames, fps and sampling
         thresholds:
           videomme: [0.85, 0.55]     # spatial, temporal
           default: [0.80, 0.60]      # optional: every other task
@@ -24,31 +24,40 @@ import yaml
 from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.formats import FORMATS
 from sttm_lmms.errors import unknown
+from sttm_lmms.methods.base import DecodePositions
+
+UNIFORM_FPS = "uniform_fps"
+"""The frame sampling of all published runs, see ``VideoSettings``."""
 
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
-_MODEL_KEYS = {"family", "size", "start_layer", "root_level", "max_frames", "fps", "thresholds"}
+_OPTIONAL = {"start_layer", "root_level", "decode_positions", "max_frames", "fps", "sampling"}
+_MODEL_KEYS = {"family", "size", "thresholds", *_OPTIONAL}
 _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """At most ``max_frames`` frames, sampled at ``fps`` a second."""
+    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in ``VideoSettings``."""
 
     max_frames: int
     fps: float
+    sampling: str = "model"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of one model on one benchmark; see :class:`~sttm_lmms.config.STTMConfig` for the first four."""
+    """Settings of one model on one benchmark: :class:`~sttm_lmms.config.STTMConfig` has the first five, the frame
+    sampling of ``VideoSettings`` the others."""
 
     spatial_threshold: float
     temporal_threshold: float
     root_level: int
     start_layer: int
+    decode_positions: DecodePositions
     max_frames: int
     fps: float
+    sampling: str
 
     @property
     def config(self) -> STTMConfig:
@@ -58,6 +67,7 @@ class Preset:
             temporal_threshold=self.temporal_threshold,
             root_level=self.root_level,
             start_layer=self.start_layer,
+            decode_positions=self.decode_positions,
         )
 
 
@@ -98,8 +108,10 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
                     temporal_threshold=float(thresholds[1]),
                     root_level=model.get("root_level", 1),
                     start_layer=model.get("start_layer", 2),
+                    decode_positions=model.get("decode_positions", "continue"),
                     max_frames=model.get("max_frames", frames.max_frames),
                     fps=float(model.get("fps", frames.fps)),
+                    sampling=model.get("sampling", UNIFORM_FPS),
                 )
     known = "; ".join(f"{model['family']} {model['size']} on {', '.join(model['thresholds'])}" for model in models)
     raise ValueError(f"preset {preset!r} has nothing for {family} {size} on task {task!r}. It has: {known}")
@@ -108,6 +120,8 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 def resolve_frames(family: str, task: str) -> Frames:
     """The frames of the published runs of a family on a task; tasks that are not in the paper get the family's default.
 
+    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else.
+
     Raises:
         ValueError: the family is unknown.
     """
@@ -115,7 +129,8 @@ def resolve_frames(family: str, task: str) -> Frames:
     if family not in families:
         raise unknown("family", family, families)
     known = families[family]
-    return Frames(**known.get(benchmark_of(task) or "", known["default"]))
+    ours = task == "vnbench" or task.startswith("sttm_")
+    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=UNIFORM_FPS if ours else "model")
 
 
 def benchmark_of(task: str) -> str | None:
