@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
-from sttm_lmms.methods import METHODS, get_method
+from sttm_lmms.methods import get_method, method_names
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
     own = [f.name for f in fields(WrapperArguments) if f.name != "method_settings" and f.name not in refused]
     method = str(values.get("method", "sttm"))
     settings = method_hints(method)
-    elsewhere = {name for other in METHODS for name in method_hints(other)}
+    elsewhere = {name for other in method_names() for name in method_hints(other)}
     for name in values:
         if name in own or name in settings:
             continue
@@ -117,7 +117,11 @@ def _check_choice_of_tokens(arguments: WrapperArguments) -> None:
 
 def method_hints(method: str) -> dict[str, Any]:
     """Names and types of a method's settings; empty for ``none``. An unknown method is a ``ValueError``."""
-    return {} if method == "none" else get_type_hints(get_method(method).config_class)
+    if method == "none":
+        return {}
+    cls = get_method(method)
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls) if f.init}
 
 
 def parse_value(name: str, value: Any, hint: Any) -> Any:
@@ -161,5 +165,23 @@ def _fail() -> Any:
     raise ValueError
 
 
-_READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str, Path: lambda v: Path(_read_str(v))}
-_MEANS = {bool: "True or False", int: "an integer", float: "a number", str: "a text", Path: "a path"}
+def _read_numbers(value: Any) -> tuple[int, ...]:
+    return tuple(_read_int(part) for part in str(value).strip("()[]").split(":"))
+
+
+_READERS = {
+    tuple[int, ...]: _read_numbers,
+    bool: _read_bool,
+    int: _read_int,
+    float: _read_float,
+    str: _read_str,
+    Path: lambda v: Path(_read_str(v)),
+}
+_MEANS = {
+    tuple[int, ...]: "integers with colons between them, such as 0:2:4",
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}

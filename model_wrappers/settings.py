@@ -42,7 +42,7 @@ def default_settings(arguments: WrapperArguments, family: str) -> TaskSettings:
 def _config(arguments: WrapperArguments) -> Any:
     if arguments.method == "none":
         return None
-    return get_method(arguments.method).config_class(**arguments.method_settings)
+    return get_method(arguments.method)(**arguments.method_settings)
 
 
 def _video(arguments: WrapperArguments, max_frames: int, fps: float) -> VideoSettings:

@@ -19,26 +19,56 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """Where one video's tokens stand in a sequence: ``T*H*W`` contiguous tokens in row-major (t, y, x) order.
+    """Where one video's ``T*H*W`` tokens stand in a sequence, in row-major (t, y, x) order.
 
     Attributes:
         start: index of the first visual token in its row of ``input_ids`` / ``inputs_embeds``.
         grid: (T, H, W).
         row: batch row.
+        pieces: ``(start, length)`` of each run of tokens, ascending, where other tokens (timestamps, marks of frames)
+            stand between them; None for one run. A survivor stays in the piece of its representative, and a piece that
+            empties leaves its surroundings as they are.
+
+    Raises:
+        ValueError: the pieces overlap, do not begin at ``start``, or do not hold T*H*W tokens.
     """
 
     start: int
     grid: tuple[int, int, int]
     row: int = 0
+    pieces: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pieces is None:
+            return
+        ends = [start + length for start, length in self.pieces]
+        if (
+            not self.pieces
+            or self.pieces[0][0] != self.start
+            or any(start < end for (start, _), end in zip(self.pieces[1:], ends, strict=False))
+            or sum(length for _, length in self.pieces) != self.length
+        ):
+            raise ValueError(
+                f"pieces={self.pieces} must begin at start={self.start}, ascend without overlap and hold "
+                f"{self.length} tokens, the {self.grid} grid"
+            )
 
     @property
     def length(self) -> int:
+        """Visual tokens."""
         t, h, w = self.grid
         return t * h * w
 
     @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """``(start, length)`` of each run of tokens."""
+        return self.pieces or ((self.start, self.length),)
+
+    @property
     def end(self) -> int:
-        return self.start + self.length
+        """Index after the last visual token."""
+        start, length = self.runs[-1]
+        return start + length
 
 
 @dataclass(frozen=True)
@@ -137,8 +167,6 @@ class Kept:
         owner: ``[N]`` int64, for each input token the kept one that now stands for it; -1 where it was dropped.
         boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)``, ends exclusive: the cells of the kept token's own node, for
             pictures; None where a token is one cell.
-        residual: ``[N', C]``, only of a method that acts at attention's input (:class:`Stage` ``"attention"``): what
-            goes on in the residual stream while ``features`` feed attention.
         info: plain numbers worth reporting, such as the thresholds that a budget search found.
     """
 
@@ -146,7 +174,6 @@ class Kept:
     index: torch.Tensor
     owner: torch.Tensor
     boxes: torch.Tensor | None = None
-    residual: torch.Tensor | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

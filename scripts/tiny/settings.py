@@ -9,42 +9,34 @@ from typing import Any, Literal
 
 import torch
 
-from sttm_lmms import MergedTokens, STTMConfig
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.mini import MiniVideo
 from sttm_lmms.benchmarks.mini.objects import GRID
 from sttm_lmms.benchmarks.mini.questions import Event
-from sttm_lmms.config import MethodConfig
 from sttm_lmms.demo import QWEN_VIDEO, SQUARE_SIZES, shipped
-from sttm_lmms.methods import METHODS, Method
+from sttm_lmms.methods import register_method
+from sttm_lmms.methods.base import LayerMethod, Probe, Scratch
 from sttm_lmms.methods.frames import FramesConfig
 from sttm_lmms.methods.pool import PoolConfig
 from sttm_lmms.methods.random import RandomConfig
+from sttm_lmms.types import Kept, Tokens
 from sttm_lmms.video import VideoSettings
 
 Oracle = Literal["needles removed", "as many others removed"]
 
 
+@register_method("remove_cells")
 @dataclass(frozen=True)
-class RemoveCells(MethodConfig):
+class RemoveCells(LayerMethod):
     """Drop the given cells ``(t, y, x)`` of a video."""
 
     cells: tuple[tuple[int, int, int], ...] = ()
 
-
-def remove_cells(features: torch.Tensor, config: RemoveCells, head_dim: int | None = None) -> MergedTokens:
-    """``features [T, H, W, C]`` without ``config.cells``."""
-    t, h, w, _ = features.shape
-    stay = torch.ones(t, h, w, dtype=torch.bool)
-    for cell in config.cells:
-        stay[cell] = False
-    places = stay.nonzero()
-    boxes = torch.cat((places, places[:, 1:] + 1), 1)
-    source = torch.full((t, h, w), -1)
-    source[stay] = torch.arange(len(places))
-    return MergedTokens(features[stay.to(features.device)], boxes, torch.ones(len(places), dtype=torch.long), source)
-
-
-METHODS["remove_cells"] = Method("remove_cells", f"{__name__}:RemoveCells", f"{__name__}:remove_cells")
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        stay = torch.ones(tokens.grid, dtype=torch.bool)
+        for cell in self.cells:
+            stay[cell] = False
+        return Kept.select(tokens, stay.flatten().nonzero()[:, 0].to(tokens.features.device))
 
 
 @dataclass(frozen=True)

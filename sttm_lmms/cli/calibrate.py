@@ -34,9 +34,10 @@ def calibrate(
     import torch
     import yaml
 
+    from sttm_lmms import STTMConfig
     from sttm_lmms.benchmarks.presets import size_of
     from sttm_lmms.cli.videos import load_model, video_settings, videos_of
-    from sttm_lmms.config import STTMConfig, check_integer
+    from sttm_lmms.config import check_integer
     from sttm_lmms.methods.sttm.budget import calibrate as search
     from sttm_lmms.runtime.hidden import video_states
 

@@ -23,7 +23,7 @@ class Stage(NamedTuple):
 
     ``site`` is ``"layer"`` (the residual stream in front of the layer), ``"mlp"`` (the residual stream between the
     layer's attention and its MLP) or ``"attention"`` (the normed input of the layer's attention; the residual stream
-    goes on with ``Kept.residual``).
+    goes on with the survivors' own rows).
     """
 
     layer: int

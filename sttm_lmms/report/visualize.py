@@ -116,7 +116,7 @@ def make_config(method: str, settings: Mapping[str, str]) -> Any:
     Raises:
         ValueError: an unknown method or setting, or a value that the method refuses.
     """
-    config_class = get_method(method).config_class
+    config_class = get_method(method)
     known = [field.name for field in fields(config_class)]
     for name in settings:
         if name not in known:
@@ -147,12 +147,13 @@ def pixel_features(frames: np.ndarray, side: int = 14) -> Any:
 def _by_pixels(
     path: Path, sampling: VideoSettings, method: str, configs: Sequence[Any]
 ) -> tuple[Video, list[MergedTokens]]:
+    from sttm_lmms.runtime.videos import reduce_grid
     from sttm_lmms.video import probe, read_frames, sample_uniform_fps
 
     info = probe(path, sampling.backend)
     video = read_frames(info, sample_uniform_fps(info, sampling.fps, sampling.max_frames), sampling.backend)
     features = pixel_features(video.frames)
-    return video, [get_method(method).merge_function(features, config, head_dim=16) for config in configs]
+    return video, [reduce_grid(config, features, head_dim=16) for config in configs]
 
 
 def _by_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,8 +32,13 @@ def find_decoder(model: nn.Module) -> Any:
 
 def uses_mrope(decoder: Any) -> bool:
     """True if the decoder rotates by (t, h, w) positions (Qwen2-VL), False for one position per token."""
-    rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
-    return "mrope_section" in rope
+    return bool(mrope_section(decoder.config))
+
+
+def mrope_section(config: Any) -> list[int]:
+    """How many rotary frequencies belong to t, h and w; empty for one position per token."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return list(rope.get("mrope_section") or ())
 
 
 def head_dim(decoder: Any) -> int:
@@ -45,11 +51,19 @@ def layer_types(decoder: Any) -> list[str]:
     return list(getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers))
 
 
-def layer_mask(decoder: Any, hidden: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, layer: int) -> Any:
+def layer_mask(
+    decoder: Any,
+    hidden: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: Cache | None,
+    layer: int,
+    visible: Callable[..., Any] | None = None,
+) -> Any:
     """Causal mask for ``hidden`` ``[B, S, C]`` in ``layer``, sized by that layer's own KV length.
 
-    ``mask`` is the 2-D padding mask ``[B, past + S]`` of that layer's sequence, None without padding. The result is
-    what the attention backend wants: None, a 4-D mask, a 2-D mask (flash) or a block mask.
+    ``mask`` is the 2-D padding mask ``[B, past + S]`` of that layer's sequence, None without padding; ``visible``
+    narrows what a query sees. The result is what the attention backend wants: None, a 4-D mask, a 2-D mask (flash) or
+    a block mask.
     """
     kind = layer_types(decoder)[layer]
     if kind not in _MASKS:
@@ -61,6 +75,7 @@ def layer_mask(decoder: Any, hidden: torch.Tensor, mask: torch.Tensor | None, ca
         past_key_values=cache,
         position_ids=None,
         layer_idx=layer,
+        and_mask_function=visible,
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -29,18 +32,21 @@ def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
             "LLaVA-OneVision) and qwen2_vl models; pass spans= to reduce_tokens for any other decoder"
         )
     spans = []
-    for row, start, length in _runs(input_ids == video_token):
-        grid = find_grid(config, row, start, length, position_ids)
-        spans.append(VideoSpan(start, grid, row))
+    for row, ids in enumerate(input_ids.tolist()):
+        for start, length in runs_of(ids, video_token):
+            spans.append(VideoSpan(start, find_grid(config, row, start, length, position_ids), row))
     return spans
 
 
-def _runs(mask: torch.Tensor) -> list[tuple[int, int, int]]:
-    """(row, start, length) of each run of True in ``mask`` ``[B, L]``."""
-    padded = torch.nn.functional.pad(mask.to(torch.int8), (1, 1))
-    steps = padded.diff(dim=-1)
-    starts, ends = (steps == 1).nonzero().tolist(), (steps == -1).nonzero().tolist()
-    return [(row, start, end - start) for (row, start), (_, end) in zip(starts, ends, strict=True)]
+def runs_of(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
+    """``(start, length)`` of each run of ``token`` in one sequence."""
+    runs, start = [], 0
+    for is_token, group in groupby(ids, key=lambda one: one == token):
+        length = sum(1 for _ in group)
+        if is_token:
+            runs.append((start, length))
+        start += length
+    return runs
 
 
 def _llava_grid(config: Any, row: int, start: int, length: int, _: torch.Tensor | None) -> tuple[int, int, int]:
@@ -63,11 +69,18 @@ def _mrope_grid(
 ) -> tuple[int, int, int]:
     """The grid is read off the (t, h, w) positions, because `generate` does not hand `video_grid_thw` on."""
     if position_ids is not None and position_ids.ndim == 3:
-        places = position_ids[-3:, min(row, position_ids.shape[1] - 1), start : start + length]
-        t, h, w = (len(axis.unique()) for axis in places)
+        places = position_ids[-3:, min(row, position_ids.shape[1] - 1), start : start + length].tolist()
+        t, h, w = (len(set(axis)) for axis in places)
         if t * h * w == length:
             return t, h, w
     raise UnsupportedModelError(
         f"row {row} has {length} video tokens from position {start} on without 3-D (t, h, w) positions; pass the "
         "processor's `mm_token_type_ids` and `video_grid_thw` to generate or forward, or M-RoPE falls back to 1-D"
     )
+
+
+def expand_spans(spans: Sequence[VideoSpan], rows: int) -> list[VideoSpan]:
+    """Spans for a batch whose rows were repeated in place (beams, several sequences per prompt)."""
+    given = max((span.row for span in spans), default=0) + 1
+    times = max(1, rows // given)
+    return [replace(span, row=span.row * times + copy) for span in spans for copy in range(times)]

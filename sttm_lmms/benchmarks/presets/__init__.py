@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.formats import FORMATS
-from sttm_lmms.config import STTMConfig
 from sttm_lmms.errors import unknown
 
 _FOLDER = Path(__file__).parent
