@@ -192,7 +192,7 @@ class FrameFusionMergeConfig(RatioMethod):
         return (Stage(self.start_layer, "attention"),)
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
-        """Merge the most similar tokens. ``residual`` stays None: the residual stream is selected by ``index``."""
+        """Merge the most similar tokens."""
         if self.ratio is not None:
             number = min(int(self.ratio * len(tokens)), len(tokens) - 1)
         else:

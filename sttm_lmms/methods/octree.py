@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from sttm_lmms.config import check_choice, check_integer, check_number
 from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, Scratch, from_published, most_within
-from sttm_lmms.methods.sttm.quadtree import OddEdge, nodes_over_cells, with_extent, pyramid_sizes
+from sttm_lmms.methods.sttm.quadtree import OddEdge, nodes_over_cells, pyramid_sizes, with_extent
 from sttm_lmms.methods.sttm.similarity import EPS, row_dots, row_norms
 from sttm_lmms.types import Kept, Tokens
 

@@ -49,16 +49,6 @@ def test_a_short_prompt_has_fewer_sinks() -> None:
     assert method._sizes(1000) == (8, 100)
 
 
-def test_the_share_of_entries_is_told() -> None:
-    embeds, span = recorded.prompt("none_T12")
-    decoder = SlowDecoder(recorded.model(), StreamingLLMConfig(window=100), span)
-    with torch.no_grad():
-        decoder.prefill(embeds)
-        decoder.step(1)
-        decoder.step(1)
-    assert decoder.scratch["kv_share"] == pytest.approx(100 / (len(embeds) + 2))
-
-
 def test_only_a_fixed_window_shares_prefixes() -> None:
     assert StreamingLLMConfig(window=100).shares_prefix
     assert not StreamingLLMConfig(budget=0.3).shares_prefix
