@@ -14,6 +14,7 @@ Merging: a run of marked tokens joins the token before it; that becomes the plai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -227,7 +228,7 @@ class Chain:
         return cls(order, similarity)
 
     def merge(self, tokens: Tokens, number: int) -> Kept:
-        """Let the ``number`` (below N) most similar tokens join the one before them."""
+        """Let the ``number`` (below N) most similar tokens join the one before them; ``info`` counts all that joined."""
         joins = torch.zeros_like(self.order, dtype=torch.bool)
         joins[self.similarity.argsort(descending=True, stable=True)[:number]] = True
         left = len(self.order) - number
@@ -238,4 +239,4 @@ class Chain:
         owner = torch.empty_like(self.order)
         owner[self.order] = rank[(~joins).cumsum(0) - 1]
         features = group_means(tokens.features, owner, left).to(tokens.features.dtype)
-        return Kept(features, index, owner, info={"merged": number})
+        return Kept(features, index, owner, info={"merged": math.prod(tokens.grid) - left})
