@@ -228,7 +228,7 @@ class Chain:
         return cls(order, similarity)
 
     def merge(self, tokens: Tokens, number: int) -> Kept:
-        """Let the ``number`` (below N) most similar tokens join the one before them; ``info`` counts all that joined."""
+        """Let the ``number`` (below N) most similar tokens join the one before; ``info`` counts all that ever did."""
         joins = torch.zeros_like(self.order, dtype=torch.bool)
         joins[self.similarity.argsort(descending=True, stable=True)[:number]] = True
         left = len(self.order) - number
