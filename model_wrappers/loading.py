@@ -9,7 +9,7 @@ from sttm_lmms.model_wrappers.placement import Placement
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.families import layout_of, load_pretrained
+from sttm_lmms.families import get_family, layout_of, load_pretrained
 from sttm_lmms.families.checkpoint import resolve_checkpoint
 
 
@@ -20,9 +20,9 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
         CheckpointError: it cannot be read, or is of another architecture.
     """
     folder = resolve_checkpoint(arguments.pretrained)
-    found = layout_of(folder)[0].name
-    if "qwen2_vl" in (found, family) and found != family:
-        raise CheckpointError(f"{arguments.pretrained} is a {found} checkpoint: use --model sttm_{found}")
+    found = layout_of(folder)[0]
+    if found.architectures != get_family(family).architectures:
+        raise CheckpointError(f"{arguments.pretrained} is a {found.name} checkpoint: use --model sttm_{found.name}")
     options: dict[str, Any] = {}
     if arguments.load_in_4bit:
         from transformers import BitsAndBytesConfig

@@ -70,17 +70,23 @@ class VideoSpan:
         start, length = self.runs[-1]
         return start + length
 
+    def places(self) -> list[int]:
+        """Index of each of its tokens in the row."""
+        return [place for start, length in self.runs for place in range(start, start + length)]
+
 
 @dataclass(frozen=True)
 class VisionFeatures:
     """One video (or image) after the vision tower, as it is stored on disk and reused between questions.
 
     Attributes:
-        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; Qwen2-VL: after the patch
-            merger ``[T, H, W, C]``.
+        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; the Qwen families: after the
+            patch merger ``[T, H, W, C]``, Qwen3-VL with the features of its deepstack layers behind them
+            ``[T, H, W, (1 + D) * C]``; InternVL: after the projector ``[T, H, W, C]`` (an image: one T a tile).
         kind: ``"video"`` or ``"image"``.
         metadata: plain values: ``vid, video_time, frame_time, num_frames`` (LLaVA), or
-            ``video_sample_fps, video_grid_thw`` (Qwen2-VL). Images: ``image_size`` (height, width), ``image_grid_thw``.
+            ``video_sample_fps, video_grid_thw`` (Qwen families), and ``video_fps, frame_indices`` (Qwen3-VL). Images:
+            ``image_size`` (height, width), ``image_grid_thw``.
         projected: True if ``tensor`` is ``[T, H, W, C]`` in the decoder's channels already, see :meth:`Family.project`.
     """
 
@@ -88,6 +94,27 @@ class VisionFeatures:
     kind: str = "video"
     metadata: dict[str, Any] = field(default_factory=dict)
     projected: bool = False
+
+
+@dataclass(frozen=True)
+class Deepstack:
+    """Visual features that a decoder adds to the hidden states behind its first layers (Qwen3-VL).
+
+    Attributes:
+        mask: ``[B, L]`` bool, the visual tokens.
+        features: one ``[N, C]`` for each of the first layers, the N visual tokens of all rows in order.
+    """
+
+    mask: torch.Tensor
+    features: tuple[torch.Tensor, ...]
+
+    def inputs(self, rows: int, length: int) -> dict[str, Any]:
+        """The decoder's arguments for the first ``length`` tokens, which hold all visuals, in ``rows`` equal rows."""
+        times = rows // len(self.mask)
+        return {
+            "visual_pos_masks": self.mask[:, :length].repeat(times, 1),
+            "deepstack_visual_embeds": [features.repeat(times, 1) for features in self.features],
+        }
 
 
 @dataclass(frozen=True)
@@ -103,6 +130,7 @@ class PreparedInput:
         prefix_length: tokens that do not depend on the question: everything up to the last visual token and, where
             the checkpoint uses one, the time instruction after it.
         visual_tokens: all visual tokens of the sequence, newlines included.
+        deepstack: what the decoder adds behind its first layers, None for decoders that add nothing.
     """
 
     input_ids: torch.Tensor
@@ -111,6 +139,7 @@ class PreparedInput:
     spans: tuple[VideoSpan, ...]
     prefix_length: int
     visual_tokens: int
+    deepstack: Deepstack | None = None
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def extract(
     if size:
         config = loaded.model.config
         for name in FORMS:
-            if name == "pooled" and loaded.family.name == "qwen2_vl":
+            if name == "pooled" and not loaded.family.poolable:
                 continue
             space = estimate_size(
                 videos, lambda info: feature_shape(loaded.family.name, config, info, settings), precision, name

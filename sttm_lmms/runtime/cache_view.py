@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from sttm_lmms.decoder import keys_values, uses_mrope
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.runtime.decoder import keys_values, uses_mrope
 from sttm_lmms.runtime.probe import AttentionInputs, rotate_half
 from sttm_lmms.runtime.tracks import CacheState
 

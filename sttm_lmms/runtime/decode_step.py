@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sttm_lmms.runtime.decoder import layer_types
+from sttm_lmms.decoder import layer_types
 from sttm_lmms.runtime.tracks import CacheState
 
 AHEAD = 64

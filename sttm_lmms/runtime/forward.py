@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from sttm_lmms.decoder import layer_mask, layer_types
 from sttm_lmms.methods.base import Method
-from sttm_lmms.runtime.decoder import layer_mask, layer_types
 from sttm_lmms.runtime.report import StageEvent
 from sttm_lmms.runtime.timing import Mark
 from sttm_lmms.runtime.tracks import CacheState, Track, contiguous, extend_mask, plus_real

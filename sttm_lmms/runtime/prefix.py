@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from sttm_lmms.runtime.decoder import cached_layers, keys_values
+from sttm_lmms.decoder import cached_layers, keys_values
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
 from sttm_lmms.runtime.tracks import CacheState

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from sttm_lmms.decoder import keys_values, mrope_section
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.runtime.decoder import keys_values, mrope_section
 
 
 class AttentionInputs:

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from sttm_lmms.decoder import check_cache, find_decoder, head_dim, uses_mrope
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method, Stage
 from sttm_lmms.runtime import decode_step
 from sttm_lmms.runtime.cache_view import StepView
-from sttm_lmms.runtime.decoder import check_cache, find_decoder, head_dim, uses_mrope
 from sttm_lmms.runtime.forward import Forward
 from sttm_lmms.runtime.probe import AttentionInputs, VideoProbe
 from sttm_lmms.runtime.report import Reduction, Report, StageEvent, Timeline, tokens_of_layers
