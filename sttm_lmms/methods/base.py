@@ -107,11 +107,7 @@ class Method:
         return ()
 
     def edit_cache(self, cache: CacheView, scratch: Scratch) -> None:
-        """Edit the KV cache at a decode step; see :class:`CacheView`.
-
-        A method that narrows what the step sees writes the share of the entries that its layers then attend to into
-        ``scratch["kv_share"]``, a number in (0, 1], for reports.
-        """
+        """Edit the KV cache at a decode step; see :class:`CacheView`."""
 
     def visible(self, prompt_tokens: int) -> Callable[[Any, Any, Any, Any], Any] | None:
         """A mask function ``(batch, head, query, key) -> bool`` that narrows causal attention over a prompt of that

@@ -159,7 +159,6 @@ class DyCokeConfig(DyCokeStage1Config):
         index = torch.cat((entry[:start], start + best, entry[stop:]))
         for layer in range(self.prune_layer, cache.layers):
             cache.attend(layer, index)
-        scratch["kv_share"] = len(index) / total
 
 
 def pruned_frames(frames: int) -> dict[int, int]:

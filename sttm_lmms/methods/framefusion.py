@@ -14,6 +14,7 @@ Merging: a run of marked tokens joins the token before it; that becomes the plai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -192,7 +193,7 @@ class FrameFusionMergeConfig(RatioMethod):
         return (Stage(self.start_layer, "attention"),)
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
-        """Merge the most similar tokens. ``residual`` stays None: the residual stream is selected by ``index``."""
+        """Merge the most similar tokens."""
         if self.ratio is not None:
             number = min(int(self.ratio * len(tokens)), len(tokens) - 1)
         else:
@@ -227,7 +228,7 @@ class Chain:
         return cls(order, similarity)
 
     def merge(self, tokens: Tokens, number: int) -> Kept:
-        """Let the ``number`` (below N) most similar tokens join the one before them."""
+        """Let the ``number`` (below N) most similar tokens join the one before; ``info`` counts all that ever did."""
         joins = torch.zeros_like(self.order, dtype=torch.bool)
         joins[self.similarity.argsort(descending=True, stable=True)[:number]] = True
         left = len(self.order) - number
@@ -238,4 +239,4 @@ class Chain:
         owner = torch.empty_like(self.order)
         owner[self.order] = rank[(~joins).cumsum(0) - 1]
         features = group_means(tokens.features, owner, left).to(tokens.features.dtype)
-        return Kept(features, index, owner, info={"merged": number})
+        return Kept(features, index, owner, info={"merged": math.prod(tokens.grid) - left})

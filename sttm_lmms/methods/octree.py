@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from sttm_lmms.config import check_choice, check_integer, check_number
 from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, Scratch, from_published, most_within
-from sttm_lmms.methods.sttm.quadtree import OddEdge, _nodes_over_cells, _with_extent, pyramid_sizes
+from sttm_lmms.methods.sttm.quadtree import OddEdge, nodes_over_cells, pyramid_sizes, with_extent
 from sttm_lmms.methods.sttm.similarity import EPS, row_dots, row_norms
 from sttm_lmms.types import Kept, Tokens
 
@@ -138,7 +138,7 @@ class Octrees:
         flat = pyramid_sizes(height, width)[root_level:] or [(height, width)]
         sizes = [(min(depth, h, w), h, w) for h, w in flat]
         axes = [
-            [table.to(grid.device) for table in _with_extent(_nodes_over_cells(list(side)))]
+            [table.to(grid.device) for table in with_extent(nodes_over_cells(list(side)))]
             for side in zip(*sizes, strict=True)
         ]
         node, first, end = (tuple(tables) for tables in zip(*axes, strict=True))
@@ -234,11 +234,14 @@ def _min_child_similarity(children: torch.Tensor, parents: torch.Tensor, odd_edg
         return lowest
 
     # The published code fills the missing child slots on an odd side with the first child of the cube.
-    first = [torch.arange(n, device=children.device) < o for n, o in zip(parents.shape[1:4], odd, strict=True)]
+    first = [torch.arange(n) < o for n, o in zip(parents.shape[1:4], odd, strict=True)]
     border = first[0][:, None, None] | first[1][:, None] | first[2]
-    parent = torch.arange(len(parent_rows), device=children.device).view(parents.shape[:4])[:, border].flatten()
-    corner = parent // parents[0, ..., 0].numel() * children[0, ..., 0].numel()
+    border = border.flatten().nonzero().squeeze(1).to(children.device)  # a matter of the shape: no look at the device
+    tree = torch.arange(len(parents), device=children.device)[:, None]
+    parent = (tree * parents[0, ..., 0].numel() + border).flatten()
+    corner = (tree * children[0, ..., 0].numel()).expand(-1, len(border)).flatten()
     dots = row_dots(parent_rows, child_rows, parent, corner, heads=1)[:, 0]
-    cosine = (dots / (parent_norms[parent] * child_norms[corner])).view(len(parents), -1)
-    lowest[:, border] = torch.minimum(lowest[:, border], cosine)
-    return lowest
+    cosine = dots / (parent_norms[parent] * child_norms[corner])
+    flat = lowest.flatten()
+    flat[parent] = torch.minimum(flat[parent], cosine)
+    return flat.view_as(lowest)

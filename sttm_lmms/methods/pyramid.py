@@ -6,7 +6,7 @@ A baseline of STTM's paper (arXiv 2507.07990) in the manner of PyramidDrop (arXi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -34,9 +34,8 @@ class PyramidConfig(Method):
 
     Attributes:
         layers: in front of which layers frames shrink, ascending.
-        sizes: sides n of the n x n grid that a frame has from each of these layers on. ``layers`` and ``sizes`` may
-            also be written ``"0-2-4"``, for command lines. A size above the current grid, on which the published code
-            crashes, is refused.
+        sizes: sides n of the n x n grid that a frame has from each of these layers on. A size above the current grid,
+            on which the published code crashes, is refused.
         budget: share of the tokens that are left after the last of ``layers``, in (0, 1]; each layer removes the same
             share. Sizes are the nearest within it, of the frame's own shape. At least one token a frame is kept.
         decode_positions: see :class:`~sttm_lmms.methods.base.LayerMethod`.
@@ -128,11 +127,7 @@ def nearest_size(current: tuple[int, int], whole: tuple[int, int], share: float)
 
 
 def _integers(name: str, value: Any, low: int) -> tuple[int, ...]:
-    if isinstance(value, str):
-        parts: Iterable[Any] = [int(part) if part.isdecimal() else part for part in value.split("-")]
-    else:
-        parts = value if isinstance(value, (list, tuple)) else (value,)
-    numbers = tuple(parts)
+    numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     for number in numbers:
         check_integer(name, number, low)
     return numbers

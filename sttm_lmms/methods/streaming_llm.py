@@ -89,8 +89,6 @@ class StreamingLLMConfig(Method):
     def edit_cache(self, cache: CacheView, scratch: Scratch) -> None:
         """Evict what is older than the window, so that with the new token each layer holds ``window`` entries."""
         sinks, window = self._sizes(cache.prompt_tokens)
-        scratch["steps"] = scratch.get("steps", 0) + 1
-        scratch["kv_share"] = min(1.0, window / (cache.prompt_tokens + scratch["steps"]))
         kept: dict[int, torch.Tensor] = {}
         for layer in range(cache.layers):
             length = cache.length(layer)

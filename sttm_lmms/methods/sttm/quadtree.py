@@ -57,9 +57,9 @@ class Layout:
     def of(cls, height: int, width: int, root_level: int, device: torch.device) -> Layout:
         """The layout of a ``height x width`` grid whose quadtrees start at ``root_level``, at most the finest."""
         sizes = tuple(pyramid_sizes(height, width)[root_level:]) or ((height, width),)
-        rows = _nodes_over_cells([h for h, _ in sizes])
-        columns = _nodes_over_cells([w for _, w in sizes])
-        return cls(sizes, *(table.to(device) for table in (*_with_extent(rows), *_with_extent(columns))))
+        rows = nodes_over_cells([h for h, _ in sizes])
+        columns = nodes_over_cells([w for _, w in sizes])
+        return cls(sizes, *(table.to(device) for table in (*with_extent(rows), *with_extent(columns))))
 
     def coordinates(self, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Frame, row and column of flat cell indices into ``[T, H, W]``."""
@@ -77,7 +77,7 @@ class Layout:
         return values[:, self.row[level]][:, :, self.column[level]]
 
 
-def _nodes_over_cells(lengths: list[int]) -> torch.Tensor:
+def nodes_over_cells(lengths: list[int]) -> torch.Tensor:
     """``[L, n]``: per level, the node over each of the n cells along one side. ``lengths`` is coarsest first."""
     index = [torch.arange(lengths[-1])]
     for length in reversed(lengths[1:]):
@@ -86,7 +86,8 @@ def _nodes_over_cells(lengths: list[int]) -> torch.Tensor:
     return torch.stack(index)
 
 
-def _with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each cell along one side: the node over it, and the first cell and the end (exclusive) of that node."""
     return node, torch.searchsorted(node, node), torch.searchsorted(node, node, right=True)
 
 
