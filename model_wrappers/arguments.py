@@ -21,7 +21,8 @@ class WrapperArguments:
         pretrained: hub id or local folder, in the original or in the Hugging Face layout.
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
-        max_frames, fps: frame sampling; by default the preset's or the family's.
+        video: ``official`` for the maker's own frames, fps and pixel limits; by default those of the published runs.
+        max_frames, fps: frame sampling; by default those of ``video``, of the preset or of the family.
         sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of presets) or ``model``.
         newline: newline mode of the LLaVA family; by default the checkpoint's without reduction, ``no_token`` with it.
         attn_implementation: by default what transformers picks.
@@ -36,7 +37,7 @@ class WrapperArguments:
         keep: videos whose prefix (or features) is held at a time.
         host_cache_gb: host memory for the prefixes of more videos, for runs that come back to them.
         features: folder of stored features; no video is opened then.
-        min_pixels, max_pixels: frame size, Qwen2-VL only.
+        min_pixels, max_pixels: frame size, Qwen families only.
         load_in_4bit: bitsandbytes quantisation through transformers.
         method_settings: settings of the method, by name.
     """
@@ -44,6 +45,7 @@ class WrapperArguments:
     pretrained: str
     method: str = "sttm"
     preset: str | None = None
+    video: str | None = None
     max_frames: int | None = None
     fps: float | None = None
     sampling: Literal["model", "uniform_fps"] | None = None
@@ -102,7 +104,12 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
 
 
 def _check_choice_of_tokens(arguments: WrapperArguments) -> None:
-    """STTM needs to know how much to merge, from exactly one source."""
+    """STTM needs to know how much to merge, from exactly one source; so do the frames."""
+    if arguments.preset and arguments.video:
+        raise ValueError(
+            f"preset={arguments.preset!r} holds the frames that its thresholds were found with: leave out "
+            f"video={arguments.video!r}, or give budget instead of the preset"
+        )
     sources = {"preset", "budget", "spatial_threshold", "temporal_threshold"}
     given = sources & {*arguments.method_settings, *(["preset"] if arguments.preset else [])}
     if arguments.preset and arguments.method != "sttm":

@@ -50,8 +50,13 @@ REFUSED: dict[str, str] = {
     "Glm4vMoeForConditionalGeneration": _CODED_TIME,
     "Qwen3_5ForConditionalGeneration": _RECURRENT,
     "Qwen3_5MoeForConditionalGeneration": _RECURRENT,
+    "glm4v": _CODED_TIME,
+    "glm4v_moe": _CODED_TIME,
+    "qwen3_5": _RECURRENT,
+    "qwen3_5_moe": _RECURRENT,
 }
-"""Architectures that were looked at and cannot be reduced yet -> what is missing (see ``docs/model_families.md``)."""
+"""Architectures and model types that were looked at and cannot be reduced yet -> what is missing (see
+``docs/model_families.md``)."""
 
 
 def get_family(name: str) -> Family:

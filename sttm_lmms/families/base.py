@@ -28,7 +28,7 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """``model_type`` of the configurations of transformers' classes."""
     start_layer: ClassVar[int] = 2
-    """Decoder layer in front of which commands and wrappers reduce where nobody says another."""
+    """Decoder layer in front of which commands and wrappers merge where nobody says another; 2 is the paper's."""
     pixel_limits: ClassVar[bool] = False
     """Whether ``min_pixels`` and ``max_pixels`` bound the size of its frames."""
     newlines: ClassVar[bool] = False
@@ -48,6 +48,12 @@ class Family(ABC):
 
     model_sampling: ClassVar[str] = "model"
     """What ``VideoSettings.sampling="model"`` is here: ``"uniform_fps"`` where the model's own rule is that one."""
+
+    def method_defaults(self, method: type) -> dict[str, Any]:
+        """Settings that commands and wrappers give a method class where nobody says others: the family's own start
+        layer in place of the paper's."""
+        layer = getattr(method, "start_layer", None)
+        return {"start_layer": self.start_layer} if layer == Family.start_layer else {}
 
     @abstractmethod
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:

@@ -79,7 +79,7 @@ class TemplateFamily(Family):
             VisualTokens(
                 tokens.flatten(0, 2).to(model.dtype),
                 processor.tokenizer.convert_tokens_to_ids(pad),
-                tuple(tokens.shape[:3]) if feature.kind == "video" else None,
+                _grid(tokens) if feature.kind == "video" else None,
                 pieces,
             )
             for feature, (tokens, *_), (_, pad), pieces in zip(features, parts, written, lengths, strict=True)
@@ -156,3 +156,8 @@ def fill(pieces: Sequence[str], visuals: Sequence[tuple[str, str]]) -> tuple[lis
             segments.append(number if place % 2 else text[start:end])
         segments.append(after)
     return join_text(segments), lengths
+
+
+def _grid(tokens: torch.Tensor) -> tuple[int, int, int]:
+    t, h, w, _ = tokens.shape
+    return t, h, w

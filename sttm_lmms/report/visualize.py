@@ -49,8 +49,8 @@ def visualize(
     ] = None,
     max_frames: Annotated[int, typer.Option(help="Frames to look at, at most.")] = 16,
     fps: Annotated[float, typer.Option(help="Frames for each second of video, at most.")] = 1.0,
-    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen families).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
     film: Annotated[Film, typer.Option(help="Kind of film of each setting.")] = Film.gif,
     device: Annotated[str | None, typer.Option(help="Such as cuda; by default the CPU.")] = None,
 ) -> None:

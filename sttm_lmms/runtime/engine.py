@@ -336,7 +336,7 @@ class Engine:
         self, reducer: TokenReducer, request: Request, prepared: PreparedInput, encoded: Encoded
     ) -> Answer:
         """The whole prompt in one prefill."""
-        reducer.expect(prepared.spans, unpadded=True)
+        reducer.expect(prepared.spans, unpadded=True, deepstack=prepared.deepstack)
         mark, seconds, report = self._stopwatch.mark, self._stopwatch.seconds, reducer.report
         seen, stored = report.kv_seen, report.kv_stored
         self.counters.prefills += 1
@@ -435,7 +435,7 @@ class Engine:
 
         The continuation is fed after the prompt, so that the method sees what it would see when generating.
         """
-        reducer.expect(prepared.spans, unpadded=True)
+        reducer.expect(prepared.spans, unpadded=True, deepstack=prepared.deepstack)
         self.counters.prefills += 1
         cache = DynamicCache(config=reducer.decoder.config)
         states = reducer.decoder(

@@ -83,7 +83,7 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
     cache = DynamicCache(config=decoder.config)
     positions = prepared.position_ids
     spans = [span for span in prepared.spans if span.end <= length]
-    reducer.expect(spans, unpadded=True)
+    reducer.expect(spans, unpadded=True, deepstack=prepared.deepstack)
     decoder(
         inputs_embeds=prepared.inputs_embeds[:, :length],
         position_ids=None if positions is None else positions[..., :length],

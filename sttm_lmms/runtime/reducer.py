@@ -25,6 +25,7 @@ from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method, Stage
 from sttm_lmms.runtime import decode_step
 from sttm_lmms.runtime.cache_view import StepView
+from sttm_lmms.runtime.deepstack import Additions, added_layers
 from sttm_lmms.runtime.forward import Forward
 from sttm_lmms.runtime.probe import AttentionInputs, VideoProbe
 from sttm_lmms.runtime.report import Reduction, Report, StageEvent, Timeline, tokens_of_layers
@@ -32,7 +33,7 @@ from sttm_lmms.runtime.spans import expand_spans, locate_spans
 from sttm_lmms.runtime.timing import Stopwatch
 from sttm_lmms.runtime.tracks import CacheState, Track, contiguous, plus_real
 from sttm_lmms.runtime.videos import Batch, VideoTokens, reduce_batch
-from sttm_lmms.types import Kept, VideoSpan
+from sttm_lmms.types import Deepstack, Kept, VideoSpan
 
 
 @contextmanager
@@ -86,6 +87,7 @@ class TokenReducer:
                 raise ValueError(f"start_layer={layer} is out of range; this model has layers 0..{layers - 1}")
         self._stopwatch = Stopwatch(model, enabled=timing)
         self._spans, self._unpadded = spans, False
+        self._deepstack: Deepstack | None = None
         self._mrope = uses_mrope(self.decoder)
         devices = {parameter.device for parameter in self.decoder.layers.parameters()}
         self._plain = decode_step.is_plain(self.decoder, layers_on_one_device=len(devices) == 1)
@@ -123,10 +125,10 @@ class TokenReducer:
 
     # -- what the engine tells and asks ------------------------------------------------------------------------
 
-    def expect(self, spans: Sequence[VideoSpan], *, unpadded: bool = False) -> None:
+    def expect(self, spans: Sequence[VideoSpan], *, unpadded: bool = False, deepstack: Deepstack | None = None) -> None:
         """Where the videos of the next prefills are; ``unpadded`` promises that no row has padding, which spares a
-        look at the mask on the device."""
-        self._spans, self._unpadded = tuple(spans), unpadded
+        look at the mask on the device; ``deepstack`` is what the decoder adds, where embeddings are all it is given."""
+        self._spans, self._unpadded, self._deepstack = tuple(spans), unpadded, deepstack
 
     @property
     def edits_cache(self) -> bool:
@@ -167,12 +169,18 @@ class TokenReducer:
         spans = self._find_spans(kwargs, past)
         if past == 0:
             self.report.prefills += 1
+        if past == 0 and self._deepstack is not None:
+            kwargs.update(self._deepstack.inputs(*embeds.shape[:2]))
         if state is None and not spans and self.method is not None:
-            return None  # text only, in a cache that was never reduced: nothing to do
+            return (), kwargs  # text only, in a cache that was never reduced: nothing to do
         check_cache(cache)
         if state is None:
             state = _state_of_unreduced(kwargs, past)
         self._pass = run = self._begin(kwargs, state, spans)
+        added = added_layers(kwargs)
+        if run.videos and any(stage.layer < added for stage in self._stages):
+            additions, kwargs = Additions.take(kwargs)
+            self._hook_additions(run, additions, added)
         self._edit_cache(run, 0)
         if run.videos and Stage(0) in self._stages:
             embeds = self._reduce(run, embeds, Stage(0))
@@ -334,6 +342,18 @@ class TokenReducer:
         if run.cache is not None and run.state.videos and run.state.decodes:
             for layer in self._cache_stages - {0}:
                 self._probes[layer - 1] = AttentionInputs(layers[layer - 1])
+
+    def _hook_additions(self, run: Forward, additions: Additions, layers: int) -> None:
+        """Add deepstack features behind the first layers in place of the decoder, whose mask has the full length."""
+
+        def add(index: int, _: nn.Module, __: object, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (additions.add(run, index, output[0]), *output[1:])
+            return additions.add(run, index, output)
+
+        self._pass_handles += [
+            layer.register_forward_hook(partial(add, index)) for index, layer in enumerate(self.decoder.layers[:layers])
+        ]
 
     # -- stages ------------------------------------------------------------------------------------------------
 

@@ -82,8 +82,8 @@ class Request:
     """One question.
 
     Attributes:
-        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or a list of
-            PIL frames, ``{"type": "image", "image": PIL.Image}``.
+        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or frames as
+            :meth:`~sttm_lmms.families.Family.read_video` takes them, ``{"type": "image", "image": PIL.Image}``.
         generation: how to answer.
         config: settings of the reduction for this request; None takes the engine's.
         video: frame sampling for this request; None takes the engine's.

@@ -22,11 +22,12 @@ def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
     Raises:
         UnsupportedModelError: the model type is unknown, or the tokens of a video do not form its grid.
     """
-    from sttm_lmms.families import FAMILIES, family_of_config
+    from sttm_lmms.families import FAMILIES, REFUSED, family_of_config
 
     family = family_of_config(config)
     if family is None:
         known = dict.fromkeys(name for known in FAMILIES.values() for name in known.model_types)
+        missing = f" yet: {REFUSED[config.model_type]}" if config.model_type in REFUSED else ""
         raise UnsupportedModelError(
             f"model type {config.model_type!r} is not supported: videos are found in models of type "
             f"{', '.join(known)}; pass spans= to reduce_tokens for any other decoder"

@@ -118,7 +118,7 @@ def _qwen3_processor(tokenizer: Any) -> Any:
     )
 
 
-def _visual_ids(tokenizer: Any) -> dict[str, int]:
+def _visual_ids(tokenizer: Any) -> dict[str, Any]:
     ids = dict(zip(QWEN_TOKENS, tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS)), strict=True))
     return {
         "vision_start_token_id": ids["<|vision_start|>"],

@@ -33,8 +33,8 @@ class VideoSettings:
         fps: frames sampled per second of video, as long as that gives no more than ``max_frames``.
         backend: one of :data:`VIDEO_BACKENDS`.
         sampling: one of :data:`SAMPLINGS`.
-        min_pixels: least pixels of a resized frame (Qwen2-VL only); None is the family's default.
-        max_pixels: most pixels of a resized frame (Qwen2-VL only); None is the family's default.
+        min_pixels: least pixels of a resized frame (Qwen families only); None is the family's default.
+        max_pixels: most pixels of a resized frame (Qwen families only); None is the family's default.
 
     Raises:
         ValueError: a value is out of range, or the backend is unknown.

@@ -31,6 +31,7 @@ UNIFORM_FPS = "uniform_fps"
 
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
+_VIDEO = _FOLDER / "video.yaml"
 _OPTIONAL = {"start_layer", "root_level", "decode_positions", "max_frames", "fps", "sampling"}
 _MODEL_KEYS = {"family", "size", "thresholds", *_OPTIONAL}
 _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
@@ -38,11 +39,14 @@ _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Frames:
-    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in ``VideoSettings``."""
+    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in ``VideoSettings``; pixel limits
+    where they are not the family's own."""
 
     max_frames: int
     fps: float
     sampling: str = "model"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Preset:
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path != _FRAMES)
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path not in (_FRAMES, _VIDEO))
 
 
 def resolve_preset(preset: str, *, family: str, task: str, size: str = "", checkpoint: str = "") -> Preset:
@@ -81,7 +85,7 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 
     Args:
         preset: a name of :func:`preset_names` or the path of a YAML file; ``NAME:SIZE`` gives the size, too.
-        family: ``"llava_video"``, ``"llava_onevision"`` or ``"qwen2_vl"``.
+        family: name of a model family, such as ``"llava_video"``.
         task: name of a task of ours or of lmms-eval (``videomme``, ``mlvu_dev``, ``longvideobench_val_v``, ...).
         size: for example ``"7b"``; by default read from ``checkpoint``, a hub id or a folder whose name contains it.
 
@@ -131,6 +135,20 @@ def resolve_frames(family: str, task: str) -> Frames:
     known = families[family]
     ours = task == "vnbench" or task.startswith("sttm_")
     return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=UNIFORM_FPS if ours else "model")
+
+
+def resolve_video(name: str, family: str) -> Frames:
+    """The video settings called ``name`` (``"official"``: the maker's own) of a family.
+
+    Raises:
+        ValueError: there are none of that name, or not for this family.
+    """
+    presets: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_VIDEO.read_text(encoding="utf-8"))
+    if name not in presets:
+        raise unknown("video", name, presets)
+    if family not in presets[name]:
+        raise ValueError(f"video={name!r} has nothing for {family}. It has: {', '.join(presets[name])}")
+    return Frames(**presets[name][family])
 
 
 def benchmark_of(task: str) -> str | None:
