@@ -138,7 +138,7 @@ class Octrees:
         flat = pyramid_sizes(height, width)[root_level:] or [(height, width)]
         sizes = [(min(depth, h, w), h, w) for h, w in flat]
         axes = [
-            [table.to(grid.device) for table in with_extent(nodes_over_cells(list(side)))]
+            [table.to(grid.device) for table in with_extent(torch.from_numpy(nodes_over_cells(side)))]
             for side in zip(*sizes, strict=True)
         ]
         node, first, end = (tuple(tables) for tables in zip(*axes, strict=True))

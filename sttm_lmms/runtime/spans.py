@@ -29,7 +29,7 @@ def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
         known = dict.fromkeys(name for known in FAMILIES.values() for name in known.model_types)
         missing = f" yet: {REFUSED[config.model_type]}" if config.model_type in REFUSED else ""
         raise UnsupportedModelError(
-            f"model type {config.model_type!r} is not supported: videos are found in models of type "
+            f"model type {config.model_type!r} is not supported{missing}: videos are found in models of type "
             f"{', '.join(known)}; pass spans= to reduce_tokens for any other decoder"
         )
     # One copy to the host instead of a look at the device for every run of tokens.

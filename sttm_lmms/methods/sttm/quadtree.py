@@ -7,9 +7,11 @@ that number reaches the threshold, and each cell belongs to the coarsest node th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -57,8 +59,7 @@ class Layout:
     def of(cls, height: int, width: int, root_level: int, device: torch.device) -> Layout:
         """The layout of a ``height x width`` grid whose quadtrees start at ``root_level``, at most the finest."""
         sizes = tuple(pyramid_sizes(height, width)[root_level:]) or ((height, width),)
-        rows = nodes_over_cells([h for h, _ in sizes])
-        columns = nodes_over_cells([w for _, w in sizes])
+        rows, columns = (torch.from_numpy(nodes_over_cells(side)) for side in zip(*sizes, strict=True))
         return cls(sizes, *(table.to(device) for table in (*with_extent(rows), *with_extent(columns))))
 
     def coordinates(self, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,13 +78,13 @@ class Layout:
         return values[:, self.row[level]][:, :, self.column[level]]
 
 
-def nodes_over_cells(lengths: list[int]) -> torch.Tensor:
+def nodes_over_cells(lengths: Sequence[int]) -> np.ndarray:
     """``[L, n]``: per level, the node over each of the n cells along one side. ``lengths`` is coarsest first."""
-    index = [torch.arange(lengths[-1])]
+    index = [np.arange(lengths[-1])]
     for length in reversed(lengths[1:]):
         # On an odd side the first node stays alone and the others pair up.
         index.insert(0, (index[0] + length % 2) // 2)
-    return torch.stack(index)
+    return np.stack(index)
 
 
 def with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -142,18 +143,23 @@ class Quadtrees:
         return self.levels[level].flatten(0, 2)
 
 
-def build_quadtrees(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> Quadtrees:
-    """Pool the pyramid of ``features`` ``[T, H, W, C]`` and compare every node with its children.
-
-    A node's feature is the mean of its children's, or with ``weighted_avg`` the mean of all its cells. Pooling keeps
-    the input's dtype, similarities are float32. Arguments and errors as in ``merge_video_tokens``.
-    """
+def check_features(features: torch.Tensor, config: STTMConfig, head_dim: int | None) -> None:
+    """Raise what ``merge_video_tokens`` raises."""
     if features.dim() != 4 or 0 in features.shape:
         raise ValueError(f"features have shape {tuple(features.shape)}; they must be a non-empty [T, H, W, C]")
     if not features.is_floating_point():
         raise TypeError(f"features are {features.dtype}; they must be floating point")
     if config.per_head and (head_dim is None or head_dim < 1 or features.shape[-1] % head_dim):
         raise ValueError(f"per_head=True needs a head_dim that divides C={features.shape[-1]}, not {head_dim}")
+
+
+def build_quadtrees(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> Quadtrees:
+    """Pool the pyramid of ``features`` ``[T, H, W, C]`` and compare every node with its children.
+
+    A node's feature is the mean of its children's, or with ``weighted_avg`` the mean of all its cells. Pooling keeps
+    the input's dtype, similarities are float32. Arguments and errors as in ``merge_video_tokens``.
+    """
+    check_features(features, config, head_dim)
     head_dim = head_dim if config.per_head else None
     frames, height, width, _ = features.shape
     layout = Layout.of(height, width, config.root_level, features.device)
