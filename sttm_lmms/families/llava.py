@@ -275,9 +275,13 @@ def newline_embedding(model: Any) -> torch.Tensor:
 
 
 def project_video(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """A video as ``[T, H, W, C]``, from tower output ``[T, P, C_v]`` or from its pooled form ``[T, H, W, C_v]``."""
-    projected = project(model, features)
-    return projected if projected.ndim == 4 else pool(model, projected)
+    """A video as ``[T, H, W, C]``, from tower output ``[T, P, C_v]`` or from its pooled form ``[T, H, W, C_v]``.
+
+    Chunk by chunk: before pooling, 1,024 frames in a 7B decoder's channels would be 5 GB.
+    """
+    if features.ndim == 4:
+        return project(model, features)
+    return torch.cat([pool(model, project(model, chunk)) for chunk in features.split(_CHUNK)])
 
 
 def _video_tokens(model: Any, feature: VisionFeatures, newline: str) -> VisualTokens:
