@@ -1,4 +1,7 @@
-"""Reading what lmms-eval 0.7 writes: ``<date>_results.json`` and ``<date>_samples_<task>.jsonl`` beside it."""
+"""Reading what lmms-eval 0.7 writes: ``<date>_results.json`` and ``<date>_samples_<task>.jsonl`` beside it.
+
+The date may be left out, with its underscore: files that are recorded anew keep their names.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from sttm_lmms.errors import ResultError
 from sttm_lmms.provenance import PROVENANCE_KEY, TIMING_KEY, Provenance, RunSummary
 
 RESULTS = "_results.json"
+_UNDATED = RESULTS[1:]
 # lmms-eval's own tasks log the reply and the truth, not a score; these are the pairs of the six benchmarks.
 _REPLY_AND_TRUTH = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"))
 
@@ -87,7 +91,7 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
-        found = [path] if path.is_file() else sorted(path.rglob(f"*{RESULTS}"))
+        found = [path] if path.is_file() else sorted(path.rglob(f"*{_UNDATED}"))
         if not found:
             raise ResultError(
                 f"{path}: no *{RESULTS} in it; give the folder that lmms-eval got as --output_path, or a results file"
@@ -103,15 +107,15 @@ def load_run(path: Path) -> Run:
         if not isinstance(content.get(key), dict):
             raise ResultError(f"{path}: has no {key!r} object; is it a results file of lmms-eval 0.7?")
     config = content["config"]
-    stem = path.name.removesuffix(RESULTS)
+    stem = path.name.removesuffix(_UNDATED)
     tasks = tuple(
-        _load_task(path, path.with_name(f"{stem}_samples_{task}.jsonl"), task, content)
+        _load_task(path, path.with_name(f"{stem}samples_{task}.jsonl"), task, content)
         for task in sorted(content["configs"])
         if task in content["results"]
     )
     return Run(
         path=path,
-        date=str(content.get("date", stem)),
+        date=str(content.get("date", stem.rstrip("_"))),
         model=str(config.get("model", "")),
         model_args=_arguments(config.get("model_args")),
         limit=config.get("limit"),
