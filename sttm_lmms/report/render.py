@@ -42,7 +42,7 @@ def render(
         table: from :func:`sttm_lmms.report.table.build_table`.
         format: ``md``, ``csv`` (the tidy table itself), ``latex`` (needs booktabs) or ``html`` (one file, nothing
             loaded from elsewhere).
-        plots: caption -> SVG text; HTML only.
+        plots: caption -> SVG text; HTML only. The first one stands at the top.
         command: how to make it again; everywhere but in CSV.
 
     Raises:
@@ -73,7 +73,7 @@ def essence(text: str) -> str:
 
 
 def _markdown(board: Board) -> str:
-    blocks = [f"# {board.title}"]
+    blocks = [f"# {board.title}", *board.shared]
     for grid in board.grids:
         lines = ["---"] * grid.words + ["---:"] * (len(grid.columns) - grid.words)
         rows = [[_markdown_cell(cell) for cell in row] for row in grid.rows]
@@ -90,7 +90,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _latex(board: Board) -> str:
-    blocks = [f"% {board.title}; needs \\usepackage{{booktabs}}"]
+    blocks = [f"% {board.title}; needs \\usepackage{{booktabs}}", *(f"% {line}" for line in board.shared)]
     for grid in board.grids:
         align = "l" * grid.words + "r" * (len(grid.columns) - grid.words)
         body = [_latex_row(grid.columns), r"\midrule", *(_latex_row([c.text for c in row]) for row in grid.rows)]
@@ -108,5 +108,5 @@ def _latex_row(texts: tuple[str, ...] | list[str]) -> str:
 
 
 def _html(board: Board, plots: Mapping[str, str]) -> str:
-    inline = {caption: svg[svg.index("<svg") :] for caption, svg in plots.items()}
+    inline = [(caption, svg[svg.index("<svg") :]) for caption, svg in plots.items()]
     return render_template("leaderboard.html.j2", board=board, plots=inline)

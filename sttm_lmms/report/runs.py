@@ -31,6 +31,7 @@ class Sample:
         score: 1 or 0; None where the answer is not known.
         video: what the intervals are clustered by; None if the files do not say.
         visual_tokens, kept_tokens: before and after reduction; None if not logged.
+        layer_tokens: visual tokens that a decoder layer attends to, mean over the layers; None if not logged.
         reduced: whether tokens were reduced; None if not logged.
         ttft: seconds of a prefill of the whole prompt; None if a prefix was reused or nothing was logged.
         error: why the video could not be used.
@@ -44,6 +45,7 @@ class Sample:
     video: str | None = None
     visual_tokens: int | None = None
     kept_tokens: int | None = None
+    layer_tokens: float | None = None
     reduced: bool | None = None
     ttft: float | None = None
     error: str | None = None
@@ -179,6 +181,7 @@ def _sample(
         video=str(video) if video not in (None, "") else None,
         visual_tokens=counts.get("visual_tokens"),
         kept_tokens=counts.get("kept_tokens"),
+        layer_tokens=counts.get("layer_tokens"),
         reduced=counts.get("reduced"),
         ttft=None if counts.get("reused") else timing.get("ttft"),
         error=counts.get("error"),
