@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
 from skipped import WAYS, skipped_groups
 
 pytest_plugins = ("pytester",)

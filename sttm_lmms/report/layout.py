@@ -24,8 +24,8 @@ LEGEND = (
     "benchmarks the mean of the ratios, as is the speed-up. Lost and won: questions that only the baseline, only the "
     "run answered right; p: exact McNemar test, which takes questions as independent.",
     "Kept: visual tokens after / before reduction, asked for and achieved: mean (min–max over questions).",
-    "TTFT: seconds of the decoder's first pass over the whole prompt, without video decoding and vision encoder; and how "
-    "much faster that is than without reduction.",
+    "TTFT: seconds of the decoder's first pass over the whole prompt, without video decoding and vision encoder; and "
+    "how much faster that is than without reduction.",
     "Visual tokens into the LLM: per question, after reduction (layers before the start layer still see all).",
 )
 LAYERS_LEGEND = (
