@@ -112,15 +112,19 @@ def shipped(family: str) -> Path:
     return Path(__file__).parent / "checkpoints" / f"{family}_tiny"
 
 
+def sampling(family: str) -> str:
+    """The frames that a shipped checkpoint was trained on, as arguments of the wrapper."""
+    video = QWEN_VIDEO if family == "qwen2_vl" else {"max_frames": 16}
+    return ",".join(f"{key}={value:g}" for key, value in video.items())
+
+
 def lmms_eval_args(checkpoint: Checkpoint, arguments: str) -> list[str]:
     """The arguments of one run: lmms-eval as it is installed."""
     from sttm_lmms.cli.evaluate import tasks_folder
 
-    video = QWEN_VIDEO if checkpoint.family == "qwen2_vl" else {"max_frames": 16}
-    sampling = ",".join(f"{key}={value:g}" for key, value in video.items())
     return [
         *("--model", f"sttm_{checkpoint.family}"),
-        *("--model_args", f"pretrained={checkpoint.path},{arguments},{sampling}"),
+        *("--model_args", f"pretrained={checkpoint.path},{arguments},{sampling(checkpoint.family)}"),
         *("--tasks", "vnbench", "--include_path", str(_shown(tasks_folder()))),
     ]
 

@@ -25,6 +25,8 @@ def launch(
 ) -> Path:
     """Run lmms-eval and return its result file, ``folder/results.json``; the samples lie beside it.
 
+    Under a launcher of several processes each of them calls this; the first one looks after the files.
+
     lmms-eval writes ``<model>/<date>_results.json`` and ``<model>/<date>_samples_<task>.jsonl``. These are moved to
     ``results.json`` and ``samples_<task>.jsonl``, over those of an earlier run. Nothing else in ``folder`` changes,
     but ``log.txt``: what the run printed.
@@ -40,15 +42,19 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     command = [*launcher, *args, "--log_samples", "--output_path", str(folder)]
     before = set(folder.rglob("*"))
-    with (folder / LOG).open("w", encoding="utf-8") as log:
+    rank = int(os.environ.get("RANK", 0))
+    log_file = folder / (LOG if rank == 0 else f"log-{rank}.txt")
+    with log_file.open("w", encoding="utf-8") as log:
         subprocess.run(
             command, env={**os.environ, **(environment or {})}, stdout=log, stderr=subprocess.STDOUT, check=False
         )
-    written = sorted(set(folder.rglob("*")) - before - {folder / LOG})
+    if rank:
+        return folder / RESULTS
+    written = sorted(set(folder.rglob("*")) - before - set(folder.glob("log*.txt")))
     found = [file for file in written if file.name.endswith(f"_{RESULTS}")]
     if len(found) != 1:
         # lmms-eval reports a failed run as a success; only the file tells.
-        printed = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+        printed = log_file.read_text(encoding="utf-8", errors="replace")
         raise STTMError(f"the run failed: {shlex.join(command)}\n{printed[-3000:]}")
     (result,) = found
     stem = result.name.removesuffix(RESULTS)

@@ -32,7 +32,7 @@ _ROW = re.compile(r"\|\s*(\w+)\s*\|")
 @contextmanager
 def shorter_tables() -> Iterator[None]:
     """Leave rows out of the Markdown tables that are printed inside."""
-    with redirect_stdout(_Shortened(sys.stdout)):  # type: ignore[type-var]
+    with redirect_stdout(_Shortened(sys.stdout)):
         yield
 
 

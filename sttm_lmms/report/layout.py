@@ -83,11 +83,11 @@ def make_board(table: pd.DataFrame, title: str = "Leaderboard", command: str = "
     legend += [LAYERS_LEGEND] * any(record["layer_tokens"] is not None for record in records)
     legend += [PAPER_LEGEND] * any(record["source"] == PAPER for record in records)
     # The summary comes first: it numbers the notes.
-    grids = (_filled(_summary(list(groups.values()), notes)), _filled(_details(shown)))
+    grids = (drop_empty(_summary(list(groups.values()), notes)), drop_empty(_details(shown)))
     return Board(title, grids, tuple(notes), tuple(legend), command, shared)
 
 
-def _filled(grid: Grid) -> Grid:
+def drop_empty(grid: Grid) -> Grid:
     """The grid without columns that say nothing: empty in all rows, or nowhere a video that failed."""
     used = [
         n
@@ -120,7 +120,7 @@ def _summary(groups: Sequence[Sequence[Row]], notes: list[str]) -> Grid:
         cells += [
             percent(_mean(measured, "relative")),
             _kept(measured, average),
-            _ttft(
+            ttft_cell(
                 _mean(measured, "ttft_s") or average.get("ttft_s"),
                 _mean(measured, "speed_up") or average.get("speed_up"),
             ),
@@ -155,7 +155,7 @@ def _details(records: Iterable[Row]) -> Grid:
                 _number(record["mcnemar_p"], "{:.3f}" if (record["mcnemar_p"] or 1) >= 0.001 else "{:.0e}"),
                 percent(record["kept_requested"], 0),
                 _kept([record], {}),
-                _ttft(record["ttft_s"], record["speed_up"]),
+                ttft_cell(record["ttft_s"], record["speed_up"]),
                 count(record["layer_tokens"]),
                 count(record["kept_tokens"]),
                 count(record["failed_videos"]),
@@ -188,7 +188,12 @@ def _accuracy(record: Row) -> Cell:
     if accuracy is None:
         return Cell("not scored")
     mark = {"reported": "†", "question": "‡"}.get(record["interval"] or "", "")
-    interval = "" if record["low"] is None else f"[{100 * record['low']:.1f}, {100 * record['high']:.1f}]"
+    return accuracy_cell(accuracy, record["low"], record["high"], mark)
+
+
+def accuracy_cell(accuracy: float, low: float | None, high: float | None, mark: str = "") -> Cell:
+    """Percent, with the interval behind it."""
+    interval = "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
     return Cell(f"{100 * accuracy:.1f}{mark}", accuracy, interval)
 
 
@@ -208,7 +213,8 @@ def _kept(measured: Sequence[Row], average: Row) -> Cell:
     return Cell(f"{100 * mean:.1f}%", mean, spread)
 
 
-def _ttft(seconds: float | None, factor: float | None) -> Cell:
+def ttft_cell(seconds: float | None, factor: float | None) -> Cell:
+    """Seconds, with the speed-up behind them."""
     if seconds is None:
         return Cell("", factor, f"{factor:.2f}×" if factor else "")
     return Cell(f"{seconds:.3f} s", seconds, f"({factor:.2f}×)" if factor else "")

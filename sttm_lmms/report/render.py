@@ -48,11 +48,19 @@ def render(
     Raises:
         ValueError: unknown format.
     """
+    if format == "csv":
+        return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    if format not in SUFFIXES.values():
+        raise unknown("format", format, SUFFIXES.values())
+    return render_board(make_board(table, title, command), format, plots=plots)
+
+
+def render_board(board: Board, format: str, *, plots: Mapping[str, str] | None = None) -> str:
+    """A board as ``md``, ``latex`` or ``html``. Arguments and errors as in :func:`render`."""
     renderers: dict[str, Callable[[], str]] = {
-        "md": lambda: _markdown(make_board(table, title, command)),
-        "csv": lambda: table.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-        "latex": lambda: _latex(make_board(table, title, command)),
-        "html": lambda: _html(make_board(table, title, command), plots or {}),
+        "md": lambda: _markdown(board),
+        "latex": lambda: _latex(board),
+        "html": lambda: _html(board, plots or {}),
     }
     if format not in renderers:
         raise unknown("format", format, renderers)

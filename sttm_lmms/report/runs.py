@@ -30,6 +30,7 @@ class Sample:
             all documents of a chat model, because it hashes None.)
         score: 1 or 0; None where the answer is not known.
         video: what the intervals are clustered by; None if the files do not say.
+        input_tokens: of the whole prompt, before reduction; None if not logged.
         visual_tokens, kept_tokens: before and after reduction; None if not logged.
         layer_tokens: visual tokens that a decoder layer attends to, mean over the layers; None if not logged.
         reduced: whether tokens were reduced; None if not logged.
@@ -43,6 +44,7 @@ class Sample:
     score: float | None
     question: str | None = None
     video: str | None = None
+    input_tokens: int | None = None
     visual_tokens: int | None = None
     kept_tokens: int | None = None
     layer_tokens: float | None = None
@@ -179,6 +181,7 @@ def _sample(
         score=_score(value, score_key, file, number),
         question=str(question) if question is not None else None,
         video=str(video) if video not in (None, "") else None,
+        input_tokens=counts.get("input_tokens"),
         visual_tokens=counts.get("visual_tokens"),
         kept_tokens=counts.get("kept_tokens"),
         layer_tokens=counts.get("layer_tokens"),
