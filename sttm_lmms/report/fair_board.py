@@ -84,7 +84,7 @@ def _line(
         _layers(rows),
         percent(_whole(rows, lambda row: row.kv_share)),
         ttft_cell(ttft, _whole(rows, lambda row: row.speed_up)),
-        Cell("") if flops is None else Cell(f"{flops / 1e9:.3g}", flops, f"({factor:.2f}× fewer)" if factor else ""),
+        Cell("") if flops is None else Cell(f"{flops / 1e9:#.3g}", flops, f"({factor:.2f}×)" if factor else ""),
         Cell("") if pooled is None else Cell(f"{100 * pooled.difference:+.1f}", pooled.difference),
         count(pooled.won if pooled else None),
         count(pooled.lost if pooled else None),
@@ -115,12 +115,13 @@ def _pool(pairs: Sequence[Pair | None]) -> Pair | None:
 
 
 def _conditions(rows: Sequence[FairRow]) -> str:
-    """What was asked, of how many videos."""
-    counts = dict.fromkeys((row.task, row.questions, row.videos) for row in rows)
-    return "".join(
-        f"{task}: {questions} questions{f' on {videos} videos' if videos else ''}. "
-        for task, questions, videos in counts
-    ).rstrip()
+    """What was asked, of how many videos; where a run has fewer, its notes say why."""
+    most = {row.task: row for row in sorted(rows, key=lambda row: row.questions)}
+    said = []
+    for task in dict.fromkeys(row.task for row in rows):
+        row = most[task]
+        said.append(f"{task}: {row.questions} questions" + (f" on {row.videos} videos" if row.videos else ""))
+    return "; ".join(said) + "."
 
 
 def _whole(rows: Sequence[FairRow], value: Callable[[FairRow], float | None]) -> float | None:
