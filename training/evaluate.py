@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny.fixed import ask
-from tiny.settings import SUBJECTS, Setting, Subject, needle_cells, oracle_config, settings
+from training.fixed import ask
+from training.settings import SUBJECTS, Setting, Subject, needle_cells, oracle_config, settings
 
 from sttm_lmms import load_pretrained
 from sttm_lmms.benchmarks.data import load_benchmark
