@@ -215,6 +215,14 @@ class Kept:
         owner[index] = torch.arange(len(index), device=owner.device)
         return cls(tokens.features[index], index, owner, info=info)
 
+    @classmethod
+    def of_merged(cls, merged: MergedTokens) -> Kept:
+        """The tokens of a merge of the whole grid."""
+        _, height, width = merged.grid
+        t, y, x = merged.boxes[:, :3].unbind(-1)
+        index = (t * height + y) * width + x
+        return cls(merged.features, index, merged.source_map.flatten(), merged.boxes, info=merged.info)
+
 
 @dataclass(frozen=True)
 class MergedTokens:

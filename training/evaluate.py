@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny.fixed import ask
-from tiny.settings import SUBJECTS, Setting, Subject, needle_cells, oracle_config, settings
 
 from sttm_lmms import load_pretrained
 from sttm_lmms.benchmarks.data import load_benchmark
@@ -31,6 +29,8 @@ from sttm_lmms.families import family_of
 from sttm_lmms.report.stats import clustered_interval
 from sttm_lmms.runtime import Engine
 from sttm_lmms.types import VisionFeatures
+from training.fixed import ask
+from training.settings import SUBJECTS, Setting, Subject, needle_cells, oracle_config, settings
 
 KINDS = ("retrieval", "ordering", "counting")
 SEED = 100

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 
 from sttm_lmms.benchmarks.mini.footage import Footage, Scene
 from sttm_lmms.benchmarks.mini.objects import GRID
+from sttm_lmms.benchmarks.mini.scenery import PLAIN, TEXTURED, Scenery
 
 from . import pairs, vision
-from .codes import MAX_FRAMES
+from .codes import MAX_FRAMES, Codes, make_codes, make_spread_codes
 from .decoder import Positions
-from .stream import CELLS, Batch
+from .stream import Batch
 from .text import PREFIX, SPECIAL
 
 
@@ -24,14 +26,17 @@ class Eye:
     """A vision side and what it is shown. A view is one step in time, drawn but not yet degraded, resized, normalised.
 
     Attributes:
-        build: a fresh module, pixels to visual tokens ``[n, 49, C]``.
+        scenery: what it is shown; steps: in time, at most.
+        build: a fresh module, pixels to visual tokens ``[n, cells, C]``.
         batch: pixels, labels and mean colours of training views.
-        clip: ``MAX_FRAMES`` views of footage.
+        clip: ``steps`` views of footage.
         view: one view of a shot.
         paint: the view with an object (index, x, y, size) in it.
         prepare: views to pixels.
     """
 
+    scenery: Scenery
+    steps: int
     build: Callable[[], nn.Module]
     batch: Callable[[np.random.Generator], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     clip: Callable[[np.random.Generator, Footage], torch.Tensor]
@@ -48,9 +53,9 @@ class Shape:
         family: the model family it belongs to.
         special: special tokens of its tokenizer.
         opening: what stands before the video; lead: what stands between the video and a question.
-        eye: its vision side.
+        eye: its vision side; codes: the directions that it writes.
         length: draws a video: its steps in time and its seconds.
-        time: time of a token, from its step and cell, as far as the decoder can know it.
+        time: time of a token, from its step and its place in the step as a share, as far as the decoder can know it.
         positions: of the tokens before the questions, given a batch and the length of the opening; None counts on.
     """
 
@@ -62,11 +67,17 @@ class Shape:
     length: Callable[[np.random.Generator], tuple[int, float]]
     time: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     positions: Callable[[Batch, int], Positions | None]
+    codes: Callable[[], Codes] = make_codes
+
+    @property
+    def grid(self) -> int:
+        """Cells a side of a step."""
+        return self.eye.scenery.grid
 
 
-def frame_length(rng: np.random.Generator) -> tuple[int, float]:
-    """One frame a second and the last one: 8 to 16 frames."""
-    frames = int(rng.integers(8, MAX_FRAMES + 1))
+def frame_length(rng: np.random.Generator, least: int = 8, most: int = MAX_FRAMES) -> tuple[int, float]:
+    """One frame a second and the last one: by default 8 to 16 frames."""
+    frames = int(rng.integers(least, most + 1))
     return frames, frames - 1
 
 
@@ -76,9 +87,9 @@ def pair_length(rng: np.random.Generator) -> tuple[int, float]:
     return steps, steps + 0.5 * int(rng.integers(2))
 
 
-def place_in_sequence(step: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+def place_in_sequence(step: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """With one axis of positions, time is the place in the full sequence."""
-    return step + cell / CELLS - 0.5
+    return step + share - 0.5
 
 
 def three_axes(batch: Batch, opening: int) -> Positions:
@@ -88,16 +99,38 @@ def three_axes(batch: Batch, opening: int) -> Positions:
     return Positions(torch.cat((before, video), -1), opening + max(batch.steps, GRID))
 
 
+def frame_eye(scenery: Scenery, steps: int) -> Eye:
+    """Of the LLaVA-Video-shaped models."""
+    grid = scenery.grid
+    return Eye(
+        scenery=scenery,
+        steps=steps,
+        build=partial(vision.Vision, grid),
+        batch=partial(vision.frame_batch, scenery=scenery),
+        clip=partial(vision.clip, grid=grid, steps=steps),
+        view=partial(vision.view, grid=grid),
+        paint=partial(vision.paint_view, grid=grid),
+        prepare=vision.prepare,
+    )
+
+
 LLAVA_VIDEO = Shape(
     family="llava_video",
     special=SPECIAL,
     opening=PREFIX,
     lead="\n",
-    eye=Eye(vision.Vision, vision.frame_batch, vision.clip, vision.view, vision.paint_view, vision.prepare),
+    eye=frame_eye(TEXTURED, MAX_FRAMES),
     length=frame_length,
     time=place_in_sequence,
     positions=lambda batch, opening: None,
 )
+LLAVA_VIDEO_FINE = replace(
+    LLAVA_VIDEO,
+    eye=frame_eye(PLAIN, 8),
+    length=partial(frame_length, least=6, most=8),
+    codes=make_spread_codes,
+)
+"""The same at 14x14 tokens a frame, on plain footage."""
 QWEN2_VL = Shape(
     family="qwen2_vl",
     special=(
@@ -106,9 +139,18 @@ QWEN2_VL = Shape(
     ),
     opening=PREFIX + "<|vision_start|>",
     lead="<|vision_end|>",
-    eye=Eye(pairs.PairVision, pairs.pair_batch, pairs.clip, pairs.view, pairs.paint_view, pairs.prepare),
+    eye=Eye(
+        TEXTURED,
+        MAX_FRAMES,
+        pairs.PairVision,
+        pairs.pair_batch,
+        pairs.clip,
+        pairs.view,
+        pairs.paint_view,
+        pairs.prepare,
+    ),
     length=pair_length,
-    time=lambda step, cell: step.float(),
+    time=lambda step, share: step.float(),
     positions=three_axes,
 )
-SHAPES = {shape.family: shape for shape in (LLAVA_VIDEO, QWEN2_VL)}
+SHAPES = {"llava_video": LLAVA_VIDEO, "qwen2_vl": QWEN2_VL, "llava_video_fine": LLAVA_VIDEO_FINE}

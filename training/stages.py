@@ -19,79 +19,22 @@ The Qwen2-VL-shaped model has stages 1, 4, 5 and 6 only: its decoder starts from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import Qwen2ForCausalLM
-
-from sttm_lmms.benchmarks.mini.objects import OBJECTS
 
 from .bank import Bank, build_bank, compose
-from .codes import Codes, make_codes
-from .decoder import FRONT, LAYERS, VOCABULARY, Positions, build_decoder, run
+from .decoder import FRONT, LAYERS, run
 from .loop import Schedule, train
-from .losses import Heads, losses
-from .shapes import Shape
-from .stream import CELLS, Batch, draw, make_batch, synthetic_features
-from .text import build_tokenizer
+from .losses import losses
+from .stream import Batch, draw, make_batch, synthetic_features
+from .student import SEED, Student
 from .vision import vision_loss, vision_scores
 
-SEED = 20
 VIDEOS = 16
-
-
-class Student(nn.Module):
-    """Everything that is trained: vision side, decoder, and the heads that are dropped in the end."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        torch.manual_seed(SEED)
-        self.shape = shape
-        self.codes: Codes = make_codes()
-        self.tokenizer = build_tokenizer(shape.special)
-        ids = self.tokenizer.convert_tokens_to_ids(list(OBJECTS))
-        self.vision = shape.eye.build()
-        self.decoder: Qwen2ForCausalLM = build_decoder(self.codes, ids)
-        self.heads = Heads()
-        object_of = torch.full((VOCABULARY,), -1)
-        object_of[ids] = torch.arange(len(OBJECTS))
-        self.register_buffer("object_of", object_of, persistent=False)
-        self.period: int = self.tokenizer.convert_tokens_to_ids(".")
-        prefix = torch.tensor(self.tokenizer(shape.opening)["input_ids"])
-        self.register_buffer("prefix", prefix, persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.device
-
-    def layers(self, numbers: range) -> Iterator[nn.Parameter]:
-        for number in numbers:
-            yield from self.decoder.model.layers[number].parameters()
-
-    def core(self) -> Iterator[nn.Parameter]:
-        """All of the decoder but its front layers, and the heads."""
-        yield from self.layers(range(FRONT, LAYERS))
-        yield from self.decoder.model.embed_tokens.parameters()
-        yield from self.decoder.model.norm.parameters()
-        yield from self.decoder.lm_head.parameters()
-        yield from self.heads.parameters()
-
-    def context(self, visual: torch.Tensor) -> torch.Tensor:
-        """Prefix and visual tokens ``[B, P + N, C]``."""
-        start = self.decoder.model.embed_tokens(self.prefix)
-        return torch.cat((start[None].expand(len(visual), -1, -1), visual), 1)
-
-    def positions(self, batch: Batch) -> Positions | None:
-        return self.shape.positions(batch, len(self.prefix))
-
-    def time_code(self, batch: Batch) -> torch.Tensor:
-        """What the front layers have to add to the visual tokens ``[B, N, C]``."""
-        return self.codes.to(self.device).time_code(self.shape.time(batch.step, batch.cell))
 
 
 @dataclass(frozen=True)
@@ -136,9 +79,11 @@ def make_videos(
 ) -> Batch:
     """A batch of videos of one, random length; without a bank their features are made up."""
     steps, seconds = student.shape.length(rng)
-    drawn = [draw(rng, layout, seconds) for _ in range(videos)]
+    drawn = [draw(rng, layout, seconds, student.shape.grid) for _ in range(videos)]
     if bank is None:
-        features = torch.stack([synthetic_features(rng, student.codes, video, steps) for video in drawn])
+        features = torch.stack(
+            [synthetic_features(rng, student.codes, video, steps, student.shape.grid) for video in drawn]
+        )
     else:
         made = [compose(rng, bank, video, steps) for video in drawn]
         features, drawn = torch.stack([f for f, _ in made]), [video for _, video in made]
@@ -184,7 +129,7 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     size = len(student.prefix)
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number), CELLS, bank, videos=3).to(student.device)
+        batch = make_videos(student, rng, layout_of(number), student.shape.grid**2, bank, videos=3).to(student.device)
         text = words[batch.ids]
         context = student.context(batch.visual).detach()
         positions = student.positions(batch)
@@ -214,7 +159,7 @@ def drop_background(
 
 def stillness(batch: Batch, rng: np.random.Generator) -> torch.Tensor:
     """How little a token changes since the step before ``[B, N]``, roughly; for batches with all cells."""
-    tokens = batch.visual.unflatten(1, (batch.steps, CELLS))
+    tokens = batch.visual.unflatten(1, (batch.steps, -1))
     same = torch.zeros(tokens.shape[:-1])
     same[:, 1:] = torch.cosine_similarity(tokens[:, 1:], tokens[:, :-1], dim=-1).clamp_min(0)
     noise = torch.from_numpy(rng.random(same.shape))
@@ -228,7 +173,7 @@ def random_share(rng: np.random.Generator, whole: float = 0.15) -> float:
 
 def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number, ordering=2), CELLS, bank)
+        batch = make_videos(student, rng, layout_of(number, ordering=2), student.shape.grid**2, bank)
         return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng))))
 
     train("dense", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=6)
@@ -245,36 +190,11 @@ def make_bank(student: Student, place: Place, clips: int, per_object: int) -> Ba
 
 def settle_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number, ordering=3), CELLS, bank)
+        batch = make_videos(student, rng, layout_of(number, ordering=3), student.shape.grid**2, bank)
         priority = stillness(batch, rng) if rng.random() < 0.6 else None
         return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng, 0.25), priority)))
 
     train("settle", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=7)
-
-
-def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> None:
-    """Take over the trained core layers, and the words by what they say; the heads and front layers stay fresh.
-
-    Args:
-        student: to be started.
-        decoder: trained by the same stages.
-        tokenizer: of ``decoder``.
-    """
-    theirs = tokenizer.get_vocab()
-    # The new tokens around the video stand where the other model has a line break.
-    stand_ins = {"<|vision_start|>": "Ċ", "<|vision_end|>": "Ċ"}
-    pairs = [
-        (number, theirs[stand_ins.get(word, word)])
-        for word, number in student.tokenizer.get_vocab().items()
-        if stand_ins.get(word, word) in theirs
-    ]
-    ours, old = torch.tensor(pairs).T
-    with torch.no_grad():
-        for name in ("model.embed_tokens", "lm_head"):
-            student.decoder.get_submodule(name).weight[ours] = decoder.get_submodule(name).weight[old]
-    student.decoder.model.norm.load_state_dict(decoder.model.norm.state_dict())
-    for number in range(FRONT, LAYERS):
-        student.decoder.model.layers[number].load_state_dict(decoder.model.layers[number].state_dict())
 
 
 FREE_STAGES = {"vision": vision_stage, "core": core_stage}

@@ -132,6 +132,7 @@ def run(
     *,
     layers: range = range(LAYERS),
     positions: Positions | None = None,
+    blank: torch.Tensor | None = None,
 ) -> Trace:
     """Run ``layers``.
 
@@ -139,10 +140,17 @@ def run(
         context: ``[B, C, D]``: the tokens before the video and the video.
         text: ``[B, L, D]``: the questions one after the other, ``lengths`` long.
         positions: by default those of :func:`in_a_row`.
+        blank: ``[B, C]`` bool, true where ``context`` only fills up (after everything real); text does not look there.
     """
     trace = Trace({}, {}, {})
     size = context.shape[1]
     mask = text_mask(lengths).to(text.device)
+    if blank is not None:
+        unseen = torch.zeros(blank.shape, device=text.device).masked_fill(blank, -torch.inf)
+        unseen = unseen[:, None, None].expand(-1, 1, len(mask), -1)
+        mask = torch.cat((unseen, mask.expand(len(unseen), 1, -1, -1)), -1)
+    else:
+        mask = F.pad(mask, (size, 0))
     places = (positions or in_a_row(size, text.device)).with_text(text_offsets(lengths).to(text.device))
     turns = rotation(places, model.config.hidden_size // HEADS)
     hidden = torch.cat((context, text), 1)
@@ -169,7 +177,6 @@ def attention(
     v = v.repeat_interleave(HEADS // KV_HEADS, 1)
     seen = F.scaled_dot_product_attention(q[:, :, :size], k[:, :, :size], v[:, :, :size], is_causal=True)
     scores = q[:, :, size:] @ k.transpose(-1, -2) / math.sqrt(head)
-    scores = torch.cat((scores[..., :size], scores[..., size:] + mask), -1)
-    shares = scores.softmax(-1)
+    shares = (scores + mask).softmax(-1)
     out = torch.cat((seen, shares @ v), 2).transpose(1, 2).reshape(batch, length, width)
     return module.o_proj(out), shares

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from .codes import HIDDEN, MAX_FRAMES
+from .codes import HIDDEN
 from .decoder import FRONT, LAYERS, Trace
+from .heads import ORDINALS
 from .stream import Batch
-
-if TYPE_CHECKING:
-    from .stages import Student
-
-ORDINALS = 5
-
-
-class Heads(nn.Module):
-    """Linear readers of hidden states."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ordinal = nn.Linear(HIDDEN, ORDINALS)
-        self.present = nn.Linear(HIDDEN, 2)
-        self.time = nn.Linear(HIDDEN, MAX_FRAMES)
-        self.count = nn.Linear(HIDDEN, ORDINALS)
-        self.later = nn.Linear(HIDDEN, 2)
-        self.right = nn.Linear(HIDDEN, 2)
+from .student import Student
 
 
 def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -74,12 +56,15 @@ DEPTH = {"present": 1, "time": 1, "count": 2, "later": 2, "right": 3}
 WEIGHT = {"present": 0.3, "time": 1.0, "count": 1.0, "later": 0.7, "right": 0.7}
 
 
-def losses(student: Student, trace: Trace, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+def losses(
+    student: Student, trace: Trace, batch: Batch, *, needle_labels: bool = True
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Total loss and a report: accuracy of each head and of the answers by kind.
 
     Args:
-        student: has ``decoder``, ``heads``, ``object_of``, ``period`` and ``prefix``.
+        student: what is trained.
         batch: with the visual tokens that the core layers see.
+        needle_labels: whether two of the losses may know which visual tokens show needles.
     """
     heads, size = student.heads, len(student.prefix)
     report: dict[str, float] = {}
@@ -90,7 +75,7 @@ def losses(student: Student, trace: Trace, batch: Batch) -> tuple[torch.Tensor, 
         total = total + WEIGHT[name] * F.cross_entropy(logits, classes)
         report[name] = accuracy(logits, classes)
     kinds = [question.kind for question in batch.drawn[0].questions]
-    if "cnt" in kinds:
+    if "cnt" in kinds and needle_labels:
         ordinal = ordinal_targets(batch.needle)
         rows, places = (ordinal >= 0).nonzero().T
         logits = heads.ordinal(F.rms_norm(trace.context[FRONT + 1][rows, size + places], (HIDDEN,)))

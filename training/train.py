@@ -12,10 +12,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from tiny import stages
-from tiny.export import export, load_decoder
-from tiny.loop import Schedule
-from tiny.shapes import LLAVA_VIDEO, QWEN2_VL, SHAPES
+
+from training import stages
+from training.export import export, load_decoder
+from training.loop import Schedule
+from training.shapes import LLAVA_VIDEO, QWEN2_VL, SHAPES
 
 PLANS: dict[str, dict[str, tuple[int, float]]] = {
     LLAVA_VIDEO.family: {

@@ -25,20 +25,20 @@ from sttm_lmms.testing.tiny import QWEN_CHAT_TEMPLATE
 from . import pairs, vision
 from .decoder import SECTIONS, THETA, decoder_config
 from .shapes import QWEN2_VL
-from .stages import Student
+from .student import Student
 
 
 def as_llava(student: Student) -> LlavaOnevisionForConditionalGeneration:
     """transformers' LLaVA model with the student's weights."""
     text = decoder_config()
     text.bos_token_id, text.eos_token_id = None, student.tokenizer.eos_token_id
-    used = len(student.tokenizer)
+    used, image = len(student.tokenizer), student.shape.grid * vision.CELL
     config = LlavaOnevisionConfig(
-        vision_config=vision.vision_config(),
+        vision_config=vision.vision_config(student.shape.grid),
         text_config=text,
         image_token_index=used,
         video_token_index=used + 1,
-        image_grid_pinpoints=[[vision.IMAGE, vision.IMAGE]],
+        image_grid_pinpoints=[[image, image]],
         tie_word_embeddings=False,
         mm_newline_position="no_token",
         add_time_instruction=False,
@@ -90,9 +90,10 @@ def export(student: Student, folder: Path) -> Path:
         return folder
     model = as_llava(student)
     save_original(model, lmms_lab.build_processor(student.tokenizer, model.config), folder)
+    image = student.shape.grid * vision.CELL
     settings = {
         "image_processor_type": "SiglipImageProcessor",
-        "size": {"height": vision.IMAGE, "width": vision.IMAGE},
+        "size": {"height": image, "width": image},
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "resample": 3,

@@ -10,8 +10,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from tiny.fixed import fixed_answers
-from tiny.settings import SUBJECTS
+from training.fixed import fixed_answers
+from training.settings import SUBJECTS
 
 TARGET = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
 

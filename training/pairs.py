@@ -154,7 +154,7 @@ def pair_batch(
     pairs, labels = [], torch.full((batch, GRID, GRID), len(OBJECTS))
     for i in range(batch):
         pair = view(rng, scenes[int(rng.integers(len(scenes)))], side)
-        for row, column, index, x, y, size in scatter(rng):
+        for row, column, index, x, y, size in scatter(rng, GRID):
             shown = str(rng.choice(list(SHOWN), p=list(SHOWN.values())))
             pair = paint_pair(pair, shown, index, x, y, size)
             if shown != "second":
