@@ -19,6 +19,7 @@ class WrapperArguments:
 
     Attributes:
         pretrained: hub id or local folder, in the original or in the Hugging Face layout.
+        revision: branch, tag or commit on the hub.
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
         max_frames, fps: frame sampling; by default the preset's or the family's.
@@ -42,6 +43,7 @@ class WrapperArguments:
     """
 
     pretrained: str
+    revision: str | None = None
     method: str = "sttm"
     preset: str | None = None
     max_frames: int | None = None

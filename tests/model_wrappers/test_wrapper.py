@@ -321,6 +321,19 @@ def test_a_checkpoint_of_another_family_is_refused(checkpoints):
         LlavaVideo(pretrained=str(checkpoints["qwen2_vl"]), budget=0.5, device="cpu")
 
 
+def test_a_checkpoint_of_another_family_is_refused_before_its_weights_are_fetched(checkpoints, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(checkpoints["qwen2_vl"])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match="is a qwen2_vl checkpoint: use --model sttm_qwen2_vl"):
+        LlavaVideo(pretrained="Qwen/Qwen2-VL-7B-Instruct", revision="main", budget=0.5, device="cpu")
+    assert asked == [("Qwen/Qwen2-VL-7B-Instruct", "main", ["config.json"])]
+
+
 def test_model_args_win_over_the_options_of_lmms_eval(checkpoints):
     text = f"pretrained={checkpoints['llava_video']},method=none,batch_size=3"
     wrapper = LlavaVideo.create_from_arg_string(text, {"batch_size": 1, "device": "cpu", "max_batch_size": None})
