@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
+import av
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -314,6 +318,29 @@ def test_images_text_and_several_videos(build, videos, tmp_path):
 def test_what_the_models_cannot_take_is_refused(visual):
     with pytest.raises(STTMError, match="not supported"):
         user_turn([visual], "What?")
+
+
+def test_a_webm_video_is_a_video(build, videos, tmp_path):
+    """lmms-eval lists the ending among those of audio files."""
+    film, sound = tmp_path / "film.webm", tmp_path / "sound.webm"
+    shutil.copy(videos[0], film)  # the content counts, whatever the file is called
+    with av.open(str(sound), "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=48000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), layout="mono")
+        silence.sample_rate = 48000
+        container.mux(stream.encode(silence) + stream.encode(None))
+    (message,) = user_turn([str(film)], "What moves?")
+    assert message["content"][0] == {"type": "video", "video": str(film)}
+    for path, reason in ((sound, "has only audio"), (tmp_path / "gone.webm", "does not exist")):
+        with pytest.raises(STTMError, match=f"audio is not supported.*{reason}"):
+            user_turn([str(path)], "What moves?")
+    found = []
+    for video in (film, videos[0]):
+        simple = build(classes=SIMPLE)
+        simple.task_dict = {"t": {"test": [video]}}
+        arguments = (QUESTIONS[0], {"max_new_tokens": 6}, lambda doc: [str(doc)], 0, "t", "test")
+        found += texts(simple.generate_until([Instance("generate_until", arguments, 0, metadata(0))]))
+    assert found[0] == found[1]
 
 
 def test_a_checkpoint_of_another_family_is_refused(checkpoints):
