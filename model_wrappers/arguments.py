@@ -19,6 +19,7 @@ class WrapperArguments:
 
     Attributes:
         pretrained: hub id or local folder, in the original or in the Hugging Face layout.
+        revision: branch, tag or commit on the hub.
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
         video: ``official`` for the maker's own frames, fps and pixel limits; by default those of the published runs.
@@ -43,6 +44,7 @@ class WrapperArguments:
     """
 
     pretrained: str
+    revision: str | None = None
     method: str = "sttm"
     preset: str | None = None
     video: str | None = None

@@ -121,7 +121,13 @@ class STTMWrapper(lmms):
                 "give max_frames and fps, or run the tasks one by one"
             )
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return open_store(self.arguments.features, self.arguments.pretrained, sampled.pop(), dtype)
+        return open_store(
+            self.arguments.features,
+            self.arguments.pretrained,
+            sampled.pop(),
+            dtype,
+            revision=self.arguments.revision,
+        )
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> STTMWrapper:

@@ -12,8 +12,9 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
-from sttm_lmms.errors import STTMError
+from sttm_lmms.errors import STTMError, VideoError
 from sttm_lmms.runtime import GenerationSettings
+from sttm_lmms.video.index import open_video
 
 Messages = list[dict[str, Any]]
 Turn = tuple[Messages | None, bool, Sequence[str], Any]
@@ -125,7 +126,7 @@ def _messages(raw: Sequence[Mapping[str, Any]]) -> Messages:
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if part["type"] == "audio":
-        raise STTMError("audio is not supported: these models take videos, images and text")
+        part = {"type": "video", "video": _video_in_disguise(part["audio"])}
     source = part.get(part["type"])
     if isinstance(source, Mapping) or "video_start" in part or "video_end" in part:
         raise STTMError(f"{source}: a section of a video is not supported; cut it into a file of its own")
@@ -133,6 +134,19 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         with Image.open(source) as image:
             return {"type": "image", "image": image.convert("RGB")}
     return {"type": part["type"], part["type"]: source}
+
+
+def _video_in_disguise(source: Any) -> Any:
+    """A file that lmms-eval took for audio by its ending (.webm) but that holds a video."""
+    refused = "audio is not supported: these models take videos, images and text"
+    if not isinstance(source, (str, Path)):
+        raise STTMError(refused)
+    try:
+        container, _ = open_video(source)
+    except VideoError as error:
+        raise STTMError(f"{refused} ({error})") from error
+    container.close()
+    return source
 
 
 def _chat_rounds(doc_to_messages: Callable[..., Any], doc: Any) -> Callable[[int, list[str], Any], Turn]:

@@ -26,6 +26,7 @@ def calibrate(
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
     sampling: Annotated[str | None, typer.Option(help="uniform_fps (default, as published) or model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
     video_backend: Annotated[str, typer.Option(help="auto, decord or pyav.")] = "auto",
@@ -51,7 +52,7 @@ def calibrate(
         check_integer("start_layer", start_layer, 0)
     benchmark, all_videos = videos_of(task, data)
     sample = all_videos[:: max(1, len(all_videos) // videos)][:videos]
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, revision)
     start_layer = loaded.family.start_layer if start_layer is None else start_layer
     settings = video_settings(
         loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling

@@ -20,6 +20,7 @@ def extract(
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
     sampling: Annotated[str | None, typer.Option(help="uniform_fps (default, as published) or model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
     video_backend: Annotated[str, typer.Option(help="auto, decord or pyav.")] = "auto",
@@ -40,7 +41,7 @@ def extract(
 
     check_choice("form", form, tuple(FORMS))
     benchmark, videos = videos_of(task, data)
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, revision)
     settings = video_settings(
         loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling
     )
@@ -56,7 +57,7 @@ def extract(
             typer.echo(f"{name}: {human_bytes(space.size)} for {space.videos} videos; {space.loses}")
         return
     folder = out or (data or data_root()) / benchmark
-    store = open_store(folder, model, settings, precision, form)
+    store = open_store(folder, model, settings, precision, form, revision=revision)
     rank, world = loaded.placement.rank, loaded.placement.world_size
     with typer.progressbar(length=1, label="extracting", hidden=rank != 0) as bar:
 

@@ -38,10 +38,12 @@ class LoadedModel:
         return encode
 
 
-def load_model(checkpoint: str, device: str | None, dtype: str) -> LoadedModel:
+def load_model(checkpoint: str, device: str | None, dtype: str, revision: str | None = None) -> LoadedModel:
     """Load a checkpoint the way the wrappers do: CUDA, MPS or CPU, the process' own device under accelerate."""
     placement = place(WrapperArguments(checkpoint, method="none", device=device, dtype=dtype))
-    model, processor = load_pretrained(checkpoint, dtype=placement.dtype, device_map=placement.device_map)
+    model, processor = load_pretrained(
+        checkpoint, revision=revision, dtype=placement.dtype, device_map=placement.device_map
+    )
     return LoadedModel(model, processor, family_of(model), placement)
 
 

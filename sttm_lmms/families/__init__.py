@@ -11,6 +11,7 @@ from torch import nn
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError, unknown
 from sttm_lmms.families.base import Family
 from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
+from sttm_lmms.families.hub import commit_of
 from sttm_lmms.families.internvl import InternVL
 from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
 from sttm_lmms.families.qwen2_5_vl import Qwen25VL
@@ -23,6 +24,7 @@ __all__ = [
     "Family",
     "family_of",
     "family_of_config",
+    "find_family",
     "get_family",
     "layout_of",
     "load_pretrained",
@@ -144,9 +146,25 @@ def load_pretrained(
         CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
     """
     # The configuration first: a checkpoint that is not supported is refused before its weights are downloaded.
-    found, _ = layout_of(resolve_checkpoint(path_or_id, revision=revision, files=["config.json"]))
-    folder = resolve_checkpoint(path_or_id, revision=revision)
+    found, commit = find_family(path_or_id, revision=revision)
     wanted = get_family(family) if family else found
     if wanted.architectures != found.architectures:
-        raise CheckpointError(f"{folder} is a {found.name} checkpoint and cannot be loaded as {wanted.name}")
-    return wanted.load(folder, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs)
+        raise CheckpointError(f"{path_or_id} is a {found.name} checkpoint and cannot be loaded as {wanted.name}")
+    folder = resolve_checkpoint(path_or_id, revision=commit or revision)
+    model, processor = wanted.load(
+        folder, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs
+    )
+    if (commit := commit_of(folder)) is not None:
+        config: Any = model.config
+        config._commit_hash = commit  # where transformers itself keeps it; read by the provenance
+    return model, processor
+
+
+def find_family(path_or_id: str | Path, *, revision: str | None = None) -> tuple[Family, str | None]:
+    """The family of a checkpoint, and its commit on the hub; of a hub id, only ``config.json`` is downloaded.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had, or its architecture is not known.
+    """
+    folder = resolve_checkpoint(path_or_id, revision=revision, files=["config.json"])
+    return layout_of(folder)[0], commit_of(folder)

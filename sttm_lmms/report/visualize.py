@@ -52,6 +52,7 @@ def visualize(
     min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen families).")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
     film: Annotated[Film, typer.Option(help="Kind of film of each setting.")] = Film.gif,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda; by default the CPU.")] = None,
 ) -> None:
     """Draw which visual tokens of a video merge: a sheet and a film for each setting, and one page with sliders.
@@ -68,7 +69,7 @@ def visualize(
     if model is None:
         seen, merged = _by_pixels(video, sampling, method, configs)
     else:
-        seen, merged = _by_model(video, sampling, model, device, configs)
+        seen, merged = _by_model(video, sampling, model, revision, device, configs)
     settings = [
         Setting(setting_words(settings) or "defaults", TokenMap.of(tokens), tokens.info)
         for settings, tokens in zip(asked, merged, strict=True)
@@ -157,12 +158,17 @@ def _by_pixels(
 
 
 def _by_model(
-    path: Path, sampling: VideoSettings, checkpoint: str, device: str | None, configs: Sequence[Any]
+    path: Path,
+    sampling: VideoSettings,
+    checkpoint: str,
+    revision: str | None,
+    device: str | None,
+    configs: Sequence[Any],
 ) -> tuple[Video, list[MergedTokens]]:
     """What really happens in the model, in front of each config's start layer."""
     from sttm_lmms.families import family_of, load_pretrained
 
-    model, processor = load_pretrained(checkpoint, device_map=device)
+    model, processor = load_pretrained(checkpoint, revision=revision, device_map=device)
     family = family_of(model)
     video = family.read_video(path, sampling)
     features = family.vision_features(model, processor, video)

@@ -306,7 +306,7 @@ def _intermediate(tower: Any) -> int:
 def table(needs: Mapping[str, Needs]) -> list[tuple[str, ...]]:
     """Rows of text: a header, then GiB of each kind for each device."""
     names = ("weights", "kv", "features", "vision", "merging", "activations", "allowance", "total")
-    rows = [("GiB", *names)]
+    rows: list[tuple[str, ...]] = [("GiB", *names)]
     for device, need in needs.items():
         rows.append((device, *(f"{getattr(need, name) / GIB:.2f}" for name in names)))
     return rows

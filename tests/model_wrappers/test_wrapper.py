@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
+import av
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -316,9 +320,45 @@ def test_what_the_models_cannot_take_is_refused(visual):
         user_turn([visual], "What?")
 
 
+def test_a_webm_video_is_a_video(build, videos, tmp_path):
+    """lmms-eval lists the ending among those of audio files."""
+    film, sound = tmp_path / "film.webm", tmp_path / "sound.webm"
+    shutil.copy(videos[0], film)  # the content counts, whatever the file is called
+    with av.open(str(sound), "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=48000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), layout="mono")
+        silence.sample_rate = 48000
+        container.mux(stream.encode(silence) + stream.encode(None))
+    (message,) = user_turn([str(film)], "What moves?")
+    assert message["content"][0] == {"type": "video", "video": str(film)}
+    for path, reason in ((sound, "has only audio"), (tmp_path / "gone.webm", "does not exist")):
+        with pytest.raises(STTMError, match=f"audio is not supported.*{reason}"):
+            user_turn([str(path)], "What moves?")
+    found = []
+    for video in (film, videos[0]):
+        simple = build(classes=SIMPLE)
+        simple.task_dict = {"t": {"test": [video]}}
+        arguments = (QUESTIONS[0], {"max_new_tokens": 6}, lambda doc: [str(doc)], 0, "t", "test")
+        found += texts(simple.generate_until([Instance("generate_until", arguments, 0, metadata(0))]))
+    assert found[0] == found[1]
+
+
 def test_a_checkpoint_of_another_family_is_refused(checkpoints):
     with pytest.raises(CheckpointError, match="is a qwen2_vl checkpoint: use --model sttm_qwen2_vl"):
         LlavaVideo(pretrained=str(checkpoints["qwen2_vl"]), budget=0.5, device="cpu")
+
+
+def test_a_checkpoint_of_another_family_is_refused_before_its_weights_are_fetched(checkpoints, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(checkpoints["qwen2_vl"])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match="is a qwen2_vl checkpoint: use --model sttm_qwen2_vl"):
+        LlavaVideo(pretrained="Qwen/Qwen2-VL-7B-Instruct", revision="main", budget=0.5, device="cpu")
+    assert asked == [("Qwen/Qwen2-VL-7B-Instruct", "main", ["config.json"])]
 
 
 def test_model_args_win_over_the_options_of_lmms_eval(checkpoints):
