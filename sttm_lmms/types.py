@@ -19,26 +19,60 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """Where one video's tokens stand in a sequence: ``T*H*W`` contiguous tokens in row-major (t, y, x) order.
+    """Where one video's ``T*H*W`` tokens stand in a sequence, in row-major (t, y, x) order.
 
     Attributes:
         start: index of the first visual token in its row of ``input_ids`` / ``inputs_embeds``.
         grid: (T, H, W).
         row: batch row.
+        pieces: ``(start, length)`` of each run of tokens, ascending, where other tokens (timestamps, marks of frames)
+            stand between them; None for one run. A survivor stays in the piece of its representative, and a piece that
+            empties leaves its surroundings as they are.
+
+    Raises:
+        ValueError: the pieces overlap, do not begin at ``start``, or do not hold T*H*W tokens.
     """
 
     start: int
     grid: tuple[int, int, int]
     row: int = 0
+    pieces: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pieces is None:
+            return
+        ends = [start + length for start, length in self.pieces]
+        if (
+            not self.pieces
+            or self.pieces[0][0] != self.start
+            or any(start < end for (start, _), end in zip(self.pieces[1:], ends, strict=False))
+            or sum(length for _, length in self.pieces) != self.length
+        ):
+            raise ValueError(
+                f"pieces={self.pieces} must begin at start={self.start}, ascend without overlap and hold "
+                f"{self.length} tokens, the {self.grid} grid"
+            )
 
     @property
     def length(self) -> int:
+        """Visual tokens."""
         t, h, w = self.grid
         return t * h * w
 
     @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """``(start, length)`` of each run of tokens."""
+        return self.pieces or ((self.start, self.length),)
+
+    @property
     def end(self) -> int:
-        return self.start + self.length
+        """Index after the last visual token."""
+        start, length = self.runs[-1]
+        return start + length
+
+    def places(self) -> list[int]:
+        """Index of each of its tokens in the row."""
+        return [place for start, length in self.runs for place in range(start, start + length)]
 
 
 @dataclass(frozen=True)
@@ -46,11 +80,13 @@ class VisionFeatures:
     """One video (or image) after the vision tower, as it is stored on disk and reused between questions.
 
     Attributes:
-        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; Qwen2-VL: after the patch
-            merger ``[T, H, W, C]``.
+        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; the Qwen families: after the
+            patch merger ``[T, H, W, C]``, Qwen3-VL with the features of its deepstack layers behind them
+            ``[T, H, W, (1 + D) * C]``; InternVL: after the projector ``[T, H, W, C]`` (an image: one T a tile).
         kind: ``"video"`` or ``"image"``.
         metadata: plain values: ``vid, video_time, frame_time, num_frames`` (LLaVA), or
-            ``video_sample_fps, video_grid_thw`` (Qwen2-VL). Images: ``image_size`` (height, width), ``image_grid_thw``.
+            ``video_sample_fps, video_grid_thw`` (Qwen families), and ``video_fps, frame_indices`` (Qwen3-VL). Images:
+            ``image_size`` (height, width), ``image_grid_thw``.
         projected: True if ``tensor`` is ``[T, H, W, C]`` in the decoder's channels already, see :meth:`Family.project`.
     """
 
@@ -58,6 +94,27 @@ class VisionFeatures:
     kind: str = "video"
     metadata: dict[str, Any] = field(default_factory=dict)
     projected: bool = False
+
+
+@dataclass(frozen=True)
+class Deepstack:
+    """Visual features that a decoder adds to the hidden states behind its first layers (Qwen3-VL).
+
+    Attributes:
+        mask: ``[B, L]`` bool, the visual tokens.
+        features: one ``[N, C]`` for each of the first layers, the N visual tokens of all rows in order.
+    """
+
+    mask: torch.Tensor
+    features: tuple[torch.Tensor, ...]
+
+    def inputs(self, rows: int, length: int) -> dict[str, Any]:
+        """The decoder's arguments for the first ``length`` tokens, which hold all visuals, in ``rows`` equal rows."""
+        times = rows // len(self.mask)
+        return {
+            "visual_pos_masks": self.mask[:, :length].repeat(times, 1),
+            "deepstack_visual_embeds": [features.repeat(times, 1) for features in self.features],
+        }
 
 
 @dataclass(frozen=True)
@@ -73,6 +130,7 @@ class PreparedInput:
         prefix_length: tokens that do not depend on the question: everything up to the last visual token and, where
             the checkpoint uses one, the time instruction after it.
         visual_tokens: all visual tokens of the sequence, newlines included.
+        deepstack: what the decoder adds behind its first layers, None for decoders that add nothing.
     """
 
     input_ids: torch.Tensor
@@ -81,6 +139,7 @@ class PreparedInput:
     spans: tuple[VideoSpan, ...]
     prefix_length: int
     visual_tokens: int
+    deepstack: Deepstack | None = None
 
 
 @dataclass(frozen=True)
@@ -137,8 +196,6 @@ class Kept:
         owner: ``[N]`` int64, for each input token the kept one that now stands for it; -1 where it was dropped.
         boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)``, ends exclusive: the cells of the kept token's own node, for
             pictures; None where a token is one cell.
-        residual: ``[N', C]``, only of a method that acts at attention's input (:class:`Stage` ``"attention"``): what
-            goes on in the residual stream while ``features`` feed attention.
         info: plain numbers worth reporting, such as the thresholds that a budget search found.
     """
 
@@ -146,7 +203,6 @@ class Kept:
     index: torch.Tensor
     owner: torch.Tensor
     boxes: torch.Tensor | None = None
-    residual: torch.Tensor | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -158,6 +214,14 @@ class Kept:
         owner = torch.full((len(tokens),), -1, device=tokens.features.device)
         owner[index] = torch.arange(len(index), device=owner.device)
         return cls(tokens.features[index], index, owner, info=info)
+
+    @classmethod
+    def of_merged(cls, merged: MergedTokens) -> Kept:
+        """The tokens of a merge of the whole grid."""
+        _, height, width = merged.grid
+        t, y, x = merged.boxes[:, :3].unbind(-1)
+        index = (t * height + y) * width + x
+        return cls(merged.features, index, merged.source_map.flatten(), merged.boxes, info=merged.info)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,15 @@ BUILT_IN = {
     "random": "sttm_lmms.methods.random",
     "frames": "sttm_lmms.methods.frames",
     "pool": "sttm_lmms.methods.pool",
+    "tome": "sttm_lmms.methods.tome",
+    "dycoke_stage1": "sttm_lmms.methods.dycoke",
+    "dycoke": "sttm_lmms.methods.dycoke",
+    "fastv": "sttm_lmms.methods.fastv",
+    "framefusion": "sttm_lmms.methods.framefusion",
+    "framefusion_merge": "sttm_lmms.methods.framefusion",
+    "streaming_llm": "sttm_lmms.methods.streaming_llm",
+    "octree": "sttm_lmms.methods.octree",
+    "pyramid": "sttm_lmms.methods.pyramid",
 }
 """Name -> the module that registers it; imported when the method is asked for."""
 
@@ -39,8 +48,8 @@ def register_method(name: str) -> Callable[[M], M]:
         old: Any = _CLASSES.get(name)
         if old is not None and (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"method {name!r} is already {old.__module__}.{old.__qualname__}")
-        cls.name = name  # type: ignore[attr-defined]
-        _CLASSES[name] = cls  # type: ignore[assignment]
+        cls.name = name
+        _CLASSES[name] = cls
         return cls
 
     return register
@@ -83,8 +92,8 @@ def check_method(config: Any) -> Method:
     if name and _CLASSES.get(name) is type(config):
         return config
     raise TypeError(
-        f"{type(config).__name__} is not the settings of a registered method; known: {', '.join(method_names())} "
-        "(a class of your own needs @register_method)"
+        f"{type(config).__name__} is not a registered method such as STTMConfig(budget=0.5); known: "
+        f"{', '.join(method_names())} (a class of your own needs @register_method)"
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
 
 from sttm_lmms.config import check_choice, check_integer, check_number
+from sttm_lmms.errors import unknown
 from sttm_lmms.types import Kept, Tokens
 
 DecodePositions = Literal["continue", "reference"]
@@ -22,7 +23,7 @@ class Stage(NamedTuple):
 
     ``site`` is ``"layer"`` (the residual stream in front of the layer), ``"mlp"`` (the residual stream between the
     layer's attention and its MLP) or ``"attention"`` (the normed input of the layer's attention; the residual stream
-    goes on with ``Kept.residual``).
+    goes on with the survivors' own rows).
     """
 
     layer: int
@@ -165,6 +166,30 @@ class BudgetMethod(LayerMethod):
         check_number("budget", self.budget, 0.0, 1.0, low_open=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RatioMethod(LayerMethod):
+    """A method that the published code gives the share to remove, and we the share to keep.
+
+    Attributes:
+        ratio: the published argument, share of the tokens to remove, in [0, 1], with the published rounding.
+        budget: kept visual tokens / all visual tokens, in (0, 1]; what is kept is never more.
+
+    Raises:
+        ValueError: a value is out of range, or not exactly one of the two is given.
+    """
+
+    ratio: float | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio_or_budget(self.ratio, self.budget)
+
+
+class BudgetWarning(UserWarning):
+    """A video has no token set that meets the budget."""
+
+
 def most_within(budget: float, total: int) -> int:
     """The largest number that is at most ``budget`` of ``total``, but at least 1."""
     number = int(budget * total) + 1
@@ -181,3 +206,20 @@ def check_ratio_or_budget(ratio: float | None, budget: float | None) -> None:
         check_number("ratio", ratio, 0.0, 1.0)
     else:
         check_number("budget", budget, 0.0, 1.0, low_open=True)
+
+
+def from_published(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """``settings`` of the published code under our names.
+
+    Args:
+        settings: arguments as the published code spells them. ``T`` (frames) and ``x`` (features), which its bare
+            functions take too, are left out: they are input, not settings.
+        names: published name -> ours.
+
+    Raises:
+        ValueError: a setting that the published method does not have.
+    """
+    for name in settings:
+        if name not in names and name not in ("T", "x"):
+            raise unknown("published setting", name, names)
+    return {names[name]: value for name, value in settings.items() if name in names}

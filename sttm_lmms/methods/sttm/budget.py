@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from sttm_lmms.config import check_number
+from sttm_lmms.methods.base import BudgetWarning
 from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, partition_at
 from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds, turning_points
 from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarities
@@ -19,9 +20,7 @@ from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarit
 if TYPE_CHECKING:
     from sttm_lmms.methods.sttm.method import STTMConfig
 
-
-class BudgetWarning(UserWarning):
-    """A video has no token set that meets the budget."""
+__all__ = ["BudgetWarning", "Profile", "calibrate", "search_budget"]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def merge_video_tokens(
         _path: for tests; :func:`default_path` otherwise.
 
     Returns:
-        The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, and after a
+        The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, the number of
+        tokens ``after_spatial``, that is before any merged in time, and after a
         search also the requested ``budget`` and the number of ``evaluations``; thresholds found by a search give the
         same tokens when they are given as thresholds.
 
@@ -100,7 +101,7 @@ class SparseVideo:
 
 
 def merge_at(trees: Quadtrees, spatial: float, temporal: float, *, weighted_avg: bool = False) -> MergedTokens:
-    """The tokens of a video at a pair of thresholds; ``info`` holds the two."""
+    """The tokens of a video at a pair of thresholds; ``info`` holds the two and the tokens after the spatial step."""
     partition = partition_at(trees.layout, trees.min_child_similarity, spatial)
     owner = merge_in_time(
         partition, temporal, lambda pairs: pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
@@ -132,7 +133,7 @@ def _collect(
     else:
         weight = sizes[group].float().reciprocal()
     features = average_groups(trees, member, level[member], weight, sizes)
-    return MergedTokens(features, boxes, counts, source_map, info)
+    return MergedTokens(features, boxes, counts, source_map, {**info, "after_spatial": len(anchor)})
 
 
 def _occurrences(index: torch.Tensor, length: int) -> torch.Tensor:

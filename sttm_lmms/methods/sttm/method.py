@@ -76,11 +76,7 @@ class STTMConfig(Method):
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
         """Merge one video; :func:`merge_video_tokens` on its grid."""
-        merged = merge_video_tokens(tokens.as_grid(), self, tokens.head_dim)
-        _, height, width = tokens.grid
-        t, y, x = merged.boxes[:, :3].unbind(-1)
-        index = (t * height + y) * width + x
-        return Kept(merged.features, index, merged.source_map.flatten(), merged.boxes, info=merged.info)
+        return Kept.of_merged(merge_video_tokens(tokens.as_grid(), self, tokens.head_dim))
 
     @classmethod
     def published(cls, **settings: Any) -> STTMConfig:

@@ -60,7 +60,7 @@ class Layout:
         """The layout of a ``height x width`` grid whose quadtrees start at ``root_level``, at most the finest."""
         sizes = tuple(pyramid_sizes(height, width)[root_level:]) or ((height, width),)
         rows, columns = (torch.from_numpy(nodes_over_cells(side)) for side in zip(*sizes, strict=True))
-        return cls(sizes, *(table.to(device) for table in (*_with_extent(rows), *_with_extent(columns))))
+        return cls(sizes, *(table.to(device) for table in (*with_extent(rows), *with_extent(columns))))
 
     def coordinates(self, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Frame, row and column of flat cell indices into ``[T, H, W]``."""
@@ -87,7 +87,8 @@ def nodes_over_cells(lengths: Sequence[int]) -> np.ndarray:
     return np.stack(index)
 
 
-def _with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each cell along one side: the node over it, and the first cell and the end (exclusive) of that node."""
     return node, torch.searchsorted(node, node), torch.searchsorted(node, node, right=True)
 
 

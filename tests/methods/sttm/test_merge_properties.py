@@ -108,6 +108,25 @@ def test_large_half_precision_sums_do_not_overflow() -> None:
     assert len(merged) < 168
 
 
+@pytest.mark.parametrize("members", [128, 180])
+def test_long_groups_in_bfloat16_are_summed_in_float32(members: int) -> None:
+    """One cell over many frames; added one by one in bfloat16, as the published code does, digits are lost."""
+    torch.manual_seed(0)
+    cells = (torch.randn(512) + 0.3 * torch.randn(members, 512)).bfloat16()
+    merged = merge_video_tokens(cells.view(members, 1, 1, 512), STTMConfig(2.0, 0.5)).features
+    assert len(merged) == 1
+    exact = cells.double().mean(0)
+    one_by_one = torch.zeros(512, dtype=torch.bfloat16)
+    for cell in cells:
+        one_by_one += cell
+
+    def error(mean: torch.Tensor) -> float:
+        return float((mean.double() - exact).norm() / exact.norm())
+
+    assert error(merged[0]) < 0.005
+    assert 0.01 < error(one_by_one / members) < 0.04
+
+
 def test_the_input_is_left_alone_and_may_be_a_view() -> None:
     features = natural_features(4, 7, 9, 16)
     view = features.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
