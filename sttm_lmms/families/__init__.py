@@ -15,6 +15,7 @@ from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
 from sttm_lmms.families.hub import commit_of
 from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
 from sttm_lmms.families.qwen2_vl import Qwen2VL
+from sttm_lmms.families.requirements import check_attention, check_device
 
 __all__ = [
     "ARCHITECTURES",
@@ -116,7 +117,10 @@ def load_pretrained(
 
     Raises:
         CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
+        STTMError: the device, or the package of the attention implementation, is not there.
     """
+    check_device(device_map)
+    check_attention(attn_implementation)
     # The configuration first: a checkpoint that is not supported is refused before its weights are downloaded.
     found, commit = find_family(path_or_id, revision=revision)
     wanted = get_family(family) if family else found
