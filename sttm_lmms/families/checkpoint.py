@@ -174,7 +174,7 @@ def load_model(
         CheckpointError: a missing, unexpected or mis-shaped tensor.
     """
     headers = read_headers(folder)
-    kwargs = _with_quantization(kwargs)
+    kwargs = _with_quantization(folder, kwargs)
     if config is not None:
         kwargs["config"] = config
     loaded: Any = model_class.from_pretrained(
@@ -209,13 +209,24 @@ def _where(headers: Mapping[str, TensorHeader], name: str) -> str:
     return f" in {file}" if file else ""
 
 
-def _with_quantization(kwargs: dict[str, Any]) -> dict[str, Any]:
-    flags = {name: kwargs[name] for name in ("load_in_4bit", "load_in_8bit") if kwargs.get(name)}
+def _with_quantization(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``load_in_4bit`` and ``load_in_8bit`` as a ``BitsAndBytesConfig``: the only place that says how.
+
+    Four bits are NF4, the type for normally distributed weights (arXiv 2305.14314), computed in the model's dtype;
+    bitsandbytes' own defaults are FP4, computed in float32.
+    """
     rest = {name: value for name, value in kwargs.items() if name not in ("load_in_4bit", "load_in_8bit")}
+    flags = {name: True for name in ("load_in_4bit", "load_in_8bit") if kwargs.get(name)}
     if flags:
         from transformers import BitsAndBytesConfig
 
-        rest["quantization_config"] = BitsAndBytesConfig(**flags)
+        dtype = kwargs.get("dtype", "auto")
+        if dtype in ("auto", None):
+            config = read_json(folder / "config.json")
+            dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+        rest["quantization_config"] = BitsAndBytesConfig(
+            **flags, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     return rest
 
 
