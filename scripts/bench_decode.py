@@ -12,7 +12,9 @@ and a table into results/bench/decode/.
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +61,14 @@ def measure(decoder: Any, inputs: dict[str, Any], span: Any, config: STTMConfig 
     length = inputs["inputs_embeds"].shape[1]
 
     def decode(steps: int, reducer: TokenReducer | None, state: Any) -> None:
+        if reducer is not None:
+            reducer.adopt(cache, state)
         for step in range(steps):
             positions = torch.full((1, 1), length + step, device=token.device)
             if "position_ids" in inputs:
                 positions = positions.expand(3, 1, 1)
             decoder(inputs_embeds=token, past_key_values=cache, use_cache=True, position_ids=positions)
         cache.crop(-steps)
-        if reducer is not None:
-            reducer.adopt(cache, state)
 
     seconds: dict[str, list[float]] = {"stock": [], "hooks": []}
     operations = {}
@@ -76,16 +78,10 @@ def measure(decoder: Any, inputs: dict[str, Any], span: Any, config: STTMConfig 
         state = reducer.state_of(cache)
     kept = length - span.length + (reducer.report.kept_tokens if config is not None else span.length)
     for way in ("stock", "hooks") * 2:
-        if way == "stock":
-            run = lambda steps: decode(steps, None, None)  # noqa: E731
-            seconds[way] += timed(lambda: run(options.tokens), **how)
+        with reducer if way == "hooks" else nullcontext():
+            run = partial(decode, reducer=reducer if way == "hooks" else None, state=state)
+            seconds[way] += timed(partial(run, options.tokens), **how)
             operations[way] = _operations(run)
-        else:
-            with reducer:
-                reducer.adopt(cache, state)
-                run = lambda steps: decode(steps, reducer, state)  # noqa: E731
-                seconds[way] += timed(lambda: run(options.tokens), **how)
-                operations[way] = _operations(run)
     each = {way: median(values) / options.tokens for way, values in seconds.items()}
     return {
         "budget": 1.0 if config is None else config.budget,
