@@ -91,20 +91,20 @@ def compare(
             continue
         told = f"[{number}/{len(grid)}] {folder.parent.name} {cell.name}"
         if is_done(folder, command):
-            typer.echo(f"{told}: there already")
+            _tell(f"{told}: there already")
             files.append(folder / RESULTS)
             continue
         started = time.perf_counter()
-        typer.echo(f"{told}: {folder / 'log.txt'}")
+        _tell(f"{told}: {folder / 'log.txt'}")
         try:
             environment = {**_under_launcher(number), **_data(cell, videos, work)}
             files.append(launch(args, folder, launcher=_launcher(processes), environment=environment))
         except STTMError as error:
             failed.append(f"{told}: {last_words(str(error))}")
-            typer.echo(failed[-1], err=True)
+            _tell(failed[-1])
         else:
-            typer.echo(f"{told}: {time.perf_counter() - started:.0f} s")
-    if dry_run or int(os.environ.get("RANK", 0)):
+            _tell(f"{told}: {time.perf_counter() - started:.0f} s")
+    if dry_run or _rank():
         return
     if files:
         options = {"--reference": None if reference == "sttm" else reference, "--videos": videos, "--limit": limit}
@@ -249,6 +249,15 @@ def _launcher(processes: int) -> tuple[str, ...]:
     return (sys.executable, *start, *LMMS_EVAL[1:])
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _tell(line: str) -> None:
+    if not _rank():
+        typer.echo(line, err=True)
+
+
 def _under_launcher(number: int) -> dict[str, str]:
     """Where this process is one of several: they meet anew for each run, so each run gets a port of its own."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -260,9 +269,13 @@ def _under_launcher(number: int) -> dict[str, str]:
 def _data(cell: Cell, videos: int | None, work: Path) -> dict[str, str]:
     if videos is None:
         return {}
-    from sttm_lmms.demo import make_videos
+    from sttm_lmms.demo import make_videos, videos_folder
 
-    root = make_videos(work, videos, cell.model.removeprefix("sttm_"))
+    family = cell.model.removeprefix("sttm_")
+    if _rank():  # the first process makes them
+        while not videos_folder(work, videos, family)[1].is_file():
+            time.sleep(1)
+    root = make_videos(work, videos, family)
     return {"STTM_DATA_ROOT": str(root), "HF_HUB_OFFLINE": "1"}
 
 

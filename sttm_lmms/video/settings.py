@@ -10,8 +10,8 @@ from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
 from sttm_lmms.video.index import FrameIndex
 
-VIDEO_BACKENDS = ("auto", "decord", "pyav")
-"""``auto`` takes decord where it can be imported and PyAV elsewhere."""
+VIDEO_BACKENDS = ("auto", "torchcodec", "decord", "pyav")
+"""``auto`` takes the first of the others that can be imported and reads the file; PyAV always can be."""
 
 
 def check_backend(name: str) -> None:
