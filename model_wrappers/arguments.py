@@ -57,7 +57,7 @@ class WrapperArguments:
     device: str | None = None
     device_map: str | None = None
     batch_size: int = 1
-    video_backend: Literal["auto", "decord", "pyav"] = "auto"
+    video_backend: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
     reproduce: bool = False
     on_error: Literal["skip", "raise"] = "skip"
     reuse: Literal["prefix", "features", "none"] = "prefix"
