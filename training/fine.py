@@ -1,6 +1,7 @@
 """The fine model: 14x14 tokens a frame on plain footage, from the 7x7 LLaVA-Video-shaped one.
 
-1. ``vision``: the tower, tiled to four times the area, on single frames.
+1. ``project``: the tower is the small one, tiled to four times the area; only the projector learns, from what the tower
+   says of a few hundred frames.
 2. ``coarse``: layers 2 and up read what STTM makes of a video at random thresholds. What merges is decided by the
    features alone: no needle is spared here.
 3. ``front``: as for the first model (see ``stages.py``).
@@ -21,13 +22,15 @@ from sttm_lmms.methods.sttm import merge_video_tokens
 
 from .bank import Bank
 from .decoder import FRONT, LAYERS, run
-from .loop import Schedule, train
+from .loop import Schedule, save, train
 from .losses import losses
 from .stages import Place, layout_of, make_videos
 from .stream import Batch
 from .student import Student
+from .vision import vision_loss, vision_scores
 
 VIDEOS = 4
+FRAMES = 360
 
 
 @torch.no_grad()
@@ -47,6 +50,30 @@ def tile_vision(student: Student, folder: Path) -> None:
     student.vision.inner.load_state_dict(weights)
     student.vision.projector[0].load_state_dict(model.model.multi_modal_projector.linear_1.state_dict())
     student.vision.projector[2].load_state_dict(model.model.multi_modal_projector.linear_2.state_dict())
+
+
+def project_stage(student: Student, place: Place, schedule: Schedule) -> None:
+    """Teach the projector; the tower is not touched, so that every frame goes through it once."""
+    pixels, labels, colours = [], [], []
+    path = place.folder / "patches.pt"
+    if not path.exists():
+        for number in range(FRAMES // 8):
+            drawn = student.shape.eye.batch(np.random.default_rng((5, number)))
+            with torch.no_grad():
+                pixels.append(student.vision.patches(drawn[0]))
+            labels.append(drawn[1])
+            colours.append(drawn[2])
+        save(path, {"patches": torch.cat(pixels), "labels": torch.cat(labels), "colours": torch.cat(colours)})
+    seen = torch.load(path, weights_only=True)
+
+    def step(_: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = rng.integers(0, FRAMES, 6)
+        features = student.vision.pool(student.vision.projector(seen["patches"][chosen]))
+        labels, colours = seen["labels"][chosen], seen["colours"][chosen]
+        return vision_loss(features, labels, colours, student.codes), vision_scores(features, labels, student.codes)
+
+    parameters = student.vision.projector.parameters()
+    train("vision", schedule, student.vision, parameters, step, folder=place.folder, log=place.log, seed=9)
 
 
 def random_config(rng: np.random.Generator) -> STTMConfig:
@@ -89,9 +116,7 @@ def coarse_stage(student: Student, place: Place, schedule: Schedule, bank: Bank)
         context = student.context(merged.visual)
         if blank is not None:
             blank = torch.nn.functional.pad(blank, (len(student.prefix), 0))
-        trace = run(
-            student.decoder, context, words, batch.lengths, layers=range(FRONT, LAYERS), blank=blank
-        )
+        trace = run(student.decoder, context, words, batch.lengths, layers=range(FRONT, LAYERS), blank=blank)
         loss, report = losses(student, trace, merged)
         return loss, report | {"kept": merged.visual.shape[1] / batch.visual.shape[1]}
 

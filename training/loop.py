@@ -66,7 +66,7 @@ def train(
     path = folder / f"{name}.pt"
     first = 0
     if path.exists():
-        state = torch.load(path, weights_only=True, map_location=trained[0].device)
+        state = torch.load(path, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])

@@ -91,10 +91,6 @@ class Batch:
     lengths: list[int]
     drawn: list[Drawn]
 
-    def to(self, device: torch.device | str) -> Batch:
-        moved = {name: getattr(self, name).to(device) for name in ("visual", "step", "cell", "needle", "ids")}
-        return replace(self, **moved)
-
     def keep(self, places: torch.Tensor) -> Batch:
         """Only the visual tokens at ``places [B, K]``."""
         visual = self.visual.gather(1, places[..., None].expand(-1, -1, self.visual.shape[-1]))
@@ -102,9 +98,7 @@ class Batch:
         return replace(self, visual=visual, step=step, cell=cell, needle=needle)
 
 
-def synthetic_features(
-    rng: np.random.Generator, codes: Codes, drawn: Drawn, steps: int, grid: int
-) -> torch.Tensor:
+def synthetic_features(rng: np.random.Generator, codes: Codes, drawn: Drawn, steps: int, grid: int) -> torch.Tensor:
     """A stand-in for what the trained vision side says of a video, ``[T, grid * grid, C]``."""
     cells = grid * grid
     noise = torch.from_numpy(rng.standard_normal((steps, cells, codes.background.shape[0])).astype(np.float32))

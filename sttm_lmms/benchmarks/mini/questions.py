@@ -75,9 +75,7 @@ def slots(seconds: float) -> int:
     return int(np.ceil(seconds)) - 1
 
 
-def place(
-    rng: np.random.Generator, objects: Sequence[int], seconds: float, grid: int = GRID
-) -> tuple[Event, ...]:
+def place(rng: np.random.Generator, objects: Sequence[int], seconds: float, grid: int = GRID) -> tuple[Event, ...]:
     """Events for ``objects`` in this order, at random seconds, needles of neighbouring seconds apart in space.
 
     Centres lie well inside a cell of a ``grid x grid`` division, so that each needle has one cell of its own.
