@@ -63,13 +63,13 @@ PLANS = {
     ),
     "llava_video_fine": Plan(
         "llava_video_fine",
-        {"project": (600, 4e-3), "coarse": (200, 6e-4), "late": (150, 2e-3)},
+        {"project": (600, 4e-3), "time": (150, 2e-3), "coarse": (160, 8e-4)},
         start="llava_video",
         bank=(60, 16),
     ),
     "control": Plan(
         "llava_video_fine",
-        {"time": (150, 2e-3), "whole": (200, 6e-4)},
+        {"time": (150, 2e-3), "whole": (160, 8e-4)},
         start="llava_video",
         eyes="llava_video_fine",
         bank=(60, 16),
@@ -87,7 +87,6 @@ BANK: dict[str, BankStage] = {
     "front": stages.front_stage,
     "coarse": fine.coarse_stage,
     "time": partial(stages.front_stage, name="time", afresh=False, reading_costs=False, videos=1),
-    "late": partial(stages.front_stage, name="late", afresh=False, videos=1),
     "whole": control.whole_stage,
 }
 
