@@ -40,6 +40,9 @@ class RunSummary:
         reduced_share: share of the answers whose visual tokens were reduced (the other half).
         requested_budget: kept / all visual tokens that was asked for; None if thresholds were given.
         tokens_before, tokens_after: visual tokens per answer, mean.
+        layer_tokens_mean: visual tokens that a decoder layer's attention sees at the prefill, mean over layers and
+            answers: the same measure for methods that reduce before, inside or layer by layer.
+        kv_share_mean: KV entries attended to while decoding / all of them; None without cache editing.
         kept_share_mean, kept_share_min, kept_share_max: kept / all visual tokens over the answers.
         ttft_s: seconds to the first token (decoder only, as in the paper: no video decoding, no vision), mean.
         ttft_first_s: the same over answers that reused no prefix; comparable with the paper's.
@@ -62,6 +65,8 @@ class RunSummary:
     requested_budget: float | None = None
     tokens_before: float | None = None
     tokens_after: float | None = None
+    layer_tokens_mean: float | None = None
+    kv_share_mean: float | None = None
     kept_share_mean: float | None = None
     kept_share_min: float | None = None
     kept_share_max: float | None = None
@@ -101,7 +106,7 @@ class Provenance:
         checkpoint: hub id or local folder, as given to ``pretrained=``.
         checkpoint_commit: hub commit of the checkpoint where known.
         family: ``llava_video``, ``llava_onevision`` or ``qwen2_vl``.
-        frames, fps: limits of the frame sampling; ``video_backend``: who decoded the video.
+        frames, fps, sampling: limits and rule of the frame sampling; ``video_backend``: who decoded the video.
         newline: newline mode of the LLaVA family.
         reuse: what is shared between the questions of a video.
         attention, dtype, device: how the model ran; ``device`` is the hardware's name.
@@ -115,6 +120,7 @@ class Provenance:
     family: str | None = None
     frames: int | None = None
     fps: float | None = None
+    sampling: str | None = None
     video_backend: str | None = None
     newline: str | None = None
     reuse: str | None = None
@@ -192,6 +198,7 @@ def collect_provenance(
         family=family,
         frames=getattr(video, "max_frames", None),
         fps=getattr(video, "fps", None),
+        sampling=getattr(video, "sampling", None),
         video_backend=getattr(video, "backend", None),
         newline=newline,
         reuse=reuse,

@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from sttm_lmms import MergedTokens, STTMConfig
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.mini import MiniVideo
 from sttm_lmms.benchmarks.mini.questions import Event
-from sttm_lmms.config import MethodConfig
 from sttm_lmms.demo import QWEN_VIDEO, SQUARE_SIZES, shipped
-from sttm_lmms.methods import METHODS, Method
-from sttm_lmms.methods.common import BudgetConfig
+from sttm_lmms.methods import register_method
+from sttm_lmms.methods.base import BudgetMethod, LayerMethod, Probe, Scratch
 from sttm_lmms.methods.frames import FramesConfig
 from sttm_lmms.methods.pool import PoolConfig
 from sttm_lmms.methods.random import RandomConfig
@@ -23,57 +22,46 @@ from sttm_lmms.methods.sttm.budget import Profile
 from sttm_lmms.methods.sttm.merge import merge_at
 from sttm_lmms.methods.sttm.quadtree import build_quadtrees
 from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Thresholds
+from sttm_lmms.types import Kept, Tokens
 from sttm_lmms.video import VideoSettings
 
 Oracle = Literal["needles removed", "as many others removed"]
 
 
+@register_method("remove_cells")
 @dataclass(frozen=True)
-class RemoveCells(MethodConfig):
+class RemoveCells(LayerMethod):
     """Drop the given cells ``(t, y, x)`` of a video."""
 
     cells: tuple[tuple[int, int, int], ...] = ()
 
-
-def remove_cells(features: torch.Tensor, config: RemoveCells, head_dim: int | None = None) -> MergedTokens:
-    """``features [T, H, W, C]`` without ``config.cells``."""
-    t, h, w, _ = features.shape
-    stay = torch.ones(t, h, w, dtype=torch.bool)
-    for cell in config.cells:
-        stay[cell] = False
-    places = stay.nonzero()
-    boxes = torch.cat((places, places[:, 1:] + 1), 1)
-    source = torch.full((t, h, w), -1)
-    source[stay] = torch.arange(len(places))
-    return MergedTokens(features[stay.to(features.device)], boxes, torch.ones(len(places), dtype=torch.long), source)
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        stay = torch.ones(tokens.grid, dtype=torch.bool)
+        for cell in self.cells:
+            stay[cell] = False
+        return Kept.select(tokens, stay.flatten().nonzero()[:, 0].to(tokens.features.device))
 
 
-METHODS["remove_cells"] = Method("remove_cells", f"{__name__}:RemoveCells", f"{__name__}:remove_cells")
-
-
+@register_method("one_half")
 @dataclass(frozen=True, kw_only=True)
-class OneHalfConfig(BudgetConfig):
+class OneHalfConfig(BudgetMethod):
     """STTM with one of its two steps, at a threshold that meets the budget for each video."""
 
     half: Literal["space", "time"]
 
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        """Merge in space alone or in time alone; above the budget where that merges all it can."""
+        trees = build_quadtrees(tokens.as_grid(), STTMConfig(budget=self.budget))
+        profile = Profile.of(trees)
 
-def merge_one_half(features: torch.Tensor, config: OneHalfConfig, head_dim: int | None = None) -> MergedTokens:
-    """``features [T, H, W, C]`` merged in space alone or in time alone; above the budget where it merges all it can."""
-    trees = build_quadtrees(features, STTMConfig(budget=config.budget))
-    profile = Profile.of(trees)
+        def thresholds(value: float) -> Thresholds:
+            return Thresholds(value, 0.0) if self.half == "space" else Thresholds(HIGHEST.spatial, value)
 
-    def thresholds(value: float) -> Thresholds:
-        return Thresholds(value, 0.0) if config.half == "space" else Thresholds(HIGHEST.spatial, value)
-
-    low, high = LOWEST.spatial if config.half == "space" else LOWEST.temporal, HIGHEST.spatial
-    for _ in range(26):
-        middle = (low + high) / 2
-        low, high = (middle, high) if profile.share(thresholds(middle)) <= config.budget else (low, middle)
-    return merge_at(trees, *thresholds(low))
-
-
-METHODS["one_half"] = Method("one_half", f"{__name__}:OneHalfConfig", f"{__name__}:merge_one_half")
+        low, high = LOWEST.spatial if self.half == "space" else LOWEST.temporal, HIGHEST.spatial
+        for _ in range(26):
+            middle = (low + high) / 2
+            low, high = (middle, high) if profile.share(thresholds(middle)) <= self.budget else (low, middle)
+        return Kept.of_merged(merge_at(trees, *thresholds(low)))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import torch
 from sttm_lmms import STTMConfig
 from sttm_lmms.demo import shipped
 from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.types import Tokens
 from training import fine
-from training.decoder import FRONT, LAYERS, run
-from training.settings import OneHalfConfig, merge_one_half
+from training.decoder import FRONT, LAYERS, Positions, run
+from training.settings import OneHalfConfig
 from training.shapes import LLAVA_VIDEO_FINE
 from training.stages import make_videos
 from training.student import Student
@@ -76,8 +77,6 @@ def test_filling_up_changes_no_answer(student, batch):
     for length in (short, short + 9):
         visual = torch.nn.functional.pad(merged.visual[row : row + 1, :short], (0, 0, 0, length - short), value=3.0)
         hidden = torch.arange(size + length)[None] >= size + short
-        from training.decoder import Positions
-
         places = torch.arange(size + length).expand(3, 1, -1)
         outs.append(
             run(
@@ -99,14 +98,13 @@ def test_one_half_alone_merges_in_one_direction_only(budget):
     coarse = torch.randn(4, 4, 4, 16, generator=generator).cumsum(0)
     features = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
     features = features + 0.1 * torch.randn(features.shape, generator=generator)
+    tokens = Tokens.of_grid(features)
     for half in ("space", "time"):
-        merged = merge_one_half(features, OneHalfConfig(budget=budget, half=half))
-        assert merged.budget <= budget
-        assert merged.budget > budget - 0.1
+        kept = OneHalfConfig(budget=budget, half=half).reduce(tokens, 2, None, {})
+        assert budget - 0.1 < len(kept) / len(tokens) <= budget
         if half == "space":
-            frames = torch.arange(4)[:, None, None].expand(4, 8, 8)
-            assert (merged.boxes[merged.source_map, 0] == frames).all()
-            assert merged.info["after_spatial"] == len(merged)
+            assert (kept.boxes[kept.owner, 0] == tokens.cells[:, 0]).all()
+            assert kept.info["after_spatial"] == len(kept)
         else:
-            assert ((merged.boxes[:, 3:] - merged.boxes[:, 1:3]) == 1).all()
-            assert merged.info["after_spatial"] == 256
+            assert ((kept.boxes[:, 3:] - kept.boxes[:, 1:3]) == 1).all()
+            assert kept.info["after_spatial"] == len(tokens)
