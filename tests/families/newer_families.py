@@ -12,7 +12,7 @@ from transformers.video_utils import VideoMetadata
 
 NEWER = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl")
 VIDEO, IMAGE = {"type": "video"}, {"type": "image"}
-SIZES = {"qwen2_5_vl": (56, 84), "qwen3_vl": (64, 96), "qwen3_vl_moe": (64, 96), "internvl": (32, 32)}
+SIZES = {"qwen2_5_vl": (112, 140), "qwen3_vl": (128, 160), "qwen3_vl_moe": (128, 160), "internvl": (32, 32)}
 CASES = {
     "video": [VIDEO, "Why?"],
     "two videos": ["Look: ", VIDEO, VIDEO, "Which?"],
@@ -36,7 +36,8 @@ def shown(name: str, parts, frames: int = 6, fps: float = 2.0) -> list:
             continue
         video = clip(frames, height, width)
         times = [index / fps for index in range(frames)]
-        turned = np.ascontiguousarray(np.roll(video.frames, 5 * number, axis=2))
+        noise = np.random.default_rng(number).integers(0, 256, video.frames.shape, np.uint8)
+        turned = np.where(np.arange(frames)[:, None, None, None] % 2, noise, np.roll(video.frames, 5 * number, axis=2))
         visuals.append(replace(video, frames=turned, timestamps=times, fps=fps, sample_fps=fps, duration=frames / fps))
     return visuals
 
