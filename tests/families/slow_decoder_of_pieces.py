@@ -36,7 +36,7 @@ def slow_logits(model, prompt: Prompt, config, answer: list[int]) -> tuple[torch
     """Logits ``[n + 1, V]`` after the prompt and after each token of ``answer``, and which tokens of the prompt are
     left from the start layer on."""
     decoder = model.model.language_model
-    following = int(prompt.positions.max()) + 1
+    following = int(prompt.positions[..., -1].max()) + 1
     text = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
     hidden = torch.cat([prompt.embeds, text])
     positions = torch.cat([prompt.positions, _following(prompt.positions, following, len(answer))], dim=-1)
