@@ -1,4 +1,4 @@
-"""A reduced decoder written out: every layer is called by hand on whole sequences, without hooks and without a cache."""
+"""A reduced decoder written out: every layer called by hand on whole sequences, without hooks and without a cache."""
 
 from __future__ import annotations
 
@@ -47,10 +47,7 @@ def slow_logits(model, prompt: Prompt, config, answer: list[int]) -> tuple[torch
             hidden, groups = _merged(hidden, prompt.spans, config, decoder.config)
             left = [place for place in sorted(groups) if place < len(prompt.embeds)]
             added = [torch.stack([full[groups[place]].mean(0) for place in sorted(groups)]) for full in added]
-            if positions.ndim == 2:
-                positions = positions[:, sorted(groups)]
-            else:
-                positions = torch.arange(len(groups))
+            positions = positions[:, sorted(groups)] if positions.ndim == 2 else torch.arange(len(groups))
         axes = positions[:, None] if positions.ndim == 2 else positions[None]
         length = len(hidden)
         mask = torch.full((length, length), -torch.inf).triu(1)[None, None]

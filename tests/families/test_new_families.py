@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +10,14 @@ import pytest
 import torch
 from newer_families import CASES, NEWER, VIDEO, batch_inputs, generated, shown, stock_inputs, user
 from PIL import Image
-from slow_decoder_of_pieces import prompt_of, slow_logits
+from slow_decoder_of_pieces import Prompt, prompt_of, slow_logits
 
 from sttm_lmms import STTMConfig, encode_video, reduce_tokens
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
 from sttm_lmms.types import VideoSpan
 from sttm_lmms.video import VideoSettings
 
-LAYERS = (0, 1, 2, 3)
+LAYERS = [0, 1, 2, 3]
 WITH_VIDEO = [case for case in CASES if "video" in case]
 STEPS = 16
 families = pytest.mark.parametrize("name", NEWER)
@@ -48,7 +49,9 @@ def test_merging_nothing_is_stock_generate_bit_for_bit(loaded, name, case, layer
     ids, logits = generated(model, inputs, 4)
     with reduce_tokens(model, STTMConfig(2.0, 0.0, start_layer=layer)) as report:
         same_ids, same_logits = generated(model, inputs, 4)
-    assert len(report.events) == sum(part is VIDEO for part in CASES[case])  # a family that finds no video would pass the rest
+    assert len(report.events) == sum(
+        part is VIDEO for part in CASES[case]
+    )  # a family that finds no video would pass the rest
     assert all(event.after == event.before for event in report.events)
     assert same_ids.equal(ids)
     assert same_logits.equal(logits)
@@ -83,24 +86,20 @@ def test_reduced_prefill_and_decode_steps_are_the_written_out_decoder(loaded, na
     assert len(left) == prepared.input_ids.shape[1] - removed
 
 
+@contextmanager
 def _deepstack(model, prepared):
     """What the decoder adds, for a generate that is given embeddings; as a stock forward would hand it over."""
-    from contextlib import contextmanager
 
-    @contextmanager
-    def handed():
-        def add(_, args, kwargs):
-            if prepared.deepstack and kwargs["inputs_embeds"].shape[1] == prepared.input_ids.shape[1]:
-                return args, {**kwargs, **prepared.deepstack.inputs(*kwargs["inputs_embeds"].shape[:2])}
-            return None
+    def add(_, args, kwargs):
+        if prepared.deepstack and kwargs["inputs_embeds"].shape[1] == prepared.input_ids.shape[1]:
+            return args, {**kwargs, **prepared.deepstack.inputs(*kwargs["inputs_embeds"].shape[:2])}
+        return None
 
-        handle = model.model.language_model.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    return handed()
+    handle = model.model.language_model.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @families
@@ -163,7 +162,7 @@ def test_frames_that_empty_keep_their_text(loaded, name, layer):
 
 
 @families
-@pytest.mark.parametrize("layer", (0, 2, 3))
+@pytest.mark.parametrize("layer", [0, 2, 3])
 def test_eager_is_sdpa(loaded, name, layer):
     _, model, processor = loaded(name, "hf")
     inputs = stock_inputs(processor, CASES["two videos"], shown(name, CASES["two videos"]))
@@ -183,7 +182,11 @@ def test_a_shared_prefix_changes_no_answer(loaded, mp4, name, config):
     settings = VideoSettings(max_frames=6, fps=2.0, min_pixels=32 * 32, max_pixels=160 * 160)
     requests = []
     for question in ("Why?", "\nWhat moves, and where?", "How many?"):
-        content = [{"type": "image", "image": image}, {"type": "video", "video": mp4}, {"type": "text", "text": question}]
+        content = [
+            {"type": "image", "image": image},
+            {"type": "video", "video": mp4},
+            {"type": "text", "text": question},
+        ]
         requests.append(Request([{"role": "user", "content": content}], GenerationSettings(max_new_tokens=8)))
     engines = [Engine(model, processor, config, video=settings, reuse=reuse) for reuse in ("prefix", "none")]
     shared, alone = (engine.generate(requests) for engine in engines)
@@ -214,7 +217,9 @@ def test_encode_video_takes_a_file_images_and_tensors(loaded, mp4, name):
     assert all(0 < prefix.kept_tokens < prefix.visual_tokens for prefix in [*prefixes, of_file])
 
 
-@pytest.mark.parametrize(("name", "layout"), [("llava_video", "original"), ("llava_onevision", "hf"), ("qwen2_vl", "hf")])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("llava_video", "original"), ("llava_onevision", "hf"), ("qwen2_vl", "hf")]
+)
 def test_encode_video_takes_images_for_the_older_families_too(loaded, name, layout):
     _, model, processor = loaded(name, layout)
     frames = [Image.fromarray(frame) for frame in shown("qwen2_5_vl", [VIDEO])[0].frames]
@@ -225,7 +230,7 @@ def test_encode_video_takes_images_for_the_older_families_too(loaded, name, layo
 
 def test_spans_of_any_shape_can_be_given(loaded):
     """Pieces that are no frames: a decoder only needs to know where the grid's tokens stand."""
-    _, model, processor = loaded("internvl", "hf")
+    _, model, _ = loaded("internvl", "hf")
     torch.manual_seed(0)
     embeds = torch.randn(1, 40, 64)
     span = VideoSpan(3, (2, 3, 4), pieces=((3, 5), (10, 1), (20, 18)))
@@ -233,8 +238,6 @@ def test_spans_of_any_shape_can_be_given(loaded):
     inputs = {"inputs_embeds": embeds, "attention_mask": torch.ones(1, 40, dtype=torch.long)}
     with reduce_tokens(model, config, spans=[span]) as report:
         ids, logits = generated(model, inputs, 3)
-    from slow_decoder_of_pieces import Prompt
-
     expected, _ = slow_logits(model, Prompt(embeds[0], torch.arange(40), (span,), []), config, ids[0, :2].tolist())
     torch.testing.assert_close(logits[:, 0], expected, atol=2e-5, rtol=1e-4)
     report.check_reduced()

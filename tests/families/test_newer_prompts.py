@@ -16,6 +16,7 @@ from sttm_lmms.families.internvl import sample_middles
 from sttm_lmms.families.qwen2_vl import mrope_positions
 from sttm_lmms.video import VideoSettings
 
+
 def prepared_of(loaded, name, parts, visuals):
     family, model, processor = loaded(name, "hf")
     features = [family.vision_features(model, processor, visual) for visual in visuals]
