@@ -74,10 +74,9 @@ def video_settings(
     sampling: str | None = None,
 ) -> VideoSettings:
     """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
-    frames = resolve_frames(family, task)
-    return VideoSettings(
-        max_frames=frames.max_frames if max_frames is None else max_frames,
-        fps=frames.fps if fps is None else fps,
+    return resolve_frames(family, task).settings(
+        max_frames=max_frames,
+        fps=fps,
         backend=backend,
         min_pixels=min_pixels,
         max_pixels=max_pixels,

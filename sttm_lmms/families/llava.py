@@ -166,7 +166,7 @@ class LlavaFamily(Family):
     ) -> PreparedInput:
         check_visuals(messages, features)
         config: Any = model.config
-        newline = newline or getattr(config, "mm_newline_position", None) or self.default_newline
+        newline = self.newline_mode(config, newline, reduced=False)
         check_choice("newline", newline, NEWLINES)
         timed = getattr(config, "add_time_instruction", None)
         timed = self.default_time_instruction if timed is None else timed
