@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -25,6 +25,9 @@ from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.formats import FORMATS
 from sttm_lmms.errors import unknown
 from sttm_lmms.methods.base import DecodePositions
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import VideoSettings
 
 UNIFORM_FPS = "uniform_fps"
 """The frame sampling of all published runs, see ``VideoSettings``."""
@@ -47,6 +50,12 @@ class Frames:
     sampling: str = "model"
     min_pixels: int | None = None
     max_pixels: int | None = None
+
+    def settings(self, **chosen: Any) -> VideoSettings:
+        """These frames, but for what was ``chosen``: fields of ``VideoSettings`` by name; None leaves one as it is."""
+        from sttm_lmms.video import VideoSettings
+
+        return VideoSettings(**{**asdict(self), **{name: value for name, value in chosen.items() if value is not None}})
 
 
 @dataclass(frozen=True)
