@@ -9,7 +9,7 @@ from sttm_lmms.model_wrappers.placement import Placement
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.families import find_family, load_pretrained
+from sttm_lmms.families import find_family, get_family, load_pretrained
 from sttm_lmms.families.requirements import check_attention, check_quantization
 
 
@@ -19,9 +19,9 @@ def check_family(arguments: WrapperArguments, family: str) -> None:
     Raises:
         CheckpointError: it cannot be had, or is of another family.
     """
-    found = find_family(arguments.pretrained, revision=arguments.revision)[0].name
-    if "qwen2_vl" in (found, family) and found != family:
-        raise CheckpointError(f"{arguments.pretrained} is a {found} checkpoint: use --model sttm_{found}")
+    found, _ = find_family(arguments.pretrained, revision=arguments.revision)
+    if found.architectures != get_family(family).architectures:
+        raise CheckpointError(f"{arguments.pretrained} is a {found.name} checkpoint: use --model sttm_{found.name}")
 
 
 def check_packages(arguments: WrapperArguments) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sttm_lmms.errors import STTMError, unknown
+from sttm_lmms.errors import unknown
 
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
 SETTINGS = {"all tokens": "method=none", "about 50%": "budget=0.5", "about 30%": "budget=0.3"}
@@ -35,13 +32,28 @@ class Checkpoint:
     description: str
 
 
+@dataclass(frozen=True)
+class Row:
+    """One run: its result file and the seconds of the whole command."""
+
+    checkpoint: Checkpoint
+    label: str
+    file: Path
+    seconds: float
+
+
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the result files and tables.")] = Path("results/demo"),
-    work: Annotated[Path, typer.Option(help="Folder for the generated videos and checkpoints.")] = Path("outputs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the result files and tables.")] = Path("outputs/demo"),
+    work: Annotated[Path, typer.Option(help="Folder for videos and checkpoints.")] = Path("outputs/demo/work"),
     videos: Annotated[int, typer.Option(help="Videos to make; each has four questions.", min=1)] = 12,
     family: Annotated[list[str] | None, typer.Option(help="Only these model families. Default: all three.")] = None,
+    pictures: Annotated[bool, typer.Option(help="Draw plots and which tokens merged.")] = True,
 ) -> None:
-    """Compare all tokens with about 50% and 30% of them, on generated videos, for all three model families."""
+    """Compare all tokens with about 50% and 30% of them, on generated videos, for all three model families.
+
+    Each run has a folder in --out, with results.json, samples_vnbench.jsonl and log.txt. A second demo writes over
+    these and its tables and pictures; other files in --out stay as they are.
+    """
     from rich.console import Console
 
     console = Console()
@@ -56,14 +68,14 @@ def demo(
             data[name] = make_videos(work / "data", videos, name)
         console.print(f"{videos} videos with {4 * videos} questions: {data[name]}")
         for label, arguments in SETTINGS.items():
-            folder = out / f"{name}-{label.replace('about ', '').replace(' ', '-').rstrip('%')}"
-            command = lmms_eval_command(checkpoint, arguments, folder)
-            console.print(f"$ STTM_DATA_ROOT={data[name]} {shlex.join(['lmms-eval', *command[3:]])}", style="dim")
-            rows.append((checkpoint, label, *run(command, folder, data[name])))
+            args = lmms_eval_args(checkpoint, arguments)
+            console.print(f"$ STTM_DATA_ROOT={data[name]} {shlex.join(['lmms-eval', *args])}", style="dim")
+            rows.append(run(args, out, checkpoint, label, data[name]))
     console.print(table(rows))
     console.print("Models this small show whether answers survive, not speed: merging costs them about what it saves.")
-    write_reports(out)
-    draw_pictures(rows[0][0], data[rows[0][0].family], out / "pictures")
+    write_reports(out, [row.file for row in rows], pictures=pictures)
+    if pictures:
+        draw_pictures(rows[0].checkpoint, data[rows[0].checkpoint.family], out / "pictures")
 
 
 def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
@@ -71,12 +83,17 @@ def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
     from sttm_lmms.benchmarks.mini import write_benchmark
     from sttm_lmms.benchmarks.mini.writer import FRAME_SIZES
 
-    square = family == "qwen2_vl"
-    root = folder / f"{count}-{'square-' if square else ''}videos"
-    if not (root / "complete.txt").is_file():
-        write_benchmark(root, videos=count, sizes=SQUARE_SIZES if square else FRAME_SIZES)
-        (root / "complete.txt").write_text("Written last: everything is there.\n")
+    root, complete = videos_folder(folder, count, family)
+    if not complete.is_file():
+        write_benchmark(root, videos=count, sizes=SQUARE_SIZES if family == "qwen2_vl" else FRAME_SIZES)
+        complete.write_text("Written last: everything is there.\n")
     return root
+
+
+def videos_folder(folder: Path, count: int, family: str) -> tuple[Path, Path]:
+    """Where :func:`make_videos` puts them, and the file that says that they are complete."""
+    root = folder / f"{count}-{'square-' if family == 'qwen2_vl' else ''}videos"
+    return root, root / "complete.txt"
 
 
 def find_checkpoint(family: str, folder: Path) -> Checkpoint:
@@ -100,42 +117,41 @@ def shipped(family: str) -> Path:
     return Path(__file__).parent / "checkpoints" / f"{family}_tiny"
 
 
-def lmms_eval_command(checkpoint: Checkpoint, arguments: str, folder: Path) -> list[str]:
-    """The command line of one run: lmms-eval as it is installed."""
+def sampling(family: str) -> str:
+    """The frames that a shipped checkpoint was trained on, as arguments of the wrapper."""
+    video = QWEN_VIDEO if family == "qwen2_vl" else {"max_frames": 16}
+    return ",".join(f"{key}={value:g}" for key, value in video.items())
+
+
+def lmms_eval_args(checkpoint: Checkpoint, arguments: str) -> list[str]:
+    """The arguments of one run: lmms-eval as it is installed."""
     from sttm_lmms.cli.evaluate import tasks_folder
 
-    video = QWEN_VIDEO if checkpoint.family == "qwen2_vl" else {"max_frames": 16}
-    sampling = ",".join(f"{key}={value:g}" for key, value in video.items())
     return [
-        *(sys.executable, "-m", "lmms_eval", "--model", f"sttm_{checkpoint.family}"),
-        *("--model_args", f"pretrained={checkpoint.path},{arguments},{sampling}"),
+        *("--model", f"sttm_{checkpoint.family}"),
+        *("--model_args", f"pretrained={checkpoint.path},{arguments},{sampling(checkpoint.family)}"),
         *("--tasks", "vnbench", "--include_path", str(_shown(tasks_folder()))),
-        *("--log_samples", "--output_path", str(folder)),
     ]
 
 
-def run(command: Sequence[str], folder: Path, data: Path) -> tuple[dict[str, Any], float]:
-    """Run lmms-eval offline and return the content of its result file and the seconds it took.
+def run(args: Sequence[str], out: Path, checkpoint: Checkpoint, label: str, data: Path) -> Row:
+    """Run lmms-eval offline, into a folder of ``out`` that is named by family and label.
 
     Raises:
         STTMError: there is no result file; the end of lmms-eval's output is in the message.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    from sttm_lmms.cli.launch import launch
+
+    name = f"{checkpoint.family}-{label.replace('about ', '').replace(' ', '-').rstrip('%')}"
     # One thread is as fast as two for models of this size, and much faster where the machine has other work.
-    settings = {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, **settings}
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    settings = {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": threads}
     started = time.perf_counter()
-    process = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    seconds = time.perf_counter() - started
-    files = list(folder.rglob("*_results.json"))
-    if len(files) != 1:
-        raise STTMError(f"the run failed: {shlex.join(command)}\n{process.stdout[-3000:]}")
-    return json.loads(files[0].read_text(encoding="utf-8")), seconds
+    file = launch(args, out / name, environment=settings)
+    return Row(checkpoint, label, file, time.perf_counter() - started)
 
 
-def table(rows: Sequence[tuple[Checkpoint, str, dict[str, Any], float]]) -> Any:
+def table(rows: Sequence[Row]) -> Any:
     """The comparison as a rich table."""
     from rich.table import Table
 
@@ -145,32 +161,33 @@ def table(rows: Sequence[tuple[Checkpoint, str, dict[str, Any], float]]) -> Any:
     for column in ("Model", "Visual tokens", "Accuracy", "Kept", "Time to first token", "Total"):
         shown.add_column(column, justify="left" if column in ("Model", "Visual tokens") else "right")
     baseline = float("nan")
-    for checkpoint, label, results, seconds in rows:
+    for row in rows:
+        results = json.loads(row.file.read_text(encoding="utf-8"))
         summary = RunSummary.from_throughput(results["throughput"])
         ttft = summary.ttft_first_s or float("nan")
-        if label == next(iter(SETTINGS)):
+        if row.label == next(iter(SETTINGS)):
             baseline = ttft
         shown.add_row(
-            checkpoint.family,
-            label,
+            row.checkpoint.family,
+            row.label,
             f"{100 * results['results']['vnbench']['accuracy,none']:.1f}%",
             f"{100 * (summary.kept_share_mean or 0):.1f}%",
             f"{1000 * ttft:.0f} ms ({baseline / ttft:.1f}x)",
-            f"{seconds:.0f} s",
-            end_section=label == list(SETTINGS)[-1],
+            f"{row.seconds:.0f} s",
+            end_section=row.label == list(SETTINGS)[-1],
         )
     return shown
 
 
-def write_reports(out: Path) -> None:
-    """The leaderboard of the runs under ``out``, and plots where matplotlib is installed."""
+def write_reports(out: Path, files: Sequence[Path], *, pictures: bool) -> None:
+    """The leaderboard of these result files; with pictures a page and plots where matplotlib is installed."""
     from importlib.util import find_spec
 
     from sttm_lmms.report.cli import leaderboard
 
-    leaderboard([out], out=out / "leaderboard.md", title="Mini-VNBench")
-    if find_spec("matplotlib"):
-        leaderboard([out], out=out / "leaderboard.html", plots=out / "plots", title="Mini-VNBench")
+    leaderboard(list(files), out=out / "leaderboard.md", title="Mini-VNBench")
+    if pictures and find_spec("matplotlib"):
+        leaderboard(list(files), out=out / "leaderboard.html", plots=out / "plots", title="Mini-VNBench")
 
 
 def draw_pictures(checkpoint: Checkpoint, data: Path, out: Path) -> None:

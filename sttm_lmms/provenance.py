@@ -40,6 +40,9 @@ class RunSummary:
         reduced_share: share of the answers whose visual tokens were reduced (the other half).
         requested_budget: kept / all visual tokens that was asked for; None if thresholds were given.
         tokens_before, tokens_after: visual tokens per answer, mean.
+        layer_tokens_mean: visual tokens that a decoder layer's attention sees at the prefill, mean over layers and
+            answers: the same measure for methods that reduce before, inside or layer by layer.
+        kv_share_mean: KV entries attended to while decoding / all of them; None without cache editing.
         kept_share_mean, kept_share_min, kept_share_max: kept / all visual tokens over the answers.
         ttft_s: seconds to the first token (decoder only, as in the paper: no video decoding, no vision), mean.
         ttft_first_s: the same over answers that reused no prefix; comparable with the paper's.
@@ -62,6 +65,8 @@ class RunSummary:
     requested_budget: float | None = None
     tokens_before: float | None = None
     tokens_after: float | None = None
+    layer_tokens_mean: float | None = None
+    kv_share_mean: float | None = None
     kept_share_mean: float | None = None
     kept_share_min: float | None = None
     kept_share_max: float | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 import pytest
+from skipped import skipped_groups
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,11 @@ def stock_tasks(tmp_path: Path) -> StockTasks:
     for folder in videos.values():
         folder.mkdir(parents=True)
     return StockTasks(include_path, hf_home, tuple(videos), videos)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = skipped_groups(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    if lines:
+        terminalreporter.section("not run on this machine")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from sttm_lmms.cli.printed import shorter_tables
 from sttm_lmms.errors import STTMError
 
 
@@ -35,7 +36,8 @@ def evaluate(args: Sequence[str]) -> None:
     if option(args, "--use_cache") is not None:
         os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
     before = _result_files(output)
-    run_lmms_eval(args)
+    with shorter_tables():
+        run_lmms_eval(args)
     if output and int(os.environ.get("RANK", 0)) == 0 and _result_files(output) <= before:
         # lmms-eval reports a failed run as a success.
         raise STTMError(f"the run failed (see above): no new result file in {output}")

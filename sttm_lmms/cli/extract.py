@@ -16,14 +16,14 @@ def extract(
     form: Annotated[str, typer.Option(help="full, bf16 or pooled; --size says what each loses.")] = "full",
     max_frames: Annotated[int | None, typer.Option(help="Default: as in the published runs.")] = None,
     fps: Annotated[float | None, typer.Option(help="Default: as in the published runs.")] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen families).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
     sampling: Annotated[str | None, typer.Option(help="uniform_fps (default, as published) or model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
-    video_backend: Annotated[str, typer.Option(help="auto, decord or pyav.")] = "auto",
+    video_backend: Annotated[str, typer.Option(help="auto, torchcodec, decord or pyav.")] = "auto",
 ) -> None:
     """Run the vision tower once over the videos of a task and store what it sees; features=DIR then reads it.
 
@@ -49,7 +49,7 @@ def extract(
     if size:
         config = loaded.model.config
         for name in FORMS:
-            if name == "pooled" and loaded.family.name == "qwen2_vl":
+            if name == "pooled" and not loaded.family.poolable:
                 continue
             space = estimate_size(
                 videos, lambda info: feature_shape(loaded.family.name, config, info, settings), precision, name

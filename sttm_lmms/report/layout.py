@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sttm_lmms.report.paper import SOURCE as PAPER
+from sttm_lmms.report.shared import say_once
 from sttm_lmms.report.table import BENCHMARKS, benchmark_order
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+LAYERS, INTO, FAILED = "Mean tokens a layer", "Visual tokens into the LLM", "Failed videos"
 LEGEND = (
     "Accuracy in percent with its 95% interval, clustered by video (Wilson's interval at the effective sample size); "
     "† is the run's own standard error, ‡ an interval that takes questions as independent because no video was logged.",
@@ -22,17 +24,27 @@ LEGEND = (
     "benchmarks the mean of the ratios, as is the speed-up. Lost and won: questions that only the baseline, only the "
     "run answered right; p: exact McNemar test, which takes questions as independent.",
     "Kept: visual tokens after / before reduction, asked for and achieved: mean (min–max over questions).",
-    "TTFT: seconds of the decoder's first pass over the whole prompt, without video decoding and vision encoder.",
+    "TTFT: seconds of the decoder's first pass over the whole prompt, without video decoding and vision encoder; and "
+    "how much faster that is than without reduction.",
+    "Visual tokens into the LLM: per question, after reduction (layers before the start layer still see all).",
+)
+LAYERS_LEGEND = (
+    "Mean tokens a layer: visual tokens that a decoder layer attends to, mean over all layers and questions."
 )
 PAPER_LEGEND = "Rows marked (paper) are the numbers printed in arXiv 2507.07990, measured by its authors on an A100."
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``text`` is shown, ``sort`` is compared (None sorts last)."""
+    """``value`` is shown, ``detail`` behind it or below; ``sort`` is compared (None sorts last)."""
 
-    text: str
+    value: str
     sort: float | str | None = None
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.value} {self.detail}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -48,52 +60,74 @@ class Grid:
 
 @dataclass(frozen=True)
 class Board:
-    """Everything a rendered leaderboard says; ``command`` is how to make it again, empty if unknown."""
+    """Everything a rendered leaderboard says; ``shared`` is what all rows have in common, ``command`` how to make it
+    again (empty if unknown)."""
 
     title: str
     grids: tuple[Grid, ...]
     notes: tuple[str, ...]
     legend: tuple[str, ...]
     command: str = ""
+    shared: tuple[str, ...] = ()
 
 
 def make_board(table: pd.DataFrame, title: str = "Leaderboard", command: str = "") -> Board:
     """Lay out a table of :func:`sttm_lmms.report.table.build_table`."""
     records = [{key: _known(value) for key, value in record.items()} for record in table.to_dict("records")]
+    shown, shared = say_once(records)
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for record in records:
-        groups.setdefault((record["source"], record["model"], record["method"], record["setting"]), []).append(record)
+    for full, record in zip(records, shown, strict=True):
+        groups.setdefault((full["source"], full["model"], full["method"], full["setting"]), []).append(record)
     notes: list[str] = []
-    has_paper = any(record["source"] == PAPER for record in records)
-    legend = (*LEGEND, PAPER_LEGEND) if has_paper else LEGEND
+    legend = list(LEGEND)
+    legend += [LAYERS_LEGEND] * any(record["layer_tokens"] is not None for record in records)
+    legend += [PAPER_LEGEND] * any(record["source"] == PAPER for record in records)
     # The summary comes first: it numbers the notes.
-    grids = (_summary(list(groups.values()), notes), _details(records))
-    return Board(title, grids, tuple(notes), legend, command)
+    grids = (drop_empty(_summary(list(groups.values()), notes)), drop_empty(_details(shown)))
+    return Board(title, grids, tuple(notes), tuple(legend), command, shared)
+
+
+def drop_empty(grid: Grid) -> Grid:
+    """The grid without columns that say nothing: empty in all rows, or nowhere a video that failed."""
+    used = [
+        n
+        for n, name in enumerate(grid.columns)
+        if any(row[n].text not in ("", "0" if name == FAILED else "") for row in grid.rows)
+    ]
+    return replace(
+        grid,
+        columns=tuple(grid.columns[n] for n in used),
+        words=sum(n < grid.words for n in used),
+        rows=tuple(tuple(row[n] for n in used) for row in grid.rows),
+    )
 
 
 def _summary(groups: Sequence[Sequence[Row]], notes: list[str]) -> Grid:
     names = sorted({r["benchmark"] for group in groups for r in group} - {"Mean"}, key=benchmark_order)
     averaged = [name for name in names if name in BENCHMARKS] or names
     mean = ["Mean"] if len(averaged) > 1 else []
-    words, costs = ("Model", "Method", "Setting", "Notes"), ("Kept asked", "Kept", "TTFT s", "Speed-up")
-    columns = (*words, *names, *mean, "Relative", *costs, "Failed videos")
+    words, costs = ("Model", "Method", "Setting"), ("Kept", "TTFT", LAYERS, INTO)
+    columns = (*words, *names, *mean, "Relative", *costs, FAILED, "Notes")
     rows = []
     for group in groups:
         by_name = {record["benchmark"]: record for record in group}
         first, average = group[0], by_name.get("Mean", {})
         measured = [by_name[name] for name in averaged if name in by_name]
         cells = [_model(first), Cell(first["method"], first["method"]), Cell(first["setting"], first["setting"])]
-        cells.append(_notes(group, notes))
         cells += [_accuracy(by_name[name]) if name in by_name else Cell("") for name in names]
         if mean:
             cells.append(_mean_accuracy(measured, len(averaged)))
         cells += [
             percent(_mean(measured, "relative")),
-            percent(_mean(measured, "kept_requested"), 0),
             _kept(measured, average),
-            seconds(_mean(measured, "ttft_s") or average.get("ttft_s")),
-            times(_mean(measured, "speed_up") or average.get("speed_up")),
+            ttft_cell(
+                _mean(measured, "ttft_s") or average.get("ttft_s"),
+                _mean(measured, "speed_up") or average.get("speed_up"),
+            ),
+            count(_mean(measured, "layer_tokens")),
+            count(_mean(measured, "kept_tokens") or average.get("kept_tokens")),
             count(_total(measured, "failed_videos")),
+            _notes(group, notes),
         ]
         rows.append(tuple(cells))
     paper = tuple(group[0]["source"] == PAPER for group in groups)
@@ -103,7 +137,7 @@ def _summary(groups: Sequence[Sequence[Row]], notes: list[str]) -> Grid:
 def _details(records: Iterable[Row]) -> Grid:
     words = ("Model", "Method", "Setting", "Benchmark")
     scores = ("Questions", "Videos", "Accuracy", "Relative", "Lost", "Won", "p")
-    columns = (*words, *scores, "Kept", "TTFT s", "Speed-up", "Failed videos", "Also reported")
+    columns = (*words, *scores, "Kept asked", "Kept", "TTFT", LAYERS, INTO, FAILED, "Also reported")
     rows, paper = [], []
     for record in records:
         if (record["source"] == PAPER and record["ttft_s"] is None) or record["benchmark"] == "Mean":
@@ -119,9 +153,11 @@ def _details(records: Iterable[Row]) -> Grid:
                 count(record["lost"]),
                 count(record["won"]),
                 _number(record["mcnemar_p"], "{:.3f}" if (record["mcnemar_p"] or 1) >= 0.001 else "{:.0e}"),
+                percent(record["kept_requested"], 0),
                 _kept([record], {}),
-                seconds(record["ttft_s"]),
-                times(record["speed_up"]),
+                ttft_cell(record["ttft_s"], record["speed_up"]),
+                count(record["layer_tokens"]),
+                count(record["kept_tokens"]),
                 count(record["failed_videos"]),
                 Cell(record["also"] or "", record["also"] or None),
             )
@@ -132,14 +168,6 @@ def _details(records: Iterable[Row]) -> Grid:
 
 def percent(value: float | None, digits: int = 1) -> Cell:
     return _number(None if value is None else 100 * value, f"{{:.{digits}f}}%")
-
-
-def seconds(value: float | None) -> Cell:
-    return _number(value, "{:.3f}")
-
-
-def times(value: float | None) -> Cell:
-    return _number(value, "{:.2f}×")
 
 
 def count(value: float | None) -> Cell:
@@ -160,17 +188,20 @@ def _accuracy(record: Row) -> Cell:
     if accuracy is None:
         return Cell("not scored")
     mark = {"reported": "†", "question": "‡"}.get(record["interval"] or "", "")
-    text = f"{100 * accuracy:.1f}{mark}"
-    if record["low"] is not None:
-        text += f" [{100 * record['low']:.1f}, {100 * record['high']:.1f}]"
-    return Cell(text, accuracy)
+    return accuracy_cell(accuracy, record["low"], record["high"], mark)
+
+
+def accuracy_cell(accuracy: float, low: float | None, high: float | None, mark: str = "") -> Cell:
+    """Percent, with the interval behind it."""
+    interval = "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return Cell(f"{100 * accuracy:.1f}{mark}", accuracy, interval)
 
 
 def _mean_accuracy(measured: Sequence[Row], wanted: int) -> Cell:
     mean = _mean(measured, "accuracy")
     if mean is None:
         return Cell("")
-    return Cell(f"{100 * mean:.1f}" + (f" ({len(measured)} of {wanted})" if len(measured) < wanted else ""), mean)
+    return Cell(f"{100 * mean:.1f}", mean, f"({len(measured)} of {wanted})" if len(measured) < wanted else "")
 
 
 def _kept(measured: Sequence[Row], average: Row) -> Cell:
@@ -178,8 +209,15 @@ def _kept(measured: Sequence[Row], average: Row) -> Cell:
     if mean is None:
         return percent(average.get("kept_mean"))
     low, high = ([r[key] for r in measured if r[key] is not None] for key in ("kept_min", "kept_max"))
-    spread = f" ({100 * min(low):.1f}–{100 * max(high):.1f})" if low and high else ""
-    return Cell(f"{100 * mean:.1f}%{spread}", mean)
+    spread = f"({100 * min(low):.1f}–{100 * max(high):.1f})" if low and high and min(low) < max(high) else ""
+    return Cell(f"{100 * mean:.1f}%", mean, spread)
+
+
+def ttft_cell(seconds: float | None, factor: float | None) -> Cell:
+    """Seconds, with the speed-up behind them."""
+    if seconds is None:
+        return Cell("", factor, f"{factor:.2f}×" if factor else "")
+    return Cell(f"{seconds:.3f} s", seconds, f"({factor:.2f}×)" if factor else "")
 
 
 def _notes(group: Sequence[Row], notes: list[str]) -> Cell:

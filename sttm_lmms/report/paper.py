@@ -51,6 +51,7 @@ def _row(row: dict[str, Any], name: str, cell: list[float], base: list[float]) -
         "relative": accuracy / base_accuracy,
         "kept_requested": budget,
         "kept_mean": tokens / base_tokens if tokens and base_tokens else None,
+        "kept_tokens": tokens,
         "ttft_s": ttft,
         "speed_up": base_ttft / ttft if ttft and base_ttft else None,
         "also": "",

@@ -42,17 +42,25 @@ def render(
         table: from :func:`sttm_lmms.report.table.build_table`.
         format: ``md``, ``csv`` (the tidy table itself), ``latex`` (needs booktabs) or ``html`` (one file, nothing
             loaded from elsewhere).
-        plots: caption -> SVG text; HTML only.
+        plots: caption -> SVG text; HTML only. The first one stands at the top.
         command: how to make it again; everywhere but in CSV.
 
     Raises:
         ValueError: unknown format.
     """
+    if format == "csv":
+        return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    if format not in SUFFIXES.values():
+        raise unknown("format", format, SUFFIXES.values())
+    return render_board(make_board(table, title, command), format, plots=plots)
+
+
+def render_board(board: Board, format: str, *, plots: Mapping[str, str] | None = None) -> str:
+    """A board as ``md``, ``latex`` or ``html``. Arguments and errors as in :func:`render`."""
     renderers: dict[str, Callable[[], str]] = {
-        "md": lambda: _markdown(make_board(table, title, command)),
-        "csv": lambda: table.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-        "latex": lambda: _latex(make_board(table, title, command)),
-        "html": lambda: _html(make_board(table, title, command), plots or {}),
+        "md": lambda: _markdown(board),
+        "latex": lambda: _latex(board),
+        "html": lambda: _html(board, plots or {}),
     }
     if format not in renderers:
         raise unknown("format", format, renderers)
@@ -73,7 +81,7 @@ def essence(text: str) -> str:
 
 
 def _markdown(board: Board) -> str:
-    blocks = [f"# {board.title}"]
+    blocks = [f"# {board.title}", *board.shared]
     for grid in board.grids:
         lines = ["---"] * grid.words + ["---:"] * (len(grid.columns) - grid.words)
         rows = [[_markdown_cell(cell) for cell in row] for row in grid.rows]
@@ -90,7 +98,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _latex(board: Board) -> str:
-    blocks = [f"% {board.title}; needs \\usepackage{{booktabs}}"]
+    blocks = [f"% {board.title}; needs \\usepackage{{booktabs}}", *(f"% {line}" for line in board.shared)]
     for grid in board.grids:
         align = "l" * grid.words + "r" * (len(grid.columns) - grid.words)
         body = [_latex_row(grid.columns), r"\midrule", *(_latex_row([c.text for c in row]) for row in grid.rows)]
@@ -108,5 +116,5 @@ def _latex_row(texts: tuple[str, ...] | list[str]) -> str:
 
 
 def _html(board: Board, plots: Mapping[str, str]) -> str:
-    inline = {caption: svg[svg.index("<svg") :] for caption, svg in plots.items()}
+    inline = [(caption, svg[svg.index("<svg") :]) for caption, svg in plots.items()]
     return render_template("leaderboard.html.j2", board=board, plots=inline)

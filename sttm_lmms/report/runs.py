@@ -1,4 +1,7 @@
-"""Reading what lmms-eval 0.7 writes: ``<date>_results.json`` and ``<date>_samples_<task>.jsonl`` beside it."""
+"""Reading what lmms-eval 0.7 writes: ``<date>_results.json`` and ``<date>_samples_<task>.jsonl`` beside it.
+
+The date may be left out, with its underscore: files that are recorded anew keep their names.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from sttm_lmms.errors import ResultError
 from sttm_lmms.provenance import PROVENANCE_KEY, TIMING_KEY, Provenance, RunSummary
 
 RESULTS = "_results.json"
+_UNDATED = RESULTS[1:]
 # lmms-eval's own tasks log the reply and the truth, not a score; these are the pairs of the six benchmarks.
 _REPLY_AND_TRUTH = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"))
 
@@ -26,7 +30,9 @@ class Sample:
             all documents of a chat model, because it hashes None.)
         score: 1 or 0; None where the answer is not known.
         video: what the intervals are clustered by; None if the files do not say.
+        input_tokens: of the whole prompt, before reduction; None if not logged.
         visual_tokens, kept_tokens: before and after reduction; None if not logged.
+        layer_tokens: visual tokens that a decoder layer attends to, mean over the layers; None if not logged.
         reduced: whether tokens were reduced; None if not logged.
         ttft: seconds of a prefill of the whole prompt; None if a prefix was reused or nothing was logged.
         error: why the video could not be used.
@@ -38,8 +44,10 @@ class Sample:
     score: float | None
     question: str | None = None
     video: str | None = None
+    input_tokens: int | None = None
     visual_tokens: int | None = None
     kept_tokens: int | None = None
+    layer_tokens: float | None = None
     reduced: bool | None = None
     ttft: float | None = None
     error: str | None = None
@@ -87,7 +95,7 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
-        found = [path] if path.is_file() else sorted(path.rglob(f"*{RESULTS}"))
+        found = [path] if path.is_file() else sorted(path.rglob(f"*{_UNDATED}"))
         if not found:
             raise ResultError(
                 f"{path}: no *{RESULTS} in it; give the folder that lmms-eval got as --output_path, or a results file"
@@ -103,15 +111,15 @@ def load_run(path: Path) -> Run:
         if not isinstance(content.get(key), dict):
             raise ResultError(f"{path}: has no {key!r} object; is it a results file of lmms-eval 0.7?")
     config = content["config"]
-    stem = path.name.removesuffix(RESULTS)
+    stem = path.name.removesuffix(_UNDATED)
     tasks = tuple(
-        _load_task(path, path.with_name(f"{stem}_samples_{task}.jsonl"), task, content)
+        _load_task(path, path.with_name(f"{stem}samples_{task}.jsonl"), task, content)
         for task in sorted(content["configs"])
         if task in content["results"]
     )
     return Run(
         path=path,
-        date=str(content.get("date", stem)),
+        date=str(content.get("date", stem.rstrip("_"))),
         model=str(config.get("model", "")),
         model_args=_arguments(config.get("model_args")),
         limit=config.get("limit"),
@@ -173,8 +181,10 @@ def _sample(
         score=_score(value, score_key, file, number),
         question=str(question) if question is not None else None,
         video=str(video) if video not in (None, "") else None,
+        input_tokens=counts.get("input_tokens"),
         visual_tokens=counts.get("visual_tokens"),
         kept_tokens=counts.get("kept_tokens"),
+        layer_tokens=counts.get("layer_tokens"),
         reduced=counts.get("reduced"),
         ttft=None if counts.get("reused") else timing.get("ttft"),
         error=counts.get("error"),

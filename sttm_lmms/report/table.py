@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,15 @@ COLUMNS = (
     "kept_mean",
     "kept_min",
     "kept_max",
+    "kept_tokens",  # visual tokens of a question after reduction, mean
+    "layer_tokens",  # visual tokens that a decoder layer attends to, mean over layers and questions
     "ttft_s",
     "speed_up",
     "failed_videos",
     "baseline",
     "comparable",  # False if something else than the method may explain the difference to the baseline
     "flags",
+    "machine",  # device, dtype and attention backend
     "run",
 )
 # Ours first: the names of our tasks, then lmms-eval's own, whose prompts and scores differ.
@@ -147,8 +150,11 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
         "kept_mean": fmean(shares) if shares else summary.kept_share_mean,
         "kept_min": min(shares) if shares else summary.kept_share_min,
         "kept_max": max(shares) if shares else summary.kept_share_max,
+        "kept_tokens": _mean_of(s.kept_tokens for s in answered) or summary.tokens_after,
+        "layer_tokens": _mean_of(s.layer_tokens for s in answered) or summary.layer_tokens_mean,
         "ttft_s": ttft,
         "failed_videos": len(failed) if samples is not None else int(summary.failures),
+        "machine": _machine(entry),
         "run": _run_name(entry.run),
     }
     comparison, more_flags = _compare(entry, baseline, accuracy, ttft)
@@ -232,6 +238,16 @@ def _requested(entry: Entry) -> float | None:
         return float(budget)
     preset = re.search(r"-(\d+)(?::|$)", entry.run.model_args.get("preset", ""))
     return int(preset[1]) / 100 if preset else None
+
+
+def _machine(entry: Entry) -> str:
+    ran = entry.task.provenance
+    return " ".join(filter(None, (ran.device, ran.dtype, ran.attention))) if ran else ""
+
+
+def _mean_of(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _run_name(run: Run) -> str:

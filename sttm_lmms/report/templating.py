@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -17,4 +18,12 @@ def render_template(name: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template(name).render(**values)
+
+
+def _breakable(word: str) -> Any:
+    """A line may end inside of names such as LongVideoBench."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[a-z])(?=[A-Z])", word))

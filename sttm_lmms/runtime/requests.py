@@ -82,8 +82,8 @@ class Request:
     """One question.
 
     Attributes:
-        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or a list of
-            PIL frames, ``{"type": "image", "image": PIL.Image}``.
+        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or frames as
+            :meth:`~sttm_lmms.families.Family.read_video` takes them, ``{"type": "image", "image": PIL.Image}``.
         generation: how to answer.
         config: settings of the reduction for this request; None takes the engine's.
         video: frame sampling for this request; None takes the engine's.
@@ -118,7 +118,9 @@ class Answer:
         kept_tokens: visual tokens after reduction.
         input_tokens: tokens of the prompt, before reduction.
         output_tokens: generated tokens.
-        reduced: True if the visual tokens became fewer.
+        reduced: True if the visual tokens (or the KV entries attended to) became fewer.
+        layer_tokens: visual tokens that a decoder layer's attention sees at the prefill, as a mean over layers.
+        kv_share: KV entries attended to while decoding / all of them; below 1 for methods that edit the cache.
         reused: True if the KV prefix of an earlier question was continued.
         timing: seconds of ``video_decode``, ``preprocess``, ``vision``, ``prefill_before``, ``merge``,
             ``prefill_after``, ``prefill``, ``ttft``, ``decode`` and ``end_to_end``. What several questions share is
@@ -133,6 +135,8 @@ class Answer:
     output_tokens: int = 0
     reduced: bool = False
     reused: bool = False
+    layer_tokens: float = 0.0
+    kv_share: float = 1.0
     timing: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 

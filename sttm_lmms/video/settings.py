@@ -14,8 +14,8 @@ SAMPLINGS = ("model", "uniform_fps")
 """``model`` takes the frames that the model's own code takes, ``uniform_fps`` those of the published runs: one rule for
 all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is LLaVA's own."""
 
-VIDEO_BACKENDS = ("auto", "decord", "pyav")
-"""``auto`` takes decord where it can be imported and PyAV elsewhere."""
+VIDEO_BACKENDS = ("auto", "torchcodec", "decord", "pyav")
+"""``auto`` takes the first of the others that can be imported and reads the file; PyAV always can be."""
 
 
 def check_backend(name: str) -> None:
@@ -33,8 +33,8 @@ class VideoSettings:
         fps: frames sampled per second of video, as long as that gives no more than ``max_frames``.
         backend: one of :data:`VIDEO_BACKENDS`.
         sampling: one of :data:`SAMPLINGS`.
-        min_pixels: least pixels of a resized frame (Qwen2-VL only); None is the family's default.
-        max_pixels: most pixels of a resized frame (Qwen2-VL only); None is the family's default.
+        min_pixels: least pixels of a resized frame (Qwen families only); None is the family's default.
+        max_pixels: most pixels of a resized frame (Qwen families only); None is the family's default.
 
     Raises:
         ValueError: a value is out of range, or the backend is unknown.

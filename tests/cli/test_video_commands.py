@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.benchmarks.presets import resolve_preset
 from sttm_lmms.cli import main
 from sttm_lmms.cli.videos import videos_of
-from sttm_lmms.config import STTMConfig
 from sttm_lmms.errors import FeatureError
 from sttm_lmms.families import family_of, load_pretrained
 from sttm_lmms.runtime.hidden import video_states

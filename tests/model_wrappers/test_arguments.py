@@ -6,7 +6,7 @@ import pytest
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.settings import task_settings
 
-from sttm_lmms.config import STTMConfig
+from sttm_lmms import STTMConfig
 
 MINIMAL = {"pretrained": "some/model", "budget": 0.5}
 

@@ -11,7 +11,7 @@ from sttm_lmms.report.render import essence, format_of, render
 from sttm_lmms.report.runs import load_runs
 from sttm_lmms.report.table import COLUMNS, build_table
 
-pytest.importorskip("pandas")
+pd = pytest.importorskip("pandas")
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,15 @@ def test_the_same_runs_give_the_same_text(recorded, table, format):
 def test_markdown(table):
     text = render(table, "md", title="Toy")
     assert text.startswith("# Toy\n")
-    (line,) = [line for line in text.splitlines() if line.startswith("| tiny/llava-video | sttm | budget 0.3 | ⚠")]
+    (line,) = [line for line in text.splitlines() if line.startswith("| tiny/llava-video | sttm | budget 0.3 | 65")]
     assert "| 65.0 [43.3, 81.9] | 55.0 [32.4, 75.7] |" in line
-    assert "| 30% | 29.0% (9.9–50.0) | 0.250 | 3.20× | 2 |" in line
+    assert "| 29.0% (9.9–50.0) | 0.250 s (3.20×) | 227 | 2 | ⚠" in line
     assert "a reduction was asked for and nothing was reduced" in text
     assert "LLaVA-Video-7B (paper)" in text
     assert "arXiv 2507.07990" in text
-    widths = {len(re.split(r"(?<!\\)\|", row)) for row in text.split("\n\n")[2].splitlines()}
+    widths = {
+        len(re.split(r"(?<!\\)\|", row)) for row in text.split("## All runs\n\n")[1].split("\n\n")[0].splitlines()
+    }
     assert len(widths) == 1
 
 
@@ -115,3 +117,48 @@ def test_essence_leaves_out_plots_and_the_command():
 def test_the_command_is_in_the_table(table, format):
     assert "Made with" in render(table, format, command="sttm-lmms leaderboard runs")
     assert "Made with" not in render(table, format)
+
+
+def test_what_all_rows_share_stands_above_them_once(recorded):
+    table = build_table(load_runs([recorded]))
+    ours = table[table["model"] == "tiny/llava-video"]
+    more = ours.assign(
+        setting=[f"{setting}, max_frames=16" for setting in ours["setting"]], machine="NVIDIA A100 bfloat16 sdpa"
+    )
+    text = render(more, "md")
+    assert "All runs: max_frames=16, on NVIDIA A100 bfloat16 sdpa." in text
+    assert text.count("max_frames=16") == 1
+    assert make_board(more).grids[0].rows == make_board(ours).grids[0].rows
+    other = ours.assign(model="other", setting=[f"{setting}, max_frames=8" for setting in ours["setting"]])
+    text = render(pd.concat([more, other]), "md")
+    assert "\n\ntiny/llava-video: max_frames=16, on NVIDIA A100 bfloat16 sdpa.\n\nother: max_frames=8.\n\n" in text
+
+
+def test_how_much_to_keep_stays_in_its_row(recorded):
+    table = build_table(load_runs([recorded]))
+    one = table[table["setting"] == "budget 0.5"]
+    assert make_board(one).shared == ()
+    assert {row[2].text for row in make_board(one).grids[0].rows} == {"budget 0.5"}
+
+
+def test_columns_without_content_go(recorded):
+    table = build_table(load_runs([recorded]))
+    bare = table.assign(failed_videos=0, flags="", layer_tokens=None)
+    assert {"Failed videos", "Notes", "Mean tokens a layer"}.isdisjoint(make_board(bare).grids[0].columns)
+    full = table.assign(layer_tokens=[100.0 * n for n in range(len(table))])
+    assert {"Failed videos", "Notes", "Mean tokens a layer"} <= set(make_board(full).grids[0].columns)
+    assert "Mean tokens a layer: visual tokens" in render(full, "md")
+    assert "Mean tokens a layer" not in render(bare, "md")
+
+
+def test_tokens_of_a_question_are_their_mean_and_not_of_unreadable_videos(recorded):
+    (run,) = load_runs([recorded / "sttm-30"])
+    (task,) = [task for task in run.tasks if task.task == "vnbench"]
+    kept = [sample.kept_tokens for sample in task.samples if sample.error is None]
+    table = build_table([run])
+    assert table[table["task"] == "vnbench"]["kept_tokens"].tolist() == [pytest.approx(sum(kept) / len(kept))]
+
+
+def test_the_accuracy_over_kept_share_stands_at_the_top(table):
+    text = render(table, "html", plots={"First plot": "<svg>1</svg>", "Second plot": "<svg>2</svg>"})
+    assert text.index("<svg>1") < text.index("<table") < text.index("<svg>2")

@@ -21,15 +21,17 @@ from typing import Any
 
 import yaml
 
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.formats import FORMATS
-from sttm_lmms.config import DecodePositions, STTMConfig
 from sttm_lmms.errors import unknown
+from sttm_lmms.methods.base import DecodePositions
 
 UNIFORM_FPS = "uniform_fps"
 """The frame sampling of all published runs, see ``VideoSettings``."""
 
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
+_VIDEO = _FOLDER / "video.yaml"
 _OPTIONAL = {"start_layer", "root_level", "decode_positions", "max_frames", "fps", "sampling"}
 _MODEL_KEYS = {"family", "size", "thresholds", *_OPTIONAL}
 _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
@@ -37,11 +39,14 @@ _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Frames:
-    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in ``VideoSettings``."""
+    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in ``VideoSettings``; pixel limits
+    where they are not the family's own."""
 
     max_frames: int
     fps: float
     sampling: str = "model"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Preset:
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path != _FRAMES)
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path not in (_FRAMES, _VIDEO))
 
 
 def resolve_preset(preset: str, *, family: str, task: str, size: str = "", checkpoint: str = "") -> Preset:
@@ -80,7 +85,7 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 
     Args:
         preset: a name of :func:`preset_names` or the path of a YAML file; ``NAME:SIZE`` gives the size, too.
-        family: ``"llava_video"``, ``"llava_onevision"`` or ``"qwen2_vl"``.
+        family: name of a model family, such as ``"llava_video"``.
         task: name of a task of ours or of lmms-eval (``videomme``, ``mlvu_dev``, ``longvideobench_val_v``, ...).
         size: for example ``"7b"``; by default read from ``checkpoint``, a hub id or a folder whose name contains it.
 
@@ -119,17 +124,33 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 def resolve_frames(family: str, task: str) -> Frames:
     """The frames of the published runs of a family on a task; tasks that are not in the paper get the family's default.
 
-    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else.
+    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else. Families that
+    the paper does not have are sampled as the model does in all tasks.
 
     Raises:
         ValueError: the family is unknown.
     """
-    families: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_FRAMES.read_text(encoding="utf-8"))
+    families: dict[str, dict[str, Any]] = yaml.safe_load(_FRAMES.read_text(encoding="utf-8"))
     if family not in families:
         raise unknown("family", family, families)
     known = families[family]
     ours = task == "vnbench" or task.startswith("sttm_")
-    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=UNIFORM_FPS if ours else "model")
+    rule = known.get("sampling", UNIFORM_FPS if ours else "model")
+    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=rule)
+
+
+def resolve_video(name: str, family: str) -> Frames:
+    """The video settings called ``name`` (``"official"``: the maker's own) of a family.
+
+    Raises:
+        ValueError: there are none of that name, or not for this family.
+    """
+    presets: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_VIDEO.read_text(encoding="utf-8"))
+    if name not in presets:
+        raise unknown("video", name, presets)
+    if family not in presets[name]:
+        raise ValueError(f"video={name!r} has nothing for {family}. It has: {', '.join(presets[name])}")
+    return Frames(**presets[name][family])
 
 
 def benchmark_of(task: str) -> str | None:

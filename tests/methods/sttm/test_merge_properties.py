@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttm_lmms.config import STTMConfig
-from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 from sttm_lmms.testing.synthetic import natural_features
 
 SIZES = st.tuples(st.integers(1, 6), st.integers(1, 15), st.integers(1, 15))

@@ -1,1 +1,0 @@
-"""Training of the embedded checkpoint; `scripts/train_tiny.py` runs it."""

@@ -1,0 +1,319 @@
+"""``sttm-lmms compare``: methods at equal budgets through lmms-eval, in one table."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sttm_lmms.cli.launch import LMMS_EVAL, RESULTS, launch
+from sttm_lmms.errors import STTMError, unknown
+from sttm_lmms.methods import get_method, method_names
+
+COMMAND = "command.txt"
+TABLES = ("compare.md", "compare.json", "compare.html")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        model: model id for lmms-eval.
+        model_args: without method and budget.
+        method, budget: ``"none"`` and None keep all tokens.
+    """
+
+    model: str
+    model_args: str
+    method: str
+    budget: float | None
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder below the model's."""
+        return self.method.replace(":", ".") + (f"-{self.budget:g}" if self.budget is not None else "")
+
+    @property
+    def arguments(self) -> str:
+        return ",".join(
+            [self.model_args, f"method={self.method}", *([f"budget={self.budget:g}"] if self.budget else [])]
+        )
+
+
+def compare(
+    tasks: Annotated[str, typer.Option(help="Tasks of lmms-eval, such as vnbench or videomme,mlvu_dev.")],
+    methods: Annotated[str | None, typer.Option(help="Names, such as sttm,tome,fastv. Default: all.")] = None,
+    budgets: Annotated[str, typer.Option(help="Shares of the visual tokens to keep.")] = "0.5,0.3,0.15",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="sttm_llava_video, ...; may be given several times. Default: the small checkpoints."),
+    ] = None,
+    model_args: Annotated[
+        list[str] | None,
+        typer.Option("--model_args", "--model-args", help="pretrained=...,max_frames=..., one for each --model."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("outputs/compare"),
+    tables: Annotated[Path | None, typer.Option(help="Folder for tables and plots. Default: that of the runs.")] = None,
+    reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "sttm",
+    videos: Annotated[int | None, typer.Option(help="Make so many videos for vnbench (small checkpoints).")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for these videos.")] = Path("outputs/compare/work"),
+    processes: Annotated[int, typer.Option(help="Processes of each run, one for each GPU.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only so many questions of each task.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include_path", "--include-path", help="Folder of tasks. Default: ours.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and stop.")] = False,
+) -> None:
+    """Run each method at each budget, and all tokens, through lmms-eval; write one table and a plot.
+
+    Runs that are there already are not repeated: a command that was stopped goes on where it was. A run that fails is
+    named, and the others go on. Each run is a folder in --out with results.json, samples_<task>.jsonl, log.txt and
+    command.txt. Under several processes of a launcher (accelerate launch -m sttm_lmms compare ...) all of them work on
+    each run.
+    """
+    models = _models(model, model_args)
+    grid = make_grid(models, _methods(methods, reference), _budgets(budgets))
+    extra = ["--limit", str(limit)] if limit is not None else []
+    failed, files = [], []
+    for number, cell in enumerate(grid, start=1):
+        folder = out / _model_name(cell.model_args) / cell.name
+        args = _arguments(cell, tasks, include_path, extra)
+        command = shlex.join(["lmms-eval", *args])
+        if dry_run:
+            typer.echo(command)
+            continue
+        told = f"[{number}/{len(grid)}] {folder.parent.name} {cell.name}"
+        if is_done(folder, command):
+            _tell(f"{told}: there already")
+            files.append(folder / RESULTS)
+            continue
+        started = time.perf_counter()
+        _tell(f"{told}: {folder / 'log.txt'}")
+        try:
+            environment = {**_under_launcher(number), **_data(cell, videos, work)}
+            files.append(launch(args, folder, launcher=_launcher(processes), environment=environment))
+        except STTMError as error:
+            failed.append(f"{told}: {last_words(str(error))}")
+            _tell(failed[-1])
+        else:
+            _tell(f"{told}: {time.perf_counter() - started:.0f} s")
+    if dry_run or _rank():
+        return
+    if files:
+        options = {"--reference": None if reference == "sttm" else reference, "--videos": videos, "--limit": limit}
+        words = _words(tasks, methods, budgets, models if model else (), {**options, "--out": out, "--tables": tables})
+        write_tables(files, tables or out, models=models, reference=reference, command=words)
+    if failed:
+        raise STTMError(f"{len(failed)} of {len(grid)} runs failed; the table is without them:\n" + "\n".join(failed))
+
+
+def make_grid(models: Iterable[tuple[str, str]], methods: Sequence[str], budgets: Sequence[float]) -> list[Cell]:
+    """All tokens first, then each method at each budget, model by model."""
+    grid = []
+    for model, model_args in models:
+        grid.append(Cell(model, model_args, "none", None))
+        grid += [Cell(model, model_args, method, budget) for method in methods for budget in budgets]
+    return grid
+
+
+def is_done(folder: Path, command: str) -> bool:
+    """True if the run of this command is there; otherwise its command is noted for the next time.
+
+    Raises:
+        STTMError: the folder has the result of another command.
+    """
+    note = folder / COMMAND
+    if (folder / RESULTS).is_file():
+        old = note.read_text(encoding="utf-8").strip() if note.is_file() else "an unknown command"
+        if old != command:
+            raise STTMError(
+                f"{folder} has the result of another command:\n  {old}\nnow asked for:\n  {command}\n"
+                "Give another --out, or remove that folder"
+            )
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(command + "\n", encoding="utf-8")
+    return False
+
+
+def write_tables(
+    files: Sequence[Path], out: Path, *, models: Sequence[tuple[str, str]], reference: str, command: str
+) -> None:
+    """The table of these result files as Markdown, JSON and a page, and the plot of accuracy over kept share."""
+    from sttm_lmms.report.fair import fair_rows
+    from sttm_lmms.report.fair_board import fair_board, to_json
+    from sttm_lmms.report.plots import CAPTIONS, draw_plots, save_plots, to_svg
+    from sttm_lmms.report.render import render_board
+    from sttm_lmms.report.runs import load_runs
+    from sttm_lmms.report.table import build_table
+
+    runs = load_runs(files)
+    rows = fair_rows(runs, _shapes(models), reference=reference)
+    board = fair_board(rows, title="Methods at equal budgets", command=command, reference=reference)
+    figures = draw_plots(build_table(runs))
+    svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()}
+    markdown = render_board(board, "md")
+    out.mkdir(parents=True, exist_ok=True)
+    texts = (markdown, to_json(rows, command), render_board(board, "html", plots=svgs))
+    for name, text in zip(TABLES, texts, strict=True):
+        (out / name).write_text(text, encoding="utf-8")
+    typer.echo(markdown)
+    for file in [*(out / name for name in TABLES), *save_plots(figures, out)]:
+        typer.echo(f"wrote {file}")
+
+
+def last_words(printed: str) -> str:
+    """The line that says why a run failed: the last one with an error in it, else the last one."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line or "error" in line), lines[-1] if lines else "")
+
+
+def _models(model: list[str] | None, model_args: list[str] | None) -> list[tuple[str, str]]:
+    if not model and not model_args:
+        return [_embedded(family) for family in ("llava_video", "qwen2_vl")]
+    if len(model or ()) != len(model_args or ()):
+        raise ValueError("give one --model_args pretrained=... for each --model")
+    pairs = list(zip(model or (), model_args or (), strict=True))
+    for _, args in pairs:
+        given = {part.partition("=")[0].strip() for part in args.split(",")}
+        if clash := sorted(given & {"method", "budget", "preset", "spatial_threshold", "temporal_threshold"}):
+            raise ValueError(f"--model_args {args}: leave out {', '.join(clash)}; --methods and --budgets say it")
+        if "pretrained" not in given:
+            raise ValueError(f"--model_args {args}: pretrained=... is missing")
+    if len({_model_name(args) for _, args in pairs}) < len(pairs):
+        raise ValueError("two of the checkpoints have the same name; compare them into different --out folders")
+    return pairs
+
+
+def _embedded(family: str) -> tuple[str, str]:
+    from sttm_lmms.demo import sampling, shipped
+
+    return f"sttm_{family}", f"pretrained={_shown(shipped(family))},{sampling(family)}"
+
+
+def _methods(text: str | None, reference: str) -> list[str]:
+
+    names = [name.strip() for name in (text or ",".join(_with_budget())).split(",") if name.strip()]
+    for name in names:
+        if name == "none":
+            raise ValueError("--methods none: all tokens are always run; leave it out")
+        method: Any = get_method(name)
+        if not _has_budget(method):
+            raise ValueError(f"--methods {name}: it has no budget, so it cannot be compared at equal ones")
+    if reference not in names:
+        raise unknown("--reference", reference, names)
+    return list(dict.fromkeys(names))
+
+
+def _with_budget() -> list[str]:
+    from sttm_lmms.methods import get_method, method_names
+
+    return [name for name in method_names() if _has_budget(get_method(name))]
+
+
+def _has_budget(method: Any) -> bool:
+    return "budget" in {f.name for f in fields(method)}
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        budgets = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"--budgets {text}: write numbers, such as 0.5,0.3") from None
+    if not budgets or not all(0 < budget < 1 for budget in budgets):
+        raise ValueError(f"--budgets {text}: each has to lie between 0 and 1")
+    return list(dict.fromkeys(budgets))
+
+
+def _arguments(cell: Cell, tasks: str, include_path: Path | None, extra: Sequence[str]) -> list[str]:
+    from sttm_lmms.cli.evaluate import tasks_folder
+
+    path = include_path or _shown(tasks_folder())
+    run = ["--model", cell.model, "--model_args", cell.arguments, "--tasks", tasks, "--include_path", str(path)]
+    return [*run, *extra]
+
+
+def _launcher(processes: int) -> tuple[str, ...]:
+    if processes == 1 or "RANK" in os.environ:
+        return LMMS_EVAL
+    start = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    return (sys.executable, *start, *LMMS_EVAL[1:])
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _tell(line: str) -> None:
+    if not _rank():
+        typer.echo(line, err=True)
+
+
+def _under_launcher(number: int) -> dict[str, str]:
+    """Where this process is one of several: they meet anew for each run, so each run gets a port of its own."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return {}
+    port = int(os.environ.get("MASTER_PORT", 29500)) + number
+    return {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+
+
+def _data(cell: Cell, videos: int | None, work: Path) -> dict[str, str]:
+    if videos is None:
+        return {}
+    from sttm_lmms.demo import make_videos, videos_folder
+
+    family = cell.model.removeprefix("sttm_")
+    if _rank():  # the first process makes them
+        while not videos_folder(work, videos, family)[1].is_file():
+            time.sleep(1)
+    root = make_videos(work, videos, family)
+    return {"STTM_DATA_ROOT": str(root), "HF_HUB_OFFLINE": "1"}
+
+
+def _shapes(models: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Sizes of each checkpoint's decoder, by the name that the tables use; without those that cannot be read."""
+    from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
+    from sttm_lmms.report.flops import DecoderShape
+    from sttm_lmms.report.names import model_name
+
+    shapes = {}
+    for _, args in models:
+        checkpoint = _pretrained(args)
+        try:
+            config = read_json(resolve_checkpoint(checkpoint, files=("config.json",)) / "config.json")
+            shapes[model_name(checkpoint)] = DecoderShape.from_config(config)
+        except (STTMError, KeyError) as error:
+            typer.echo(f"no operation count for {checkpoint}: {error}", err=True)
+    return shapes
+
+
+def _pretrained(model_args: str) -> str:
+    pairs = (part.partition("=") for part in model_args.split(","))
+    return next(value.strip() for name, _, value in pairs if name.strip() == "pretrained")
+
+
+def _model_name(model_args: str) -> str:
+    return _pretrained(model_args).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _words(
+    tasks: str, methods: str | None, budgets: str, models: Sequence[tuple[str, str]], options: Mapping[str, object]
+) -> str:
+    """What to type for the same table again."""
+    words = ["sttm-lmms", "compare", "--tasks", tasks, *(["--methods", methods] if methods else [])]
+    words += ["--budgets", budgets]
+    words += [word for name, args in models for word in ("--model", name, "--model_args", args)]
+    words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(words)

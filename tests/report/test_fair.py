@@ -1,0 +1,150 @@
+"""The fair table, on recorded runs of one method and copies of them under the name of another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pandas")
+
+from sttm_lmms.report.fair import fair_rows
+from sttm_lmms.report.fair_board import fair_board, to_json, verdicts
+from sttm_lmms.report.flops import DecoderShape, prefill_flops
+from sttm_lmms.report.render import render_board
+from sttm_lmms.report.runs import load_runs
+from sttm_lmms.report.stats import mcnemar_exact
+
+SHAPE = DecoderShape(layers=28, hidden=3584, heads=28, kv_heads=4, head_dim=128, mlp=18944)
+MODEL = "tiny/llava-video"
+WRONG = 5
+
+
+def copy_as(method: str, source: Path, out: Path, *, wrong: int = 0, layer_tokens: float | None = None) -> None:
+    """A recorded run as if another method had made it, with ``wrong`` right answers of VNBench turned round."""
+    for file in source.rglob("*"):
+        if file.is_dir():
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".json":
+            content = json.loads(file.read_text())
+            content["config"]["model_args"] += f",method={method}"
+            (out / file.name).write_text(json.dumps(content))
+            continue
+        left, lines = wrong, []
+        for line in map(json.loads, file.read_text().splitlines()):
+            record = line["token_counts"][0]
+            if "provenance" in record:
+                record["provenance"]["method"] = method
+            if layer_tokens is not None:
+                record["layer_tokens"] = layer_tokens
+            if "vnbench" in file.name and left and line["accuracy"]["score"] == 1:
+                line["accuracy"]["score"], left = 0.0, left - 1
+            lines.append(json.dumps(line))
+        (out / file.name).write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def runs(recorded, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    for name in ("full", "sttm-50", "sttm-30"):
+        shutil.copytree(recorded / name, folder / name)
+    copy_as("random", recorded / "sttm-50", folder / "random-50", wrong=WRONG)
+    copy_as("fastv", recorded / "sttm-50", folder / "fastv-50", layer_tokens=784 / 2 + 1)
+    return load_runs([folder])
+
+
+@pytest.fixture(scope="module")
+def rows(runs):
+    return fair_rows(runs, {MODEL: SHAPE})
+
+
+def row(rows, method, budget, task="vnbench"):
+    (found,) = [r for r in rows if (r.method, r.budget, r.task) == (method, budget, task)]
+    return found
+
+
+def test_one_row_for_each_method_budget_and_task(rows):
+    expected = [("none", None), ("sttm", 0.5), ("sttm", 0.3), ("random", 0.5), ("fastv", 0.5)]
+    assert sorted({(r.method, r.budget) for r in rows}, key=str) == sorted(expected, key=str)
+    assert {r.task for r in rows} == {"vnbench", "sttm_videomme"}
+    assert len(rows) == 2 * len(expected)
+
+
+def test_the_paired_difference_is_to_the_reference_at_the_same_budget(rows):
+    against = row(rows, "random", 0.5).against
+    assert (against.reference, against.won, against.lost) == ("sttm", 0, WRONG)
+    assert against.difference == pytest.approx(row(rows, "random", 0.5).accuracy - row(rows, "sttm", 0.5).accuracy)
+    assert against.difference == pytest.approx(-WRONG / against.questions)
+    assert against.p == mcnemar_exact(WRONG, 0)
+    assert row(rows, "sttm", 0.5).against is None
+    assert row(rows, "none", None).against is None
+    assert row(rows, "fastv", 0.5).against.difference == 0
+
+
+def test_another_reference(runs):
+    rows = fair_rows(runs, {}, reference="random")
+    assert row(rows, "sttm", 0.5).against.won == WRONG
+    assert row(rows, "sttm", 0.3).against is None, "random has no such budget"
+    (sentence,) = verdicts(rows)
+    assert sentence.startswith("More accurate than random at the same budget: ")
+    assert "sttm at 50% (tiny/llava-video, vnbench)" in sentence
+
+
+def test_tokens_a_layer_come_from_the_records_or_from_the_start_layer(rows):
+    assert row(rows, "none", None).layer_share == 1
+    assert row(rows, "fastv", 0.5).layer_tokens == 784 / 2 + 1
+    half = row(rows, "random", 0.5)  # start layer 2 of 28
+    assert half.layer_share == pytest.approx((2 + 26 * half.kept_share) / 28)
+
+
+def test_operations_by_count(rows):
+    full, half = row(rows, "none", None), row(rows, "sttm", 0.5)
+    assert full.flops == pytest.approx(prefill_flops(SHAPE, text=40, visual=784, kept=784, layer_tokens=784))
+    assert 1.8 < half.flops_factor < 2
+    assert full.flops_factor == 1
+    assert half.flops == pytest.approx(full.flops / half.flops_factor)
+
+
+def test_no_count_without_the_decoders_sizes(runs):
+    assert {r.flops for r in fair_rows(runs, {})} == {None}
+
+
+def test_the_printed_table(rows):
+    text = render_board(fair_board(rows, title="Grid", command="sttm-lmms compare ..."), "md")
+    assert text.startswith("# Grid\n\nvnbench: 24 questions on 6 videos; sttm_videomme: 24 questions on 6 videos.\n")
+    assert "No method is more accurate than sttm at the same budget here." in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| tiny/llava-video | random | 50% |")]
+    assert f"| 0 | {WRONG} | {mcnemar_exact(WRONG, 0):.3f} |" in line
+    order = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| tiny/llava-video | ")]
+    assert order == ["none", "sttm", "fastv", "random", "sttm"], "all tokens, then by budget, the reference first"
+    assert "Made with `sttm-lmms compare ...`" in text
+
+
+def test_json_has_all_rows(rows):
+    content = json.loads(to_json(rows, "x"))
+    assert content["command"] == "x"
+    assert len(content["rows"]) == len(rows)
+    against = [r["against"] for r in content["rows"] if r["method"] == "random" and r["task"] == "vnbench"]
+    assert against[0]["lost"] == WRONG
+
+
+def test_sizes_from_either_layout():
+    flat = {"num_hidden_layers": 28, "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+    flat["intermediate_size"] = 18944
+    assert DecoderShape.from_config(flat) == DecoderShape.from_config({"text_config": flat}) == SHAPE
+    with pytest.raises(KeyError):
+        DecoderShape.from_config({"hidden_size": 4})
+
+
+def test_the_count_is_that_of_the_layers_one_by_one():
+    def by_layer(seen):
+        weights = 3584 * 128 * (28 + 4 + 4 + 28) + 3 * 3584 * 18944
+        return sum(2 * weights * n + 4 * 28 * 128 * n * n / 2 for n in seen)
+
+    seen = [1000 + 40] * 3 + [300 + 40] * 25
+    mean = (3 * 1000 + 25 * 300) / 28
+    count = prefill_flops(SHAPE, text=40, visual=1000, kept=300, layer_tokens=mean)
+    assert count == pytest.approx(by_layer(seen))

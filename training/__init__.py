@@ -1,0 +1,1 @@
+"""How the checkpoints in ``sttm_lmms/checkpoints`` are made and measured; see README.md here."""
