@@ -16,7 +16,14 @@ from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/leaderboards.md", "docs/reproducing.md", "CONTRIBUTING.md", "tasks/README.md")
+PAGES = (
+    "README.md",
+    "docs/gpu.md",
+    "docs/leaderboards.md",
+    "docs/reproducing.md",
+    "CONTRIBUTING.md",
+    "tasks/README.md",
+)
 PROGRAMS = "make|pip|python|lmms-eval|sttm-lmms|accelerate|scripts/reproduce.sh"
 COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{PROGRAMS}) \S.*")
 BIG = "lmms-lab/LLaVA-Video-7B-Qwen2"
@@ -56,6 +63,10 @@ COVERED: dict[str, str] = {
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,
     "sttm-lmms extract --model ... --task vnbench": HERE,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --out results/bench/merge": GPU,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --reference ~/STTM": (
+        "tests/scripts/test_bench_merge.py::test_beside_the_published_code"
+    ),
     "OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor "
     "--frames 128 32 16 --repeats 3": HERE,
     "OMP_NUM_THREADS=2 python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1": HERE,
