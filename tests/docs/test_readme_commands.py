@@ -69,6 +69,10 @@ COVERED: dict[str, str] = {
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,
     "sttm-lmms extract --model ... --task vnbench": HERE,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --out results/bench/merge": GPU,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --reference ~/STTM": (
+        "tests/scripts/test_bench_merge.py::test_beside_the_published_code"
+    ),
     "OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor "
     "--frames 128 32 16 --repeats 3": HERE,
     "OMP_NUM_THREADS=2 python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1": HERE,
