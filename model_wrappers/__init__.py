@@ -11,6 +11,9 @@ WRAPPERS = {
     "sttm_llava_video": "llava_video.LlavaVideo",
     "sttm_llava_onevision": "llava_onevision.LlavaOneVision",
     "sttm_qwen2_vl": "qwen2_vl.Qwen2VL",
+    "sttm_qwen2_5_vl": "qwen2_5_vl.Qwen25VL",
+    "sttm_qwen3_vl": "qwen3_vl.Qwen3VL",
+    "sttm_internvl": "internvl.InternVL",
 }
 """Model id for ``--model`` -> module and class of the chat wrapper; the simple one is called ``Simple<class>``."""
 

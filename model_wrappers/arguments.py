@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
-from sttm_lmms.methods import METHODS, get_method
+from sttm_lmms.methods import get_method, method_names
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,12 @@ class WrapperArguments:
 
     Attributes:
         pretrained: hub id or local folder, in the original or in the Hugging Face layout.
+        revision: branch, tag or commit on the hub.
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
-        max_frames, fps: frame sampling; by default the preset's or the family's.
+        video: ``official`` for the maker's own frames, fps and pixel limits; by default those of the published runs.
+        max_frames, fps: frame sampling; by default those of ``video``, of the preset or of the family.
+        sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of presets) or ``model``.
         newline: newline mode of the LLaVA family; by default the checkpoint's without reduction, ``no_token`` with it.
         attn_implementation: by default what transformers picks.
         dtype: ``auto`` is bfloat16 on CUDA, float16 on MPS, float32 on CPU.
@@ -35,16 +38,19 @@ class WrapperArguments:
         keep: videos whose prefix (or features) is held at a time.
         host_cache_gb: host memory for the prefixes of more videos, for runs that come back to them.
         features: folder of stored features; no video is opened then.
-        min_pixels, max_pixels: frame size, Qwen2-VL only.
+        min_pixels, max_pixels: frame size, Qwen families only.
         load_in_4bit: bitsandbytes quantisation through transformers.
         method_settings: settings of the method, by name.
     """
 
     pretrained: str
+    revision: str | None = None
     method: str = "sttm"
     preset: str | None = None
+    video: str | None = None
     max_frames: int | None = None
     fps: float | None = None
+    sampling: Literal["model", "uniform_fps"] | None = None
     newline: Literal["grid", "frame", "one_token", "no_token"] | None = None
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -77,7 +83,7 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
     own = [f.name for f in fields(WrapperArguments) if f.name != "method_settings" and f.name not in refused]
     method = str(values.get("method", "sttm"))
     settings = method_hints(method)
-    elsewhere = {name for other in METHODS for name in method_hints(other)}
+    elsewhere = {name for other in method_names() for name in method_hints(other)}
     for name in values:
         if name in own or name in settings:
             continue
@@ -100,7 +106,12 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
 
 
 def _check_choice_of_tokens(arguments: WrapperArguments) -> None:
-    """STTM needs to know how much to merge, from exactly one source."""
+    """STTM needs to know how much to merge, from exactly one source; so do the frames."""
+    if arguments.preset and arguments.video:
+        raise ValueError(
+            f"preset={arguments.preset!r} holds the frames that its thresholds were found with: leave out "
+            f"video={arguments.video!r}, or give budget instead of the preset"
+        )
     sources = {"preset", "budget", "spatial_threshold", "temporal_threshold"}
     given = sources & {*arguments.method_settings, *(["preset"] if arguments.preset else [])}
     if arguments.preset and arguments.method != "sttm":
@@ -117,7 +128,11 @@ def _check_choice_of_tokens(arguments: WrapperArguments) -> None:
 
 def method_hints(method: str) -> dict[str, Any]:
     """Names and types of a method's settings; empty for ``none``. An unknown method is a ``ValueError``."""
-    return {} if method == "none" else get_type_hints(get_method(method).config_class)
+    if method == "none":
+        return {}
+    cls = get_method(method)
+    hints = get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls) if f.init}
 
 
 def parse_value(name: str, value: Any, hint: Any) -> Any:
@@ -161,5 +176,23 @@ def _fail() -> Any:
     raise ValueError
 
 
-_READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str, Path: lambda v: Path(_read_str(v))}
-_MEANS = {bool: "True or False", int: "an integer", float: "a number", str: "a text", Path: "a path"}
+def _read_numbers(value: Any) -> tuple[int, ...]:
+    return tuple(_read_int(part) for part in str(value).strip("()[]").split(":"))
+
+
+_READERS = {
+    tuple[int, ...]: _read_numbers,
+    bool: _read_bool,
+    int: _read_int,
+    float: _read_float,
+    str: _read_str,
+    Path: lambda v: Path(_read_str(v)),
+}
+_MEANS = {
+    tuple[int, ...]: "integers with colons between them, such as 0:2:4",
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}

@@ -22,6 +22,7 @@ from sttm_lmms.model_wrappers.documents import (
     is_padding,
     make_turn,
     read_instance,
+    without_effect,
 )
 from sttm_lmms.model_wrappers.finish import finish_run
 from sttm_lmms.model_wrappers.loading import load
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from sttm_lmms.errors import STTMError
 from sttm_lmms.families import get_family
 from sttm_lmms.provenance import collect_provenance, sample_record
-from sttm_lmms.runtime import Answer, Engine, Failure, GenerationSettings, Request
+from sttm_lmms.runtime import Answer, Engine, Failure, Request
 from sttm_lmms.runtime.stored import open_store
 from sttm_lmms.video import VideoSettings, available_backends
 from sttm_lmms.video.features import FeatureStore
@@ -88,6 +89,7 @@ class STTMWrapper(lmms):
         self.model, self.processor = load(self.arguments, placement, self.family)
         self._task_settings: dict[str, TaskSettings] = {}
         self._tasks_described: set[str] = set()
+        self._tasks_warned: set[str] = set()
         self._output_tokens = 0
         self._seconds = 0.0
 
@@ -119,7 +121,13 @@ class STTMWrapper(lmms):
                 "give max_frames and fps, or run the tasks one by one"
             )
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return open_store(self.arguments.features, self.arguments.pretrained, sampled.pop(), dtype)
+        return open_store(
+            self.arguments.features,
+            self.arguments.pretrained,
+            sampled.pop(),
+            dtype,
+            revision=self.arguments.revision,
+        )
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> STTMWrapper:
@@ -226,8 +234,15 @@ class STTMWrapper(lmms):
 
     def _request(self, document: Document, messages: Messages) -> Request:
         settings = self._settings(document.task)
-        generation = GenerationSettings() if document.gen_kwargs is None else generation_settings(document.gen_kwargs)
-        return Request(messages, generation, settings.config, settings.video)
+        given = document.gen_kwargs or {}
+        if document.task not in self._tasks_warned and (idle := without_effect(given)):
+            logger.warning(
+                "{}: {} without effect, because nothing is sampled (do_sample=True and a temperature above 0 do)",
+                document.task,
+                ", ".join(idle),
+            )
+        self._tasks_warned.add(document.task)
+        return Request(messages, generation_settings(given), settings.config, settings.video)
 
     def _stream(
         self, documents: Sequence[Document], messages: Sequence[Messages | None], progress: Progress | None = None
@@ -279,10 +294,14 @@ class STTMWrapper(lmms):
             config=settings.config,
             checkpoint=self.arguments.pretrained,
             family=self.family,
-            video=replace(settings.video, backend=_backend(settings.video)),
+            video=replace(settings.video, backend=_backend(settings.video), sampling=self._sampling(settings.video)),
             newline=self._newline(settings),
             reuse=self.arguments.reuse,
         )
+
+    def _sampling(self, video: VideoSettings) -> str:
+        """The frame sampling that ran, by its own name."""
+        return get_family(self.family).model_sampling if video.sampling == "model" else video.sampling
 
     def _newline(self, settings: TaskSettings) -> str | None:
         """The newline mode that is in force, as :class:`Engine` decides it; None where a family has none."""

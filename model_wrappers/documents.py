@@ -12,12 +12,20 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
-from sttm_lmms.errors import STTMError
+from sttm_lmms.errors import STTMError, VideoError
 from sttm_lmms.runtime import GenerationSettings
+from sttm_lmms.video.index import open_video
 
 Messages = list[dict[str, Any]]
 Turn = tuple[Messages | None, bool, Sequence[str], Any]
 """Messages of a round, whether the conversation is over, the answers so far, and the task's own notes."""
+
+
+# What tasks of lmms-eval write among their generation settings without meaning ``generate``.
+_OF_TASKS = (
+    *("until", "stop_sequences", "do_sample", "image_aspect_ratio", "visual_cot", "max_agentic_steps"),
+    "skip_special_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -78,18 +86,28 @@ def user_turn(visuals: Sequence[Any] | None, text: str) -> Messages:
 
 
 def generation_settings(gen_kwargs: Mapping[str, Any]) -> GenerationSettings:
-    """What a task and ``--gen_kwargs`` ask for; keys that are no generation settings belong to the task.
+    """What a task and ``--gen_kwargs`` ask for.
 
     As in lmms-eval's own wrappers, a temperature above 0 means sampling and 0 means greedy.
+
+    Raises:
+        ValueError: a name that neither ``generate`` nor any task of lmms-eval knows.
     """
-    names = ("max_new_tokens", "num_beams", "temperature", "top_p", "top_k")
-    chosen = {name: gen_kwargs[name] for name in names if gen_kwargs.get(name) is not None}
+    chosen = {name: value for name, value in gen_kwargs.items() if name not in _OF_TASKS and value is not None}
     temperature = chosen.get("temperature")
     do_sample = gen_kwargs.get("do_sample")
     chosen["do_sample"] = temperature != 0 and bool(temperature if do_sample is None else do_sample)
-    until = gen_kwargs.get("until") or ()
+    until = gen_kwargs.get("until") or gen_kwargs.get("stop_sequences") or ()
     chosen["until"] = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-    return GenerationSettings(**chosen)
+    return GenerationSettings.of(**chosen)
+
+
+def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
+    """The settings of sampling that a greedy request holds, such as ``"top_k=20"``; they are ignored."""
+    if generation_settings(gen_kwargs).do_sample:
+        return []
+    neutral = {"do_sample": False, "temperature": 0, "top_p": 1, "top_k": None, "min_p": None, "typical_p": 1}
+    return [f"{name}={gen_kwargs[name]}" for name, idle in neutral.items() if gen_kwargs.get(name) not in (None, idle)]
 
 
 def first_video(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -108,7 +126,7 @@ def _messages(raw: Sequence[Mapping[str, Any]]) -> Messages:
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if part["type"] == "audio":
-        raise STTMError("audio is not supported: these models take videos, images and text")
+        part = {"type": "video", "video": _video_in_disguise(part["audio"])}
     source = part.get(part["type"])
     if isinstance(source, Mapping) or "video_start" in part or "video_end" in part:
         raise STTMError(f"{source}: a section of a video is not supported; cut it into a file of its own")
@@ -116,6 +134,19 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         with Image.open(source) as image:
             return {"type": "image", "image": image.convert("RGB")}
     return {"type": part["type"], part["type"]: source}
+
+
+def _video_in_disguise(source: Any) -> Any:
+    """A file that lmms-eval took for audio by its ending (.webm) but that holds a video."""
+    refused = "audio is not supported: these models take videos, images and text"
+    if not isinstance(source, (str, Path)):
+        raise STTMError(refused)
+    try:
+        container, _ = open_video(source)
+    except VideoError as error:
+        raise STTMError(f"{refused} ({error})") from error
+    container.close()
+    return source
 
 
 def _chat_rounds(doc_to_messages: Callable[..., Any], doc: Any) -> Callable[[int, list[str], Any], Turn]:

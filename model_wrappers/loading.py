@@ -9,8 +9,18 @@ from sttm_lmms.model_wrappers.placement import Placement
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.families import layout_of, load_pretrained
-from sttm_lmms.families.checkpoint import resolve_checkpoint
+from sttm_lmms.families import find_family, get_family, load_pretrained
+
+
+def check_family(arguments: WrapperArguments, family: str) -> None:
+    """Look at the checkpoint's configuration; no weights are downloaded for it.
+
+    Raises:
+        CheckpointError: it cannot be had, or is of another family.
+    """
+    found, _ = find_family(arguments.pretrained, revision=arguments.revision)
+    if found.architectures != get_family(family).architectures:
+        raise CheckpointError(f"{arguments.pretrained} is a {found.name} checkpoint: use --model sttm_{found.name}")
 
 
 def load(arguments: WrapperArguments, placement: Placement, family: str) -> tuple[nn.Module, Any]:
@@ -19,10 +29,7 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
     Raises:
         CheckpointError: it cannot be read, or is of another architecture.
     """
-    folder = resolve_checkpoint(arguments.pretrained)
-    found = layout_of(folder)[0].name
-    if "qwen2_vl" in (found, family) and found != family:
-        raise CheckpointError(f"{arguments.pretrained} is a {found} checkpoint: use --model sttm_{found}")
+    check_family(arguments, family)
     options: dict[str, Any] = {}
     if arguments.load_in_4bit:
         from transformers import BitsAndBytesConfig
@@ -33,7 +40,8 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
     # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where it says nothing,
     # the family that was asked for decides.
     return load_pretrained(
-        folder,
+        arguments.pretrained,
+        revision=arguments.revision,
         dtype=placement.dtype,
         device_map=placement.device_map,
         attn_implementation=arguments.attn_implementation,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from loguru import logger
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 
 _LAUNCHER = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -69,7 +70,11 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Emulated bfloat16 (V100, T4) counts as support unless one says so, and is many times slower than float16.
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        logger.warning("{} cannot compute in bfloat16: float16 is used; dtype=bfloat16 or float32 overrides it", device)
+        return torch.float16
     return torch.float16 if device.type == "mps" else torch.float32
 
 

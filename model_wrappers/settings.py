@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 
-from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
+from sttm_lmms.benchmarks.presets import Frames, resolve_frames, resolve_preset, resolve_video
+from sttm_lmms.families import get_family
 from sttm_lmms.methods import get_method
 from sttm_lmms.video import VideoSettings
 
@@ -29,9 +30,10 @@ def task_settings(arguments: WrapperArguments, family: str, task: str) -> TaskSe
     if arguments.preset is not None:
         preset = resolve_preset(arguments.preset, family=family, task=task, checkpoint=arguments.pretrained)
         config = replace(preset.config, **arguments.method_settings)
-        return TaskSettings(config, _video(arguments, preset.max_frames, preset.fps))
-    frames = resolve_frames(family, task)
-    return TaskSettings(_config(arguments), _video(arguments, frames.max_frames, frames.fps))
+        frames = Frames(preset.max_frames, preset.fps, sampling=preset.sampling)
+        return TaskSettings(config, _video(arguments, frames))
+    frames = resolve_video(arguments.video, family) if arguments.video else resolve_frames(family, task)
+    return TaskSettings(_config(arguments, family), _video(arguments, frames))
 
 
 def default_settings(arguments: WrapperArguments, family: str) -> TaskSettings:
@@ -39,17 +41,15 @@ def default_settings(arguments: WrapperArguments, family: str) -> TaskSettings:
     return task_settings(replace(arguments, preset=None, method="none") if arguments.preset else arguments, family, "")
 
 
-def _config(arguments: WrapperArguments) -> Any:
+def _config(arguments: WrapperArguments, family: str) -> Any:
     if arguments.method == "none":
         return None
-    return get_method(arguments.method).config_class(**arguments.method_settings)
+    cls = get_method(arguments.method)
+    return cls(**{**get_family(family).method_defaults(cls), **arguments.method_settings})
 
 
-def _video(arguments: WrapperArguments, max_frames: int, fps: float) -> VideoSettings:
-    return VideoSettings(
-        max_frames=max_frames if arguments.max_frames is None else arguments.max_frames,
-        fps=fps if arguments.fps is None else arguments.fps,
-        backend=arguments.video_backend,
-        min_pixels=arguments.min_pixels,
-        max_pixels=arguments.max_pixels,
-    )
+def _video(arguments: WrapperArguments, frames: Frames) -> VideoSettings:
+    names = ("max_frames", "fps", "min_pixels", "max_pixels", "sampling")
+    chosen = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return VideoSettings(**{**asdict(frames), **given, "backend": arguments.video_backend})

@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from benchlib import about, markdown_table, median, peak_bytes, timed, write_json
 
-from sttm_lmms.config import STTMConfig
-from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 from sttm_lmms.testing.pairwise import merge_pairwise
 from sttm_lmms.testing.synthetic import natural_features
 

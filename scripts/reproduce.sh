@@ -9,15 +9,16 @@ usage: scripts/reproduce.sh MODEL BENCHMARK BUDGET [GPUS] [--dry-run] [--pretrai
   MODEL      llava-video-7b | llava-video-72b | llava-onevision-7b | qwen2-vl-7b
   BENCHMARK  vnbench | videomme | longvideobench | mlvu | egoschema | nextqa
   BUDGET     50 | 30 | 50-root2 | 30-root2 (Qwen2-VL as in the later published code)
-             100 (all tokens, no newline tokens) | 100-newline (all tokens, the checkpoint's own newline tokens)
+             100 (all tokens, no newline tokens) | 100-newline (LLaVA: all tokens and a newline token after each row)
   GPUS       1 by default, 4 for the 72B model. Several GPUs hold a copy of a 7B model each, or share a 72B model.
 
-  --dry-run          print the command and do nothing
+  --dry-run          print the command (and the settings in it, on the error output) and do nothing
   --pretrained PATH  a local checkpoint instead of the hub's
   --output DIR       folder of the results; outputs/reproduce/MODEL/BENCHMARK/BUDGET by default
   -- ARGUMENTS       handed on to lmms-eval, for example -- --limit 8
 
 The data come from $STTM_DATA_ROOT (./datasets by default); see `sttm-lmms prepare`. PYTHON names the interpreter.
+CUDA_VISIBLE_DEVICES is kept where it is set.
 TEXT
 }
 
@@ -46,12 +47,13 @@ done
 model=${positional[0]} benchmark=${positional[1]} budget=${positional[2]}
 
 case "$model" in
-    llava-video-7b) family=llava_video size=7b hub=lmms-lab/LLaVA-Video-7B-Qwen2 ;;
+    llava-video-7b) family=llava_video size=7b hub=lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only ;;
     llava-video-72b) family=llava_video size=72b hub=lmms-lab/LLaVA-Video-72B-Qwen2 ;;
     llava-onevision-7b) family=llava_onevision size=7b hub=lmms-lab/llava-onevision-qwen2-7b-ov ;;
     qwen2-vl-7b) family=qwen2_vl size=7b hub=Qwen/Qwen2-VL-7B-Instruct ;;
     *) fail "unknown model '$model'" ;;
 esac
+[ "$family/$budget" != qwen2_vl/100-newline ] || fail "Qwen2-VL has no newline tokens; its BUDGET is 100"
 case "$budget" in
     50 | 30 | 50-root2 | 30-root2) preset=paper-$budget ;;
     100 | 100-newline) preset="" ;;
@@ -71,11 +73,12 @@ from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
 preset, family, size, benchmark = sys.argv[1:]
 try:
     task = f"sttm_{get_format(benchmark).name}"
+    frames = settings = resolve_frames(family, task)
     if preset:
-        resolve_preset(preset, family=family, size=size, task=task)
-    frames = resolve_frames(family, task)
+        settings = resolve_preset(preset, family=family, size=size, task=task)
 except ValueError as error:
     sys.exit(f"error: {error}")
+print(*(f"{name}={value}" for name, value in vars(settings).items()), file=sys.stderr)
 print(f"max_frames={frames.max_frames},fps={frames.fps}")
 CODE
 ) || exit 2
@@ -86,13 +89,17 @@ if [ -n "$preset" ]; then
 else
     arguments+=",method=none,$frames"
     if [ "$budget" = 100 ] && [ "$family" != qwen2_vl ]; then arguments+=",newline=no_token"; fi
+    # LLaVA-Video checkpoints have this layout by themselves, the published OneVision baseline was given it.
+    if [ "$budget" = 100-newline ] && [ "$family" = llava_onevision ]; then arguments+=",newline=grid"; fi
 fi
 
 # `sttm-lmms eval` is lmms-eval with our tasks on its path, and fails where lmms-eval reports a failed run as a success.
 command=("$python" -m sttm_lmms eval)
 if [ "$size" = 72b ]; then
     arguments+=",device_map=auto"
-    command=(env "CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((gpus - 1)))" "${command[@]}")
+    if [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then
+        command=(env "CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((gpus - 1)))" "${command[@]}")
+    fi
 elif [ "$gpus" -gt 1 ]; then
     command=("$python" -m accelerate.commands.launch --num_processes "$gpus" -m sttm_lmms eval)
 fi

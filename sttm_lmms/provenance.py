@@ -106,7 +106,7 @@ class Provenance:
         checkpoint: hub id or local folder, as given to ``pretrained=``.
         checkpoint_commit: hub commit of the checkpoint where known.
         family: ``llava_video``, ``llava_onevision`` or ``qwen2_vl``.
-        frames, fps: limits of the frame sampling; ``video_backend``: who decoded the video.
+        frames, fps, sampling: limits and rule of the frame sampling; ``video_backend``: who decoded the video.
         newline: newline mode of the LLaVA family.
         reuse: what is shared between the questions of a video.
         attention, dtype, device: how the model ran; ``device`` is the hardware's name.
@@ -120,6 +120,7 @@ class Provenance:
     family: str | None = None
     frames: int | None = None
     fps: float | None = None
+    sampling: str | None = None
     video_backend: str | None = None
     newline: str | None = None
     reuse: str | None = None
@@ -197,6 +198,7 @@ def collect_provenance(
         family=family,
         frames=getattr(video, "max_frames", None),
         fps=getattr(video, "fps", None),
+        sampling=getattr(video, "sampling", None),
         video_backend=getattr(video, "backend", None),
         newline=newline,
         reuse=reuse,

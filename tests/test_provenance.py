@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sttm_lmms.config import STTMConfig
+from sttm_lmms import STTMConfig
 from sttm_lmms.provenance import METRIC_PREFIX, Provenance, RunSummary, collect_provenance, sample_record
 
 

@@ -23,6 +23,7 @@ from sttm_lmms.benchmarks.order import order_for_world, split_groups
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.submission import write_submission
+from sttm_lmms.config import check_choice
 
 Document = dict[str, Any]
 CATEGORIES = ("duration", "task_type", "domain", "sub_category")
@@ -112,8 +113,19 @@ def documents(questions: Sequence[Question], benchmark: str, videos: Path) -> li
 
 
 def doc_to_text(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> str:
-    """The prompt of the published runs, without the video."""
-    return build_prompt(doc["question"], doc["options"])
+    """The prompt of the published runs, without the video.
+
+    Args:
+        lmms_eval_specific_kwargs: of the task's YAML; ``prompt: mended`` names the letters of the options and no others
+            where the published prompt names more. ``prompt: published`` is the default.
+
+    Raises:
+        ValueError: another ``prompt``.
+    """
+    variant = (lmms_eval_specific_kwargs or {}).get("prompt", "published")
+    check_choice("prompt", variant, ("published", "mended"))
+    beyond = get_format(doc["benchmark"]).letters_beyond if variant == "published" else 0
+    return build_prompt(doc["question"], doc["options"], letters_beyond=beyond)
 
 
 def doc_to_visual(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> list[str]:
@@ -123,7 +135,10 @@ def doc_to_visual(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] | 
 
 def doc_to_messages(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """One user turn: the video, then the prompt."""
-    content = [{"type": "video", "url": doc["video"]}, {"type": "text", "text": doc_to_text(doc)}]
+    content = [
+        {"type": "video", "url": doc["video"]},
+        {"type": "text", "text": doc_to_text(doc, lmms_eval_specific_kwargs)},
+    ]
     return [{"role": "user", "content": content}]
 
 

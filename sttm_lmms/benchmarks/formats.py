@@ -24,6 +24,7 @@ class Format:
             (``option 0``, ``option 1``, ...).
         answer: a letter or a 0-based index.
         answer_required: False where the benchmark keeps some answers secret.
+        letters_beyond: letters that the published prompt offers beyond the last option.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Format:
     options: Literal["lettered", "plain", "fields"] = "plain"
     answer: AnswerKind = "letter"
     answer_required: bool = True
+    letters_beyond: int = 0
 
 
 FORMATS = {
@@ -62,6 +64,7 @@ FORMATS = {
             question_key="question_id",
             categories=("duration", "task_type"),
             answer="index",
+            letters_beyond=1,
         ),
         Format(
             name="mlvu",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sttm_lmms.benchmarks.question import LETTERS
+
 INSTRUCTION = (
     "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
     "Respond with only the letter ({letters}) of the correct option."
@@ -18,7 +20,12 @@ def letter_list(letters: Sequence[str]) -> str:
     return f"{', '.join(letters[:-1])}, or {letters[-1]}"
 
 
-def build_prompt(question: str, options: Sequence[str]) -> str:
-    """Instruction, question, one option a line, lead-out; ``options`` carry their letters (``"A. Apples."``)."""
-    letters = [option[0] for option in options]
+def build_prompt(question: str, options: Sequence[str], *, letters_beyond: int = 0) -> str:
+    """Instruction, question, one option a line, lead-out.
+
+    Args:
+        options: with their letters (``"A. Apples."``).
+        letters_beyond: how many letters the instruction names beyond the last option; see ``Format.letters_beyond``.
+    """
+    letters = LETTERS[: len(options) + letters_beyond]
     return "\n".join([INSTRUCTION.format(letters=letter_list(letters)), question, *options, LEAD_OUT])

@@ -214,14 +214,13 @@ def _methods(text: str | None, reference: str) -> list[str]:
 
 
 def _with_budget() -> list[str]:
-    from sttm_lmms import methods
+    from sttm_lmms.methods import get_method, method_names
 
-    known = methods.method_names() if hasattr(methods, "method_names") else list(methods.METHODS)
-    return [name for name in known if _has_budget(methods.get_method(name))]
+    return [name for name in method_names() if _has_budget(get_method(name))]
 
 
 def _has_budget(method: Any) -> bool:
-    return "budget" in {f.name for f in fields(getattr(method, "config_class", method))}
+    return "budget" in {f.name for f in fields(method)}
 
 
 def _budgets(text: str) -> list[float]:

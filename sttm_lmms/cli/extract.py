@@ -16,9 +16,11 @@ def extract(
     form: Annotated[str, typer.Option(help="full, bf16 or pooled; --size says what each loses.")] = "full",
     max_frames: Annotated[int | None, typer.Option(help="Default: as in the published runs.")] = None,
     fps: Annotated[float | None, typer.Option(help="Default: as in the published runs.")] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen families).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
+    sampling: Annotated[str | None, typer.Option(help="uniform_fps (default, as published) or model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
     video_backend: Annotated[str, typer.Option(help="auto, torchcodec, decord or pyav.")] = "auto",
@@ -39,13 +41,15 @@ def extract(
 
     check_choice("form", form, tuple(FORMS))
     benchmark, videos = videos_of(task, data)
-    loaded = load_model(model, device, dtype)
-    settings = video_settings(loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels)
+    loaded = load_model(model, device, dtype, revision)
+    settings = video_settings(
+        loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling
+    )
     precision = str(loaded.placement.dtype).removeprefix("torch.")
     if size:
         config = loaded.model.config
         for name in FORMS:
-            if name == "pooled" and loaded.family.name == "qwen2_vl":
+            if name == "pooled" and not loaded.family.poolable:
                 continue
             space = estimate_size(
                 videos, lambda info: feature_shape(loaded.family.name, config, info, settings), precision, name
@@ -53,7 +57,7 @@ def extract(
             typer.echo(f"{name}: {human_bytes(space.size)} for {space.videos} videos; {space.loses}")
         return
     folder = out or (data or data_root()) / benchmark
-    store = open_store(folder, model, settings, precision, form)
+    store = open_store(folder, model, settings, precision, form, revision=revision)
     rank, world = loaded.placement.rank, loaded.placement.world_size
     with typer.progressbar(length=1, label="extracting", hidden=rank != 0) as bar:
 

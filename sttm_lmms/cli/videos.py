@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sttm_lmms.benchmarks import FORMATS, data_root, find_video, load_benchmark, video_folder
-from sttm_lmms.benchmarks.presets import benchmark_of, resolve_frames
+from sttm_lmms.benchmarks.presets import UNIFORM_FPS, benchmark_of, resolve_frames
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import family_of, load_pretrained
 from sttm_lmms.families.base import Family
@@ -38,10 +38,12 @@ class LoadedModel:
         return encode
 
 
-def load_model(checkpoint: str, device: str | None, dtype: str) -> LoadedModel:
+def load_model(checkpoint: str, device: str | None, dtype: str, revision: str | None = None) -> LoadedModel:
     """Load a checkpoint the way the wrappers do: CUDA, MPS or CPU, the process' own device under accelerate."""
     placement = place(WrapperArguments(checkpoint, method="none", device=device, dtype=dtype))
-    model, processor = load_pretrained(checkpoint, dtype=placement.dtype, device_map=placement.device_map)
+    model, processor = load_pretrained(
+        checkpoint, revision=revision, dtype=placement.dtype, device_map=placement.device_map
+    )
     return LoadedModel(model, processor, family_of(model), placement)
 
 
@@ -69,6 +71,7 @@ def video_settings(
     backend: str,
     min_pixels: int | None,
     max_pixels: int | None,
+    sampling: str | None = None,
 ) -> VideoSettings:
     """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
     frames = resolve_frames(family, task)
@@ -78,4 +81,5 @@ def video_settings(
         backend=backend,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        sampling=sampling or UNIFORM_FPS,
     )

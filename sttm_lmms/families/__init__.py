@@ -9,30 +9,56 @@ from typing import Any
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError, unknown
-from sttm_lmms.families import lmms_lab
 from sttm_lmms.families.base import Family
 from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
+from sttm_lmms.families.hub import commit_of
+from sttm_lmms.families.internvl import InternVL
 from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
+from sttm_lmms.families.qwen2_5_vl import Qwen25VL
 from sttm_lmms.families.qwen2_vl import Qwen2VL
+from sttm_lmms.families.qwen3_vl import Qwen3VL
 
 __all__ = [
     "ARCHITECTURES",
     "FAMILIES",
     "Family",
     "family_of",
+    "family_of_config",
+    "find_family",
     "get_family",
     "layout_of",
     "load_pretrained",
 ]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LlavaVideo(), LlavaOneVision(), Qwen2VL())}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (LlavaVideo(), LlavaOneVision(), Qwen2VL(), Qwen25VL(), Qwen3VL(), InternVL())
+}
 
 ARCHITECTURES: dict[str, str] = {
-    lmms_lab.ARCHITECTURE: "original",
-    "LlavaOnevisionForConditionalGeneration": "hf",
-    "Qwen2VLForConditionalGeneration": "hf",
+    name: layout for family in FAMILIES.values() for name, layout in family.architectures.items()
 }
 """Architecture in ``config.json`` -> layout of the checkpoint."""
+
+_RECURRENT = (
+    "three of four decoder layers keep a recurrent state instead of keys and values, which merged tokens would have to "
+    "enter with their weights"
+)
+_CODED_TIME = (
+    "its videos are marked by the image token between <|begin_of_video|> and <|end_of_video|> with a timestamp behind "
+    "each frame, and its processor and vision tower need an adapter of their own"
+)
+REFUSED: dict[str, str] = {
+    "Glm4vForConditionalGeneration": _CODED_TIME,
+    "Glm4vMoeForConditionalGeneration": _CODED_TIME,
+    "Qwen3_5ForConditionalGeneration": _RECURRENT,
+    "Qwen3_5MoeForConditionalGeneration": _RECURRENT,
+    "glm4v": _CODED_TIME,
+    "glm4v_moe": _CODED_TIME,
+    "qwen3_5": _RECURRENT,
+    "qwen3_5_moe": _RECURRENT,
+}
+"""Architectures and model types that were looked at and cannot be reduced yet -> what is missing (see
+``docs/model_families.md``)."""
 
 
 def get_family(name: str) -> Family:
@@ -49,13 +75,24 @@ def family_of(model: nn.Module) -> Family:
         UnsupportedModelError: a model of another architecture.
     """
     supported = [name for name, layout in ARCHITECTURES.items() if layout == "hf"]
-    architecture = next((base.__name__ for base in type(model).__mro__ if base.__name__ in supported), None)
+    names = [base.__name__ for base in type(model).__mro__]
+    architecture = next((name for name in names if name in supported), None)
     if architecture is None:
+        missing = next((f" yet: {REFUSED[name]}" for name in names if name in REFUSED), "")
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not supported; supported classes: {', '.join(supported)}"
+            f"{type(model).__name__} is not supported{missing}; supported classes: {', '.join(supported)}"
         )
     config: Any = model.config
     return _family(architecture, config.to_dict(), str(getattr(config, "name_or_path", "")))
+
+
+def family_of_config(config: Any) -> Family | None:
+    """A family that reads inputs of models with this configuration (the two LLaVA ones read the same); None if none.
+
+    Args:
+        config: of a transformers model.
+    """
+    return next((family for family in FAMILIES.values() if config.model_type in family.model_types), None)
 
 
 def layout_of(folder: Path) -> tuple[Family, str]:
@@ -69,21 +106,14 @@ def layout_of(folder: Path) -> tuple[Family, str]:
     for name in names:
         if name in ARCHITECTURES:
             return _family(name, config, str(folder)), ARCHITECTURES[name]
+    missing = next((f" yet: {REFUSED[name]}" for name in names if name in REFUSED), "")
     raise CheckpointError(
-        f"{folder}/config.json: architectures {names} are not supported; supported: {', '.join(ARCHITECTURES)}"
+        f"{folder}/config.json: architectures {names} are not supported{missing}; supported: {', '.join(ARCHITECTURES)}"
     )
 
 
 def _family(architecture: str, config: Mapping[str, Any], name: str) -> Family:
-    if architecture == "Qwen2VLForConditionalGeneration":
-        return FAMILIES["qwen2_vl"]
-    # LLaVA-Video and LLaVA-OneVision are one architecture; converted checkpoints may have nothing but their name.
-    newline = config.get("mm_newline_position")
-    video = config.get("add_time_instruction") or newline == "grid"
-    if newline is None and not video:
-        lowered = name.lower().replace("_", "-")
-        video = lowered.rfind("llava-video") > lowered.rfind("onevision")
-    return FAMILIES["llava_video" if video else "llava_onevision"]
+    return next(family for family in FAMILIES.values() if family.fits(architecture, config, name))
 
 
 def load_pretrained(
@@ -116,9 +146,25 @@ def load_pretrained(
         CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
     """
     # The configuration first: a checkpoint that is not supported is refused before its weights are downloaded.
-    found, _ = layout_of(resolve_checkpoint(path_or_id, revision=revision, files=["config.json"]))
-    folder = resolve_checkpoint(path_or_id, revision=revision)
+    found, commit = find_family(path_or_id, revision=revision)
     wanted = get_family(family) if family else found
-    if (wanted.name == "qwen2_vl") != (found.name == "qwen2_vl"):
-        raise CheckpointError(f"{folder} is a {found.name} checkpoint and cannot be loaded as {wanted.name}")
-    return wanted.load(folder, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs)
+    if wanted.architectures != found.architectures:
+        raise CheckpointError(f"{path_or_id} is a {found.name} checkpoint and cannot be loaded as {wanted.name}")
+    folder = resolve_checkpoint(path_or_id, revision=commit or revision)
+    model, processor = wanted.load(
+        folder, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation, **kwargs
+    )
+    if (commit := commit_of(folder)) is not None:
+        config: Any = model.config
+        config._commit_hash = commit  # where transformers itself keeps it; read by the provenance
+    return model, processor
+
+
+def find_family(path_or_id: str | Path, *, revision: str | None = None) -> tuple[Family, str | None]:
+    """The family of a checkpoint, and its commit on the hub; of a hub id, only ``config.json`` is downloaded.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had, or its architecture is not known.
+    """
+    folder = resolve_checkpoint(path_or_id, revision=revision, files=["config.json"])
+    return layout_of(folder)[0], commit_of(folder)

@@ -13,7 +13,7 @@ from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.types import Message, VideoSpan, VisionFeatures
 
 Segment = str | int
-"""A piece of a prompt: text, or the number of the visual that stands there."""
+"""A piece of a prompt: text, or the number of the visual that stands there (all of it, or its next piece)."""
 
 VISUAL_KINDS = ("video", "image")
 
@@ -26,23 +26,46 @@ class VisualTokens:
         embeds: ``[N, C]``, newline tokens included.
         token_id: stands for each of them in ``input_ids``.
         grid: (T, H, W) if the first T*H*W tokens are a reducible video grid, else None.
+        pieces: how many of them stand at each place where the prompt names the visual; None is all at one place.
     """
 
     embeds: torch.Tensor
     token_id: int
     grid: tuple[int, int, int] | None = None
+    pieces: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """One assembled sequence: ``input_ids [1, L]``, ``inputs_embeds [1, L, C]``, where each visual starts."""
+    """One assembled sequence.
+
+    Attributes:
+        input_ids: ``[1, L]``.
+        inputs_embeds: ``[1, L, C]``.
+        pieces: ``(start, length)`` of each run of visual tokens, in order.
+        spans: the reducible videos.
+        prefix_length, visual_tokens: as in :class:`~sttm_lmms.types.PreparedInput`.
+    """
 
     input_ids: torch.Tensor
     inputs_embeds: torch.Tensor
-    starts: tuple[int, ...]
+    pieces: tuple[tuple[int, int], ...]
     spans: tuple[VideoSpan, ...]
     prefix_length: int
     visual_tokens: int
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each run of visual tokens starts."""
+        return tuple(start for start, _ in self.pieces)
+
+    @property
+    def visual_mask(self) -> torch.Tensor:
+        """``[1, L]`` bool, the visual tokens."""
+        mask = torch.zeros_like(self.input_ids, dtype=torch.bool)
+        for start, length in self.pieces:
+            mask[0, start : start + length] = True
+        return mask
 
 
 def content_parts(message: Message) -> list[Mapping[str, Any]]:
@@ -67,6 +90,17 @@ def check_visuals(messages: Sequence[Message], features: Sequence[VisionFeatures
     given = [feature.kind for feature in features]
     if asked != given:
         raise ValueError(f"the messages hold the visuals {asked}, but features were given for {given}")
+
+
+def join_text(segments: Sequence[Segment]) -> list[Segment]:
+    """Neighbouring texts become one, so that tokens may cross the seams as in the whole prompt."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += segment
+        elif segment != "":
+            joined.append(segment)
+    return joined
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
@@ -95,30 +129,34 @@ def assemble(
         stable_tail: start of the text after the last visual that every question shares.
     """
     ids: list[int] = []
-    starts: list[int] = []
+    placed: list[tuple[int, int]] = []
+    of_visual: list[list[tuple[int, int]]] = [[] for _ in visuals]
     prefix = 0
     for segment in segments:
         if isinstance(segment, str):
             text_ids = token_ids(tokenizer, segment)
-            if starts and prefix == len(ids):
+            if placed and prefix == len(ids):
                 prefix += common_prefix(token_ids(tokenizer, stable_tail), text_ids)
             ids += text_ids
         else:
-            starts.append(len(ids))
-            ids += [visuals[segment].token_id] * len(visuals[segment].embeds)
+            visual, before = visuals[segment], of_visual[segment]
+            length = len(visual.embeds) if visual.pieces is None else visual.pieces[len(before)]
+            placed.append((len(ids), length))
+            before.append(placed[-1])
+            ids += [visual.token_id] * length
             prefix = len(ids)
-    order = [segment for segment in segments if isinstance(segment, int)]
     input_ids = torch.tensor([ids], dtype=torch.long, device=device_of(embed))
     embeds = embed(input_ids)
-    for number, start in zip(order, starts, strict=True):
-        visual = visuals[number].embeds
-        embeds[0, start : start + len(visual)] = visual.to(embeds)
+    for visual, pieces in zip(visuals, of_visual, strict=True):
+        lengths = [length for _, length in pieces]
+        for (start, length), part in zip(pieces, visual.embeds.split(lengths), strict=True):
+            embeds[0, start : start + length] = part.to(embeds)
     spans = tuple(
-        VideoSpan(start, grid)
-        for number, start in zip(order, starts, strict=True)
-        if (grid := visuals[number].grid) is not None
+        VideoSpan(pieces[0][0], visual.grid, pieces=tuple(pieces) if len(pieces) > 1 else None)
+        for visual, pieces in zip(visuals, of_visual, strict=True)
+        if visual.grid is not None
     )
-    return Assembled(input_ids, embeds, tuple(starts), spans, prefix, sum(len(v.embeds) for v in visuals))
+    return Assembled(input_ids, embeds, tuple(placed), spans, prefix, sum(len(v.embeds) for v in visuals))
 
 
 def device_of(module: nn.Module) -> torch.device:

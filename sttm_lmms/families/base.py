@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 
-from sttm_lmms.types import Message, PreparedInput, VisionFeatures
+from sttm_lmms.decoder import find_decoder
+from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
-    from sttm_lmms.video import Video, VideoSettings
+    from sttm_lmms.video import Video, VideoInfo, VideoSettings
 
 
 class Family(ABC):
     """One model family. Instances hold no state; a loaded model is always passed in."""
 
     name: ClassVar[str]
-    """``llava_video``, ``llava_onevision`` or ``qwen2_vl``."""
+    """As in ``--model sttm_NAME``."""
+    architectures: ClassVar[Mapping[str, str]]
+    """Architecture in ``config.json`` -> layout of the checkpoint: ``"hf"`` for a class of transformers, which a model
+    of that layout is an instance of, or ``"original"``."""
+    model_types: ClassVar[tuple[str, ...]]
+    """``model_type`` of the configurations of transformers' classes."""
+    start_layer: ClassVar[int] = 2
+    """Decoder layer in front of which commands and wrappers merge where nobody says another; 2 is the paper's."""
+    pixel_limits: ClassVar[bool] = False
+    """Whether ``min_pixels`` and ``max_pixels`` bound the size of its frames."""
+    newlines: ClassVar[bool] = False
+    """Whether it has newline tokens, and so modes of them."""
+    poolable: ClassVar[bool] = False
+    """Whether its features may be stored in the form ``"pooled"``."""
+
+    def fits(self, architecture: str, config: Mapping[str, Any], name: str) -> bool:
+        """Whether a checkpoint is of this family.
+
+        Args:
+            architecture: one that ``config.json`` names.
+            config: the content of ``config.json``.
+            name: folder or hub id, for files that say nothing else.
+        """
+        return architecture in self.architectures
+
+    model_sampling: ClassVar[str] = "model"
+    """What ``VideoSettings.sampling="model"`` is here: ``"uniform_fps"`` where the model's own rule is that one."""
+
+    def method_defaults(self, method: type) -> dict[str, Any]:
+        """Settings that commands and wrappers give a method class where nobody says others: the family's own start
+        layer in place of the paper's."""
+        layer = getattr(method, "start_layer", None)
+        return {"start_layer": self.start_layer} if layer == Family.start_layer else {}
 
     @abstractmethod
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
@@ -43,8 +77,33 @@ class Family(ABC):
         return model, self.load_processor(path, model)
 
     @abstractmethod
-    def read_video(self, path: str | Path, settings: VideoSettings) -> Video:
-        """Sample and decode the frames that this family would see. Raises ``VideoError``."""
+    def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
+        """Numbers of the frames of a file that this family would see."""
+
+    def fit(self, video: Video, settings: VideoSettings) -> Video:
+        """The frames in the size in which this family sees them, where that depends on the settings."""
+        return video
+
+    def read_video(self, source: Any, settings: VideoSettings) -> Video:
+        """The frames that this family would see.
+
+        Args:
+            source: a file, of which frames are sampled; or the frames themselves, all of which are seen and count as
+                ``settings.fps`` a second: a list of PIL images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
+
+        Raises:
+            VideoError: the file cannot be read, or what was given cannot be frames of a video.
+        """
+        from sttm_lmms.video import probe, read_frames, video_of_frames
+
+        if not isinstance(source, (str, Path)):
+            return self.fit(video_of_frames(source, settings.fps), settings)
+        info = probe(source, settings.backend)
+        return self.fit(read_frames(info, self.sample(info, settings), settings.backend), settings)
+
+    @abstractmethod
+    def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
+        """Shape of the vision features of a file, from the loaded model's ``config``; nothing is decoded."""
 
     @abstractmethod
     def vision_features(self, model: nn.Module, processor: Any, visual: Any) -> VisionFeatures:
@@ -69,12 +128,35 @@ class Family(ABC):
         The generation prompt (``<|im_start|>assistant\\n``) is added unless the last message is the assistant's.
         """
 
+    @abstractmethod
+    def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
+        """The videos in the inputs of a stock forward pass.
+
+        Args:
+            config: the whole model's config.
+            input_ids: ``[B, L]``.
+            position_ids: the positions that reach the decoder; for M-RoPE ``[3 or 4, B, L]``, which carry the grid.
+
+        Raises:
+            UnsupportedModelError: the tokens of a video do not form its grid.
+        """
+
+    def penalises_prompt(self) -> bool:
+        """Whether repetition penalties count the prompt's tokens, as they do in the family's published pipeline."""
+        return True
+
     def decoder(self, model: nn.Module) -> nn.Module:
         """The text decoder: the module that has ``layers`` and ``rotary_emb``."""
-        from sttm_lmms.runtime.decoder import find_decoder
-
         return find_decoder(model)
 
     def tower(self, model: Any) -> nn.Module:
         """The vision tower, so that its time can be told from that of preprocessing."""
         return getattr(model.model, "vision_tower", None) or model.model.visual
+
+
+def runs(mask: torch.Tensor) -> list[tuple[int, int, int]]:
+    """(row, start, length) of each run of True in ``mask`` ``[B, L]``."""
+    padded = torch.nn.functional.pad(mask.to(torch.int8), (1, 1))
+    steps = padded.diff(dim=-1)
+    starts, ends = (steps == 1).nonzero().tolist(), (steps == -1).nonzero().tolist()
+    return [(row, start, end - start) for (row, start), (_, end) in zip(starts, ends, strict=True)]

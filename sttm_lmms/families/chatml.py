@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sttm_lmms.families.assemble import Segment, content_parts
+from sttm_lmms.families.assemble import Segment, content_parts, join_text
 from sttm_lmms.types import Message
 
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -62,7 +62,7 @@ def render(messages: Sequence[Message], instructions: Mapping[int, str] | None =
         pieces.pop()
     else:
         pieces.append("<|im_start|>assistant\n")
-    return _join_text(pieces)
+    return join_text(pieces)
 
 
 def _separator(before: str, after: str, *, instructed: bool) -> str:
@@ -70,14 +70,3 @@ def _separator(before: str, after: str, *, instructed: bool) -> str:
     if texts == 2:
         return ""
     return "\n" if texts == 1 or instructed else " "
-
-
-def _join_text(pieces: Sequence[Segment]) -> list[Segment]:
-    """Neighbouring texts become one, so that tokens may cross the seams as in the whole prompt."""
-    joined: list[Segment] = []
-    for piece in pieces:
-        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sttm_lmms.errors import CheckpointError
+from sttm_lmms.families.hub import explain
 
 # Everything a checkpoint needs, and no second copy of the weights (*.bin, *.pth, gguf).
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
@@ -36,10 +37,12 @@ def resolve_checkpoint(
     """The local folder of a checkpoint; of a hub id, the given files are downloaded (where they are not there yet).
 
     Raises:
-        CheckpointError: neither a folder nor a hub id that can be had.
+        CheckpointError: neither a folder nor a hub id that can be had, or a revision of a folder.
     """
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{folder} is a local folder; revision={revision!r} belongs to hub ids, leave it out")
         return folder
     name = str(path_or_id)
     if folder.exists():
@@ -51,10 +54,7 @@ def resolve_checkpoint(
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises many unrelated types: network, permission, cache, no such id
-        raise CheckpointError(
-            f"{name}: not a local folder, and the hub gave {type(error).__name__}: {error}. "
-            "Give a local folder, check the spelling, or download it first and unset HF_HUB_OFFLINE"
-        ) from error
+        raise CheckpointError(explain(name, revision, error)) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

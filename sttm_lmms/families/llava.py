@@ -6,7 +6,7 @@ Sources: arXiv 2410.02713 (LLaVA-Video: newline layouts, time instruction), arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,15 +16,16 @@ from torch import nn
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from sttm_lmms.config import check_choice
+from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.families import lmms_lab
 from sttm_lmms.families.assemble import VisualTokens, assemble, check_visuals, device_of
-from sttm_lmms.families.base import Family
+from sttm_lmms.families.base import Family, runs
 from sttm_lmms.families.chatml import render, time_instruction
 from sttm_lmms.families.checkpoint import load_model, read_json
-from sttm_lmms.types import Message, PreparedInput, VisionFeatures
+from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
-    from sttm_lmms.video import Video, VideoSettings
+    from sttm_lmms.video import Video, VideoInfo, VideoSettings
 
 NEWLINES = ("grid", "frame", "one_token", "no_token")
 
@@ -56,8 +57,25 @@ def newline_layout(pooled: torch.Tensor, newline: torch.Tensor, mode: str) -> to
 class LlavaFamily(Family):
     """What LLaVA-Video and LLaVA-OneVision share: all but the defaults of newline and time instruction."""
 
+    architectures: ClassVar[Mapping[str, str]] = {
+        lmms_lab.ARCHITECTURE: "original",
+        "LlavaOnevisionForConditionalGeneration": "hf",
+    }
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    newlines: ClassVar[bool] = True
+    poolable: ClassVar[bool] = True
     default_newline: ClassVar[str]
     default_time_instruction: ClassVar[bool]
+    model_sampling = "uniform_fps"
+
+    def fits(self, architecture: str, config: Mapping[str, Any], name: str) -> bool:
+        """LLaVA-Video and OneVision are one architecture; converted checkpoints may have nothing but their name."""
+        newline = config.get("mm_newline_position")
+        video = config.get("add_time_instruction") or newline == "grid"
+        if newline is None and not video:
+            lowered = name.lower().replace("_", "-")
+            video = lowered.rfind("llava-video") > lowered.rfind("onevision")
+        return architecture in self.architectures and bool(video) == self.default_time_instruction
 
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
         config = read_json(path / "config.json")
@@ -83,12 +101,21 @@ class LlavaFamily(Family):
         config.image_token_index, config.video_token_index = processor.image_token_id, processor.video_token_id
         return processor
 
-    def read_video(self, path: str | Path, settings: VideoSettings) -> Video:
-        """Frames at ``settings.fps``, evenly thinned out to ``max_frames``."""
-        from sttm_lmms.video import probe, read_frames, sample_uniform_fps
+    def penalises_prompt(self) -> bool:
+        """No: the published pipeline generates from embeddings alone, so that no penalty ever saw a prompt."""
+        return False
 
-        info = probe(path, settings.backend)
-        return read_frames(info, sample_uniform_fps(info, settings.fps, settings.max_frames), settings.backend)
+    def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
+        """Frames at ``settings.fps``, evenly thinned out to ``max_frames``."""
+        from sttm_lmms.video import sample_uniform_fps
+
+        return sample_uniform_fps(info, settings.fps, settings.max_frames)
+
+    def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
+        """``(T, P, C_v)``."""
+        tower = config.vision_config
+        patches = (tower.image_size // tower.patch_size) ** 2
+        return len(self.sample(info, settings)), patches, tower.hidden_size
 
     @torch.no_grad()
     def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
@@ -170,6 +197,24 @@ class LlavaFamily(Family):
             visual_tokens=sequence.visual_tokens,
         )
 
+    def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
+        """Frames of pooled H x W tokens; the stock class appends one newline token, which stays out of the grid."""
+        vision = config.vision_config
+        side = math.ceil(vision.image_size // vision.patch_size / 2)
+        spans = []
+        for row, start, length in runs(input_ids == config.video_token_id):
+            frames, rest = divmod(length, side * side)
+            if side == 1:
+                frames, rest = length - 1, 0
+            if rest > 1 or not frames:
+                raise UnsupportedModelError(
+                    f"row {row} has {length} video tokens from position {start} on, which is not a number of "
+                    f"{side}x{side} frames with at most one newline token; several videos in one prompt need text "
+                    "between them"
+                )
+            spans.append(VideoSpan(start, (frames, side, side), row))
+        return spans
+
 
 class LlavaVideo(LlavaFamily):
     """LLaVA-Video-7B/72B-Qwen2."""
@@ -230,9 +275,13 @@ def newline_embedding(model: Any) -> torch.Tensor:
 
 
 def project_video(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """A video as ``[T, H, W, C]``, from tower output ``[T, P, C_v]`` or from its pooled form ``[T, H, W, C_v]``."""
-    projected = project(model, features)
-    return projected if projected.ndim == 4 else pool(model, projected)
+    """A video as ``[T, H, W, C]``, from tower output ``[T, P, C_v]`` or from its pooled form ``[T, H, W, C_v]``.
+
+    Chunk by chunk: before pooling, 1,024 frames in a 7B decoder's channels would be 5 GB.
+    """
+    if features.ndim == 4:
+        return project(model, features)
+    return torch.cat([pool(model, project(model, chunk)) for chunk in features.split(_CHUNK)])
 
 
 def _video_tokens(model: Any, feature: VisionFeatures, newline: str) -> VisualTokens:

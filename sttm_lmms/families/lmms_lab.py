@@ -6,6 +6,7 @@ The layout: ``config.json`` with ``architectures: [LlavaQwenForCausalLM]``, a Si
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from transformers import (
 
 from sttm_lmms.errors import CheckpointError
 from sttm_lmms.families.checkpoint import check_tensors, is_optional, is_unused, load_model, read_headers, read_json
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "LlavaQwenForCausalLM"
 
@@ -117,9 +120,17 @@ def grid_pinpoints(value: Any, image_size: int) -> list[list[int]] | None:
 def model_config(config: Mapping[str, Any], folder: Path) -> LlavaOnevisionConfig:
     """transformers' configuration of an original checkpoint.
 
+    Average pooling is overridden with bilinear pooling, as the published code does when it loads a checkpoint.
+
     Raises:
         CheckpointError: a projector, pooling or frame layout that no published checkpoint has.
     """
+    if config.get("mm_spatial_pool_mode") == "average":
+        logger.warning(
+            "%s/config.json: mm_spatial_pool_mode='average' is overridden with 'bilinear', as the published runs do",
+            folder,
+        )
+        config = {**config, "mm_spatial_pool_mode": "bilinear"}
     fixed = {
         "mm_projector_type": "mlp2x_gelu",
         "mm_spatial_pool_mode": "bilinear",

@@ -5,26 +5,21 @@ Source: arXiv 2409.12191, sections 2.1 (M-RoPE, unified image and video understa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-from sttm_lmms.config import check_choice
-from sttm_lmms.errors import VideoError
-from sttm_lmms.families.assemble import Segment, VisualTokens, assemble, check_visuals, content_parts, device_of
-from sttm_lmms.families.base import Family
-from sttm_lmms.families.checkpoint import load_model
-from sttm_lmms.types import Message, PreparedInput, VisionFeatures
+from sttm_lmms.errors import UnsupportedModelError, VideoError
+from sttm_lmms.families.assemble import Assembled, device_of
+from sttm_lmms.families.base import runs
+from sttm_lmms.families.template import TemplateFamily
+from sttm_lmms.types import VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
-    from sttm_lmms.video import Video, VideoSettings
+    from sttm_lmms.video import Video, VideoInfo, VideoSettings
 
 VISION_END = "<|vision_end|>"
 
@@ -35,31 +30,49 @@ _CHUNK = 32
 _SIDE = 28
 
 
-def mrope_positions(length: int, visuals: Sequence[tuple[int, tuple[int, int, int]]]) -> torch.Tensor:
+def mrope_positions(
+    length: int, visuals: Sequence[tuple[int, tuple[int, int, int]]], intervals: Sequence[float] | None = None
+) -> torch.Tensor:
     """Multimodal rotary positions of one sequence.
 
-    Text counts up on all three axes; a visual's token (t, y, x) stands at the next free position plus (t, y, x); what
-    follows starts after the largest position so far, as the checkpoints were trained. (transformers 5.17 to 5.23 go
-    on after the larger of height and width only, so that text overlaps a video of more steps than that.)
+    Text counts up on all three axes; a visual's token (t, y, x) stands at the next free position plus (t, y, x), with t
+    scaled by the visual's interval and rounded down; what follows starts after the largest position so far, as the
+    checkpoints were trained. (transformers 5.17 to 5.23 go on after the larger of height and width only, so that text
+    overlaps a video that reaches further in time than that.)
 
     Args:
         length: tokens of the sequence.
         visuals: (start, (T, H, W)) of each visual, in order; T*H*W tokens each.
+        intervals: steps on the first axis from one t to the next, of each visual; None is 1 for all.
 
     Returns:
         ``[3, 1, length]`` int64: axes (t, y, x).
     """
     pieces: list[torch.Tensor] = []
     done, position = 0, 0
-    for start, (t, h, w) in visuals:
+    for (start, (t, h, w)), interval in zip(visuals, intervals or [1.0] * len(visuals), strict=True):
         pieces.append(torch.arange(position, position + start - done).expand(3, -1))
         position += start - done
-        cells = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
+        times = (torch.arange(t) * interval).long()
+        cells = torch.meshgrid(times, torch.arange(h), torch.arange(w), indexing="ij")
         pieces.append(torch.stack(cells).reshape(3, -1) + position)
-        position += max(t, h, w)
+        position += max(int(times[-1]) + 1, h, w)
         done = start + t * h * w
     pieces.append(torch.arange(position, position + length - done).expand(3, -1))
     return torch.cat(pieces, dim=1)[:, None]
+
+
+def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
+    """Numbers of the frames that are shown, by the rule that ``settings.sampling`` names.
+
+    With ``uniform_fps`` the last frame is repeated where the rule gives an odd number, so that all frames have a pair.
+    """
+    from sttm_lmms.video import sample_uniform_fps
+
+    if settings.sampling == "model":
+        return sample_frames(info.total_frames, info.fps, settings)
+    numbers = sample_uniform_fps(info, settings.fps, settings.max_frames)
+    return numbers + numbers[-1:] * (len(numbers) % 2)
 
 
 def sample_frames(total_frames: int, video_fps: float, settings: VideoSettings) -> list[int]:
@@ -76,40 +89,54 @@ def sample_frames(total_frames: int, video_fps: float, settings: VideoSettings) 
     return torch.linspace(0, total_frames - 1, count).round().long().tolist()
 
 
-def frame_size(height: int, width: int, frames: int, settings: VideoSettings) -> tuple[int, int]:
-    """Height and width in pixels to which qwen-vl-utils resizes the frames of a video."""
+def frame_size(height: int, width: int, frames: int, settings: VideoSettings, side: int = _SIDE) -> tuple[int, int]:
+    """Height and width in pixels to which qwen-vl-utils resizes the frames of a video; ``side`` is a token's."""
     from qwen_vl_utils import vision_process as qwen
 
-    default = 128 * _SIDE**2
+    default = 128 * side**2
     low = settings.min_pixels or min(default, settings.max_pixels or default)
-    total = qwen.MODEL_SEQ_LEN * _SIDE**2 * 0.9
-    high = max(min(768 * _SIDE**2, total / frames * qwen.FRAME_FACTOR), int(low * 1.05))
-    return qwen.smart_resize(height, width, _SIDE, min_pixels=low, max_pixels=min(high, settings.max_pixels or high))
+    total = qwen.MODEL_SEQ_LEN * side**2 * 0.9
+    high = max(min(768 * side**2, total / frames * qwen.FRAME_FACTOR), int(low * 1.05))
+    return qwen.smart_resize(height, width, side, min_pixels=low, max_pixels=min(high, settings.max_pixels or high))
 
 
-class Qwen2VL(Family):
-    """Qwen2-VL-2B/7B/72B-Instruct."""
+class Qwen2VL(TemplateFamily):
+    """Qwen2-VL-2B/7B/72B-Instruct, and what its successors share with it."""
 
-    name = "qwen2_vl"
+    name: ClassVar[str] = "qwen2_vl"
+    architectures: ClassVar[Mapping[str, str]] = {"Qwen2VLForConditionalGeneration": "hf"}
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    pixel_limits: ClassVar[bool] = True
+    tail: ClassVar[str] = VISION_END
+    side: ClassVar[int] = _SIDE
+    """Pixels along one side of a token."""
 
-    def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
-        return load_model(Qwen2VLForConditionalGeneration, path, **kwargs)
+    def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
+        """An even number of frames at ``settings.fps``, at most ``max_frames``."""
+        return frame_numbers(info, settings)
 
-    def load_processor(self, path: Path, model: Any) -> Any:
-        return AutoProcessor.from_pretrained(path)
-
-    def read_video(self, path: str | Path, settings: VideoSettings) -> Video:
-        """An even number of frames at ``settings.fps``, at most ``max_frames``, resized as qwen-vl-utils does."""
-        from sttm_lmms.video import probe, read_frames
-
-        info = probe(path, settings.backend)
-        video = read_frames(info, sample_frames(info.total_frames, info.fps, settings), settings.backend)
+    def fit(self, video: Video, settings: VideoSettings) -> Video:
+        """Frames resized as qwen-vl-utils does."""
         try:
             frames, height, width, _ = video.frames.shape
-            size = frame_size(height, width, frames, settings)
+            size = frame_size(height, width, frames, settings, self.side)
         except ValueError as error:
-            raise VideoError(path, str(error), "crop the video") from error
+            raise VideoError(video.path, str(error), "crop the video") from error
         return replace(video, frames=_resize(video.frames, size))
+
+    def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
+        """``(T, H, W, C)``."""
+        frames = len(self.sample(info, settings))
+        height, width = frame_size(info.height, info.width, frames, settings, self.side)
+        return -(-frames // 2), height // self.side, width // self.side, self.feature_channels(config)
+
+    def feature_channels(self, config: Any) -> int:
+        """Channels of the vision features, from the model's ``config``."""
+        return int(config.text_config.hidden_size)
+
+    def see(self, model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+        """See :func:`run_vision_tower`."""
+        return run_vision_tower(model, patches, grid_thw)
 
     @torch.no_grad()
     def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
@@ -118,10 +145,10 @@ class Qwen2VL(Family):
             batch = processor.image_processor(images=[visual.convert("RGB")], return_tensors="pt")
             grid = batch["image_grid_thw"]
             return VisionFeatures(
-                run_vision_tower(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
+                self.see(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
             )
         chunks, grid = [], [0, 0, 0]
-        unfit = any(side % _SIDE for side in visual.frames.shape[1:3])  # frames that did not come from read_video
+        unfit = any(side % self.side for side in visual.frames.shape[1:3])  # frames that did not come from read_video
         for start in range(0, len(visual.frames), _CHUNK):
             frames = torch.from_numpy(visual.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
             batch = processor.video_processor(
@@ -131,53 +158,49 @@ class Qwen2VL(Family):
                 cap_pixels_per_frame=False,
                 return_tensors="pt",
             )
-            chunks.append(run_vision_tower(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
+            chunks.append(self.see(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
             t, *grid[1:] = batch["video_grid_thw"][0].tolist()
             grid[0] += t
         metadata = {"video_sample_fps": float(visual.sample_fps), "video_grid_thw": grid}
-        return VisionFeatures(torch.cat(chunks), "video", metadata)
+        return VisionFeatures(torch.cat(chunks), "video", {**metadata, **self.notes(visual)})
 
-    @torch.no_grad()
-    def prepare(
-        self,
-        model: Any,
-        processor: Any,
-        messages: Sequence[Message],
-        features: Sequence[VisionFeatures],
-        *,
-        newline: str | None = None,
-    ) -> PreparedInput:
-        """See :meth:`Family.prepare`. Qwen2-VL has no newline tokens; only ``no_token`` is accepted."""
-        check_visuals(messages, features)
-        if newline is not None:
-            check_choice("newline", newline, ("no_token",))
-        config: Any = model.config
-        ids = {"video": config.video_token_id, "image": config.image_token_id}
-        visuals = [
-            VisualTokens(
-                feature.tensor.flatten(0, 2).to(model.dtype),
-                ids[feature.kind],
-                _grid(feature) if feature.kind == "video" else None,
-            )
-            for feature in features
-        ]
-        sequence = assemble(
-            render(processor, messages),
-            visuals,
-            processor.tokenizer,
-            model.get_input_embeddings(),
-            stable_tail=VISION_END,
-        )
-        grids = [_grid(feature) for feature in features]
-        positions = mrope_positions(sequence.input_ids.shape[1], list(zip(sequence.starts, grids, strict=True)))
-        return PreparedInput(
-            input_ids=sequence.input_ids,
-            inputs_embeds=sequence.inputs_embeds,
-            position_ids=positions.to(sequence.input_ids.device),
-            spans=sequence.spans,
-            prefix_length=sequence.prefix_length,
-            visual_tokens=sequence.visual_tokens,
-        )
+    def notes(self, video: Video) -> dict[str, Any]:
+        """Further plain values about a video that prompts or positions depend on."""
+        return {}
+
+    def write(self, processor: Any, feature: VisionFeatures) -> str:
+        return self.pad(processor, feature.kind) * feature.tensor[..., 0].numel()
+
+    def positions(self, model: Any, features: Sequence[VisionFeatures], sequence: Assembled) -> torch.Tensor:
+        """See :func:`mrope_positions`."""
+        visuals = [(start, _grid(feature)) for start, feature in zip(sequence.starts, features, strict=True)]
+        return mrope_positions(sequence.input_ids.shape[1], visuals)
+
+    def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
+        """One run of tokens a video; the grid is read off the (t, h, w) positions, because ``generate`` does not hand
+        ``video_grid_thw`` on."""
+        spans = []
+        for row, start, length in runs(input_ids == config.video_token_id):
+            height, width = frame_grid(position_ids, row, start, length)
+            spans.append(VideoSpan(start, (length // (height * width), height, width), row))
+        return spans
+
+
+def frame_grid(position_ids: torch.Tensor | None, row: int, start: int, length: int) -> tuple[int, int]:
+    """(H, W) of the video tokens ``start .. start + length`` of a row, from their 3-D positions.
+
+    Raises:
+        UnsupportedModelError: these are no positions of a grid.
+    """
+    if position_ids is not None and position_ids.ndim == 3:
+        places = position_ids[-3:, min(row, position_ids.shape[1] - 1), start : start + length]
+        height, width = (len(axis.unique()) for axis in places[1:])
+        if length % (height * width) == 0:
+            return height, width
+    raise UnsupportedModelError(
+        f"row {row} has {length} video tokens from position {start} on without 3-D (t, h, w) positions; pass the "
+        "processor's `mm_token_type_ids` and `video_grid_thw` to generate or forward, or M-RoPE falls back to 1-D"
+    )
 
 
 def run_vision_tower(model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
@@ -195,40 +218,6 @@ def run_vision_tower(model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) 
     device = device_of(model.model.visual)
     (tokens,) = model.model.get_video_features(patches.to(device), grid_thw.to(device)).pooler_output
     return tokens.reshape(t, h // side, w // side, -1)
-
-
-def render(processor: Any, messages: Sequence[Message]) -> list[Segment]:
-    """The processor's chat template, cut at the visuals: text with the number of a visual where it stands.
-
-    Raises:
-        ValueError: a text holds a visual placeholder token of its own.
-    """
-    plain = [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "text", "text": part["text"]} if part["type"] == "text" else {"type": part["type"]}
-                for part in content_parts(message)
-            ],
-        }
-        for message in messages
-    ]
-    open_end = bool(plain) and plain[-1]["role"] == "assistant"
-    text = processor.apply_chat_template(
-        plain, tokenize=False, add_generation_prompt=not open_end, continue_final_message=open_end
-    )
-    pads = f"{re.escape(processor.video_token)}|{re.escape(processor.image_token)}"
-    pieces = re.split(pads, text)
-    wanted = sum(part["type"] != "text" for message in messages for part in content_parts(message))
-    if len(pieces) - 1 != wanted:
-        raise ValueError(
-            f"the prompt holds {len(pieces) - 1} of the placeholders {processor.video_token} and "
-            f"{processor.image_token}, but {wanted} visuals; remove them from the text"
-        )
-    segments: list[Segment] = [pieces[0]]
-    for number, piece in enumerate(pieces[1:]):
-        segments += [number, piece]
-    return [segment for segment in segments if segment != ""]
 
 
 def _grid(feature: VisionFeatures) -> tuple[int, int, int]:

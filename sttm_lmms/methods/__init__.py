@@ -1,77 +1,116 @@
-"""The registry of reduction methods. A method is one file and one line here."""
+"""The registry of reduction methods. A method is one file and one line here; others come in by entry point or path."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import torch
+    from sttm_lmms.methods.base import Method
 
-    from sttm_lmms.methods.sttm import MergedTokens
+    M = TypeVar("M", bound=type[Method])
+else:
+    M = TypeVar("M")
+
+GROUP = "sttm_lmms.methods"
+"""Entry-point group of methods that live in other packages: ``name = "package.module:Class"``."""
+
+BUILT_IN = {
+    "sttm": "sttm_lmms.methods.sttm",
+    "random": "sttm_lmms.methods.random",
+    "frames": "sttm_lmms.methods.frames",
+    "pool": "sttm_lmms.methods.pool",
+    "tome": "sttm_lmms.methods.tome",
+    "dycoke_stage1": "sttm_lmms.methods.dycoke",
+    "dycoke": "sttm_lmms.methods.dycoke",
+    "fastv": "sttm_lmms.methods.fastv",
+    "framefusion": "sttm_lmms.methods.framefusion",
+    "framefusion_merge": "sttm_lmms.methods.framefusion",
+    "streaming_llm": "sttm_lmms.methods.streaming_llm",
+    "octree": "sttm_lmms.methods.octree",
+    "pyramid": "sttm_lmms.methods.pyramid",
+}
+"""Name -> the module that registers it; imported when the method is asked for."""
+
+_CLASSES: dict[str, type[Method]] = {}
 
 
-class Merge(Protocol):
-    """Reduce one video's hidden states ``[T, H, W, C]`` to the tokens that are kept."""
+def register_method(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a :class:`~sttm_lmms.methods.base.Method` known as ``name``.
 
-    def __call__(self, features: torch.Tensor, config: Any, head_dim: int | None = None) -> MergedTokens: ...
-
-
-@dataclass(frozen=True)
-class Method:
-    """One registry line.
-
-    Attributes:
-        name: what users write in ``method=``.
-        config: ``"module:class"`` of its frozen settings; they hold at least ``start_layer`` and ``decode_positions``.
-        merge: ``"module:function"`` with the signature of :class:`Merge`.
-        query_agnostic: True if the result does not depend on the question, so that one video's KV serves them all.
+    Raises:
+        ValueError: another class has that name.
     """
 
-    name: str
-    config: str
-    merge: str
-    query_agnostic: bool = True
+    def register(cls: M) -> M:
+        old: Any = _CLASSES.get(name)
+        if old is not None and (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"method {name!r} is already {old.__module__}.{old.__qualname__}")
+        cls.name = name
+        _CLASSES[name] = cls
+        return cls
 
-    @property
-    def config_class(self) -> type:
-        return _load(self.config)
-
-    @property
-    def merge_function(self) -> Merge:
-        return _load(self.merge)
+    return register
 
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("sttm", "sttm_lmms.config:STTMConfig", "sttm_lmms.methods.sttm:merge_video_tokens"),
-        Method("random", "sttm_lmms.methods.random:RandomConfig", "sttm_lmms.methods.random:keep_random"),
-        Method("frames", "sttm_lmms.methods.frames:FramesConfig", "sttm_lmms.methods.frames:keep_frames"),
-        Method("pool", "sttm_lmms.methods.pool:PoolConfig", "sttm_lmms.methods.pool:pool_cells"),
+def method_names() -> list[str]:
+    """All known names: built in, registered, and offered by installed packages."""
+    offered = [point.name for point in entry_points(group=GROUP)]
+    return [*dict.fromkeys([*BUILT_IN, *_CLASSES, *offered])]
+
+
+def get_method(name: str) -> type[Method]:
+    """The method called ``name``, or at the import path ``package.module:Class``.
+
+    Raises:
+        ValueError: an unknown name; the message has the closest one and the list.
+    """
+    if name in _CLASSES:
+        return _CLASSES[name]
+    if name in BUILT_IN:
+        import_module(BUILT_IN[name])
+        return _CLASSES[name]
+    if ":" in name:
+        return _from_path(name)
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return _named(point.load(), name)
+    from sttm_lmms.errors import unknown
+
+    raise unknown("method", name, [*method_names(), "none"])
+
+
+def check_method(config: Any) -> Method:
+    """``config`` itself if it is a registered method's settings.
+
+    Raises:
+        TypeError: it is something else, such as an instance of a subclass that was never registered.
+    """
+    name = getattr(type(config), "name", "")
+    if name and _CLASSES.get(name) is type(config):
+        return config
+    raise TypeError(
+        f"{type(config).__name__} is not a registered method such as STTMConfig(budget=0.5); known: "
+        f"{', '.join(method_names())} (a class of your own needs @register_method)"
     )
-}
 
 
-def get_method(name: str) -> Method:
-    """The method called ``name``; an unknown name is answered with the closest one and the list."""
-    if name not in METHODS:
-        from sttm_lmms.errors import unknown
-
-        raise unknown("method", name, [*METHODS, "none"])
-    return METHODS[name]
-
-
-def method_of(config: Any) -> Method:
-    """The method whose settings ``config`` is. Raises ``TypeError`` for anything else."""
-    for method in METHODS.values():
-        if isinstance(config, method.config_class):
-            return method
-    known = ", ".join(m.config.split(":")[1] for m in METHODS.values())
-    raise TypeError(f"{type(config).__name__} is not the settings of a registered method; known: {known}")
+def _from_path(path: str) -> type[Method]:
+    module, _, attribute = path.partition(":")
+    try:
+        cls = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method={path!r} cannot be imported: {error}") from error
+    return _named(cls, path)
 
 
-def _load(path: str) -> Any:
-    module, name = path.split(":")
-    return getattr(import_module(module), name)
+def _named(cls: Any, name: str) -> type[Method]:
+    from sttm_lmms.methods.base import Method
+
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise ValueError(f"method={name!r} is not a subclass of sttm_lmms.methods.base.Method")
+    if _CLASSES.get(cls.name) is not cls:
+        register_method(name)(cls)
+    return cls

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 
 import torch
 
-from sttm_lmms.methods.common import BudgetConfig, keep_cells, most_within
-from sttm_lmms.methods.sttm import MergedTokens
+from sttm_lmms.methods import register_method
+from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, most_within
+from sttm_lmms.types import Kept, Tokens
 
 
+@register_method("frames")
 @dataclass(frozen=True, kw_only=True)
-class FramesConfig(BudgetConfig):
+class FramesConfig(BudgetMethod):
     """Settings of frame dropping. At least one frame is kept, whatever the budget."""
 
-
-def keep_frames(features: torch.Tensor, config: FramesConfig, head_dim: int | None = None) -> MergedTokens:
-    """Cut ``[T, H, W, C]`` into as many even stretches as the budget allows frames; keep the middle frame of each."""
-    frames, height, width, _ = features.shape
-    kept = most_within(config.budget, frames)
-    frame = (2 * torch.arange(kept, device=features.device) + 1) * frames // (2 * kept)
-    cell = torch.arange(height * width, device=features.device)
-    return keep_cells(features, (frame[:, None] * height * width + cell).flatten())
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        """Cut the video into as many even stretches as the budget allows frames; keep the middle frame of each."""
+        frames, height, width = tokens.grid
+        device = tokens.features.device
+        kept = most_within(self.budget, frames)
+        frame = (2 * torch.arange(kept, device=device) + 1) * frames // (2 * kept)
+        cell = torch.arange(height * width, device=device)
+        return Kept.select(tokens, (frame[:, None] * height * width + cell).flatten())

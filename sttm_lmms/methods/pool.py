@@ -7,39 +7,36 @@ from itertools import product
 
 import torch
 
-from sttm_lmms.methods.common import BudgetConfig, most_within
-from sttm_lmms.methods.sttm import MergedTokens
+from sttm_lmms.methods import register_method
+from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, most_within
+from sttm_lmms.types import Kept, Tokens
 
 
+@register_method("pool")
 @dataclass(frozen=True, kw_only=True)
-class PoolConfig(BudgetConfig):
+class PoolConfig(BudgetMethod):
     """Settings of average pooling. A budget of less than one token a frame pools frames as well."""
 
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        """Average over blocks of cells, as even as can be, as many as the budget allows."""
+        after = pooled_grid(tokens.grid, self.budget)
+        pooled, device = tokens.as_grid(), tokens.features.device
+        block_of, first, end = [], [], []
+        for axis, (old, new) in enumerate(zip(tokens.grid, after, strict=True)):
+            block = torch.arange(old, device=device) * new // old
+            weight = torch.nn.functional.one_hot(block, new).to(pooled.dtype)
+            pooled = torch.tensordot(weight / weight.sum(0), pooled, ([0], [axis])).movedim(0, axis)
+            number = torch.arange(new, device=device)
+            block_of.append(block)
+            first.append(torch.searchsorted(block, number))
+            end.append(torch.searchsorted(block, number, right=True))
 
-def pool_cells(features: torch.Tensor, config: PoolConfig, head_dim: int | None = None) -> MergedTokens:
-    """Average ``[T, H, W, C]`` over blocks of cells, as even as can be, as many as the budget allows."""
-    before = (features.shape[0], features.shape[1], features.shape[2])
-    after = pooled_grid(before, config.budget)
-    pooled = features
-    block_of, first, end = [], [], []
-    for axis, (old, new) in enumerate(zip(before, after, strict=True)):
-        block = torch.arange(old, device=features.device) * new // old
-        weight = torch.nn.functional.one_hot(block, new).to(features.dtype)
-        pooled = torch.tensordot(weight / weight.sum(0), pooled, ([0], [axis])).movedim(0, axis)
-        number = torch.arange(new, device=features.device)
-        block_of.append(block)
-        first.append(torch.searchsorted(block, number))
-        end.append(torch.searchsorted(block, number, right=True))
-
-    (t, y, x), (_, height, width) = block_of, after
-    source_map = (t[:, None, None] * height + y[:, None]) * width + x
-    t, y, x = torch.cartesian_prod(*(torch.arange(n, device=features.device) for n in after)).unbind(1)
-    return MergedTokens(
-        features=pooled.flatten(0, 2),
-        boxes=torch.stack((first[0][t], first[1][y], first[2][x], end[1][y], end[2][x]), 1),
-        counts=torch.bincount(source_map.flatten()),
-        source_map=source_map,
-    )
+        (t, y, x), (_, height, width) = block_of, after
+        owner = ((t[:, None, None] * height + y[:, None]) * width + x).flatten()
+        t, y, x = torch.cartesian_prod(*(torch.arange(n, device=device) for n in after)).unbind(1)
+        boxes = torch.stack((first[0][t], first[1][y], first[2][x], end[1][y], end[2][x]), 1)
+        index = (boxes[:, 0] * tokens.grid[1] + boxes[:, 1]) * tokens.grid[2] + boxes[:, 2]
+        return Kept(pooled.flatten(0, 2), index, owner, boxes)
 
 
 def pooled_grid(grid: tuple[int, int, int], budget: float) -> tuple[int, int, int]:

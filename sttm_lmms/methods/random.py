@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from sttm_lmms.config import check_integer
-from sttm_lmms.methods.common import BudgetConfig, keep_cells, most_within
-from sttm_lmms.methods.sttm import MergedTokens
+from sttm_lmms.methods import register_method
+from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, most_within
+from sttm_lmms.types import Kept, Tokens
 
 
+@register_method("random")
 @dataclass(frozen=True, kw_only=True)
-class RandomConfig(BudgetConfig):
+class RandomConfig(BudgetMethod):
     """Settings of random dropping.
 
     Attributes:
@@ -25,10 +27,8 @@ class RandomConfig(BudgetConfig):
         super().__post_init__()
         check_integer("seed", self.seed, 0)
 
-
-def keep_random(features: torch.Tensor, config: RandomConfig, head_dim: int | None = None) -> MergedTokens:
-    """Keep as many tokens of ``[T, H, W, C]`` as the budget allows, drawn without replacement; drop the others."""
-    total = features.shape[:3].numel()
-    draw = torch.randperm(total, generator=torch.Generator().manual_seed(config.seed))
-    kept, _ = draw[: most_within(config.budget, total)].sort()
-    return keep_cells(features, kept.to(features.device))
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        """Keep as many tokens as the budget allows, drawn without replacement; drop the others."""
+        draw = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(self.seed))
+        kept, _ = draw[: most_within(self.budget, len(tokens))].sort()
+        return Kept.select(tokens, kept.to(tokens.features.device))

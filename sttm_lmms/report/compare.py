@@ -14,6 +14,7 @@ from sttm_lmms.report.runs import Run, Sample, TaskRun
 COMPARABLE = {
     "frames": "frame limit",
     "fps": "frames per second",
+    "sampling": "frame sampling",
     "video_backend": "video backend",
     "newline": "newline mode",
     "attention": "attention backend",
@@ -23,9 +24,9 @@ COMPARABLE = {
     "reuse": "reuse",
 }
 # Of these, newline tokens (7% of a frame) and reuse leave the seconds of a whole prefill comparable.
-_TIMING = ("frames", "fps", "attention", "dtype", "device")
+_TIMING = ("frames", "fps", "sampling", "attention", "dtype", "device")
 # Newline tokens are part of a baseline's own setting, and neither reuse nor the device changes what is asked.
-_ANSWERS = ("frames", "fps", "video_backend", "attention", "dtype", "checkpoint_commit")
+_ANSWERS = ("frames", "fps", "sampling", "video_backend", "attention", "dtype", "checkpoint_commit")
 
 _Samples = Mapping[Any, Sample]
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from sttm_lmms.methods.sttm import MergedTokens
+    from sttm_lmms.types import MergedTokens
 
 INK, PAPER, QUIET = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 LEGEND = (

@@ -20,7 +20,7 @@ from sttm_lmms.report.page import Setting, render_page
 from sttm_lmms.report.pictures import TokenMap, draw_film, draw_sheet, frames_of_grid, save_gif
 
 if TYPE_CHECKING:
-    from sttm_lmms.methods.sttm import MergedTokens
+    from sttm_lmms.types import MergedTokens
     from sttm_lmms.video import Video, VideoSettings
 
 BUDGETS = ("budget=0.7", "budget=0.5", "budget=0.3", "budget=0.1")
@@ -49,9 +49,10 @@ def visualize(
     ] = None,
     max_frames: Annotated[int, typer.Option(help="Frames to look at, at most.")] = 16,
     fps: Annotated[float, typer.Option(help="Frames for each second of video, at most.")] = 1.0,
-    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen2-VL).")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen2-VL).")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a resized frame (Qwen families).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
     film: Annotated[Film, typer.Option(help="Kind of film of each setting.")] = Film.gif,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda; by default the CPU.")] = None,
 ) -> None:
     """Draw which visual tokens of a video merge: a sheet and a film for each setting, and one page with sliders.
@@ -68,7 +69,7 @@ def visualize(
     if model is None:
         seen, merged = _by_pixels(video, sampling, method, configs)
     else:
-        seen, merged = _by_model(video, sampling, model, device, configs)
+        seen, merged = _by_model(video, sampling, model, revision, device, configs)
     settings = [
         Setting(setting_words(settings) or "defaults", TokenMap.of(tokens), tokens.info)
         for settings, tokens in zip(asked, merged, strict=True)
@@ -116,7 +117,7 @@ def make_config(method: str, settings: Mapping[str, str]) -> Any:
     Raises:
         ValueError: an unknown method or setting, or a value that the method refuses.
     """
-    config_class = get_method(method).config_class
+    config_class = get_method(method)
     known = [field.name for field in fields(config_class)]
     for name in settings:
         if name not in known:
@@ -147,21 +148,27 @@ def pixel_features(frames: np.ndarray, side: int = 14) -> Any:
 def _by_pixels(
     path: Path, sampling: VideoSettings, method: str, configs: Sequence[Any]
 ) -> tuple[Video, list[MergedTokens]]:
+    from sttm_lmms.runtime.videos import reduce_grid
     from sttm_lmms.video import probe, read_frames, sample_uniform_fps
 
     info = probe(path, sampling.backend)
     video = read_frames(info, sample_uniform_fps(info, sampling.fps, sampling.max_frames), sampling.backend)
     features = pixel_features(video.frames)
-    return video, [get_method(method).merge_function(features, config, head_dim=16) for config in configs]
+    return video, [reduce_grid(config, features, head_dim=16) for config in configs]
 
 
 def _by_model(
-    path: Path, sampling: VideoSettings, checkpoint: str, device: str | None, configs: Sequence[Any]
+    path: Path,
+    sampling: VideoSettings,
+    checkpoint: str,
+    revision: str | None,
+    device: str | None,
+    configs: Sequence[Any],
 ) -> tuple[Video, list[MergedTokens]]:
     """What really happens in the model, in front of each config's start layer."""
     from sttm_lmms.families import family_of, load_pretrained
 
-    model, processor = load_pretrained(checkpoint, device_map=device)
+    model, processor = load_pretrained(checkpoint, revision=revision, device_map=device)
     family = family_of(model)
     video = family.read_video(path, sampling)
     features = family.vision_features(model, processor, video)

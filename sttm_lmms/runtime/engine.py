@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from sttm_lmms.config import check_choice, check_integer
 from sttm_lmms.errors import FeatureError, NothingReducedError, VideoError
 from sttm_lmms.families.base import Family
-from sttm_lmms.methods import method_of
+from sttm_lmms.methods import check_method
+from sttm_lmms.methods.base import Method
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.generation import answer_text, continuation_score, generate_ids, tokenizer_of
-from sttm_lmms.runtime.prefix import Prefix, continued, prefill_prefix, question_batch
+from sttm_lmms.runtime.prefix import Prefix, continued, mean_layer_tokens, prefill_prefix, question_batch
 from sttm_lmms.runtime.prefix_cache import PrefixCache
 from sttm_lmms.runtime.reducer import TokenReducer
+from sttm_lmms.runtime.report import Timeline
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
 from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key
 from sttm_lmms.runtime.summary import Totals
-from sttm_lmms.runtime.timing import FirstForward, clock, peak_memory
+from sttm_lmms.runtime.timing import FirstForward, Mark, Stopwatch, clock, peak_memory
 from sttm_lmms.types import PreparedInput
 
 if TYPE_CHECKING:
@@ -43,8 +45,9 @@ class _Question:
     request: Request
     ids: torch.Tensor
     prefix: Prefix
-    prefix_seconds: float
-    phases: dict[str, float]
+    paid: tuple[Mark, Mark] | None
+    """When the prefix was computed for this question; None if an earlier one paid for it."""
+    timeline: Timeline | None
     encoded: Encoded
     prompt_tokens: int
 
@@ -89,12 +92,17 @@ class Engine:
 
         check_choice("reuse", reuse, get_args(Reuse))
         check_choice("on_error", on_error, get_args(OnError))
-        self.model, self.processor, self.config = model, processor, config
+        self.model, self.processor = model, processor
+        self.config: Method | None = None if config is None else check_method(config)
         self.family = family or family_of(model)
         self.video = video or VideoSettings()
         self.newline, self.on_error, self.timing = newline, on_error, timing
-        self.reuse = _allowed_reuse(reuse, config)
+        self.reuse = reuse
+        self._refused: set[Method] = set()
+        if self.config is not None and not self._shares_prefix(self.config):
+            self.reuse = "features" if reuse == "prefix" else reuse
         self._now = clock(model, enabled=timing)
+        self._stopwatch = Stopwatch(model, enabled=timing)
         self._reader = SourceReader(model, processor, self.family, self._now, store=features, keep=keep)
         self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
@@ -124,7 +132,7 @@ class Engine:
         """Raise :class:`NothingReducedError` if a reduction was asked for and no answer had fewer tokens."""
         if self.config is not None and self._totals.answered and not self._totals.reduced:
             raise NothingReducedError(
-                f"{method_of(self.config).name} was asked for, but none of {self._totals.answered} answers saw fewer "
+                f"{self.config.name} was asked for, but none of {self._totals.answered} answers saw fewer "
                 f"visual tokens (settings: {self.config}); the result would be the baseline's under another name"
             )
 
@@ -185,6 +193,15 @@ class Engine:
     def _video(self, request: Request) -> VideoSettings:
         return self.video if request.video is None else request.video
 
+    def _shares_prefix(self, config: Method | None) -> bool:
+        """Whether questions may continue one prefix; said once where a method does not allow it."""
+        if self.reuse != "prefix" or config is None or config.shares_prefix:
+            return self.reuse == "prefix"
+        if config not in self._refused:
+            self._refused.add(config)
+            logger.warning("%s depends on the question, so a prefix cannot be shared: reuse=features", config.name)
+        return False
+
     def _newline(self, config: Any) -> str | None:
         return self.newline or ("no_token" if config is not None else None)
 
@@ -218,11 +235,11 @@ class Engine:
                     yield from ((later, Answer(error=encoded)) for later, _ in group[position:])
                     break
                 prepared = self._prepare(request, encoded, config)
-                if self.reuse != "prefix" or not prepared.visual_tokens:
+                if not self._shares_prefix(config) or not prepared.visual_tokens:
                     yield index, self._answer_at_once(reducer, request, prepared, encoded)
                     continue
                 question = self._question(reducer, index, request, prepared, encoded)
-                if batch and (len(batch) == batch_size or not _batchable(batch[-1], question)):
+                if batch and (len(batch) == batch_size or reducer.edits_cache or not _batchable(batch[-1], question)):
                     yield from self._answer_batch(reducer, batch)
                     batch = []
                 batch.append(question)
@@ -252,13 +269,13 @@ class Engine:
             self._config(request),
             tuple(prepared.input_ids[0, :cut].tolist()),
         )
-        prefix, seconds, phases = self._prefixes.get(key), 0.0, {}
+        prefix, paid, timeline = self._prefixes.get(key), None, None
         if prefix is None:
             self._prefixes.make_room()
-            began = self._now()
+            began = self._stopwatch.mark()
             prefix = prefill_prefix(reducer, prepared)
-            seconds = self._now() - began
-            phases = dict(reducer.report.phases) if prefix.reductions else {}
+            paid = (began, self._stopwatch.mark())
+            timeline = reducer.report.timeline if prefix.reductions else None
             self.counters.prefills += 1
             self._prefixes.put(key, prefix)
         return _Question(
@@ -266,8 +283,8 @@ class Engine:
             request=request,
             ids=prepared.input_ids[0, cut:],
             prefix=prefix,
-            prefix_seconds=seconds,
-            phases=phases,
+            paid=paid,
+            timeline=timeline,
             encoded=encoded,
             prompt_tokens=prepared.input_ids.shape[1],
         )
@@ -276,22 +293,27 @@ class Engine:
         """Questions that continue one prefix, as one batch."""
         prefix, settings = batch[0].prefix, batch[0].request.generation
         input_ids, mask = question_batch(prefix, [question.ids for question in batch])
-        began = self._now()
+        reducer.expect((), unpadded=len(batch) == 1)
+        mark, seconds, report = self._stopwatch.mark, self._stopwatch.seconds, reducer.report
+        seen, stored = report.kv_seen, report.kv_stored
+        began = mark()
         with (
             continued(reducer, prefix, len(batch) * settings.num_beams) as cache,
-            FirstForward(self.model, self._now) as first,
+            FirstForward(self.model, mark) as first,
         ):
             rows = generate_ids(
                 self.model,
                 self.processor,
                 settings,
                 input_ids=input_ids,
+                penalise_prompt=self.family.penalises_prompt(),
                 attention_mask=mask,
                 position_ids=torch.arange(mask.shape[1], device=mask.device).expand(mask.shape),
                 past_key_values=cache,
             )
-        ended = self._now()
-        first_token = (first.ended or ended) - began
+        ended = mark()
+        first_token = seconds(began, first.ended or ended)
+        kv = (report.kv_seen - seen, report.kv_stored - stored)
         for question, ids in zip(batch, rows, strict=True):
             yield (
                 question.index,
@@ -301,10 +323,12 @@ class Engine:
                     visual=(prefix.visual_tokens, prefix.kept_tokens),
                     prompt_tokens=question.prompt_tokens,
                     encoded=question.encoded,
-                    phases=question.phases,
-                    prefill=question.prefix_seconds + first_token,
-                    decode=ended - began - first_token,
-                    reused=question.prefix_seconds == 0.0,
+                    phases=question.timeline.seconds() if question.timeline else {},
+                    prefill=(seconds(*question.paid) if question.paid else 0.0) + first_token,
+                    decode=seconds(began, ended) - first_token,
+                    reused=question.paid is None,
+                    layer_tokens=prefix.layer_tokens,
+                    kv=kv,
                 ),
             )
 
@@ -312,34 +336,40 @@ class Engine:
         self, reducer: TokenReducer, request: Request, prepared: PreparedInput, encoded: Encoded
     ) -> Answer:
         """The whole prompt in one prefill."""
-        reducer.spans = prepared.spans
+        reducer.expect(prepared.spans, unpadded=True, deepstack=prepared.deepstack)
+        mark, seconds, report = self._stopwatch.mark, self._stopwatch.seconds, reducer.report
+        seen, stored = report.kv_seen, report.kv_stored
         self.counters.prefills += 1
         positions = {} if prepared.position_ids is None else {"position_ids": prepared.position_ids}
-        began = self._now()
-        with FirstForward(self.model, self._now) as first:
+        began = mark()
+        with FirstForward(self.model, mark) as first:
             (ids,) = generate_ids(
                 self.model,
                 self.processor,
                 request.generation,
                 input_ids=prepared.input_ids,
+                penalise_prompt=self.family.penalises_prompt(),
                 inputs_embeds=prepared.inputs_embeds,
                 attention_mask=torch.ones_like(prepared.input_ids),
                 **positions,
             )
-        ended = self._now()
-        first_token = (first.ended or ended) - began
+        ended = mark()
+        first_token = seconds(began, first.ended or ended)
         events = reducer.report.latest if prepared.spans else []
-        removed = sum(event.before - event.after for event in events) // request.generation.num_beams
+        events = events[:: request.generation.num_beams]
+        removed = sum(event.before - event.after for event in events)
         return self._answer(
             request,
             ids,
             visual=(prepared.visual_tokens, prepared.visual_tokens - removed),
             prompt_tokens=prepared.input_ids.shape[1],
             encoded=encoded,
-            phases=reducer.report.phases if events else {},
+            phases=report.phases if events else {},
             prefill=first_token,
-            decode=ended - began - first_token,
+            decode=seconds(began, ended) - first_token,
             reused=False,
+            layer_tokens=mean_layer_tokens(prepared.visual_tokens, events),
+            kv=(report.kv_seen - seen, report.kv_stored - stored),
         )
 
     def _answer(
@@ -354,6 +384,8 @@ class Engine:
         prefill: float,
         decode: float,
         reused: bool,
+        layer_tokens: float,
+        kv: tuple[float, float],
     ) -> Answer:
         timing = {**encoded.timing, **phases, "prefill": prefill, "ttft": prefill, "decode": decode}
         timing["end_to_end"] = sum(encoded.timing.values()) + prefill + decode
@@ -363,8 +395,10 @@ class Engine:
             kept_tokens=visual[1],
             input_tokens=prompt_tokens,
             output_tokens=len(ids),
-            reduced=visual[1] < visual[0],
+            reduced=layer_tokens < visual[0] or kv[0] < kv[1],
             reused=reused,
+            layer_tokens=layer_tokens,
+            kv_share=kv[0] / kv[1] if kv[1] else 1.0,
             timing=timing,
         )
 
@@ -384,11 +418,48 @@ class Engine:
                 if not prepared.visual_tokens:
                     yield index, self._score(prepared.input_ids[0], texts[index])
                     continue
+                if not self._shares_prefix(config):
+                    yield index, self._score_at_once(reducer, prepared, texts[index])
+                    continue
                 question = self._question(reducer, index, request, prepared, encoded)
-                with continued(reducer, question.prefix, 1) as cache:
+                prefix = question.prefix
+                reducer.expect((), unpadded=True)
+                with continued(reducer, prefix, 1) as cache:
                     score = self._score(question.ids, texts[index], cache)
                 yield index, score
-                self._totals.count_reduction(question.prefix.visual_tokens, question.prefix.kept_tokens)
+                self._totals.count_reduction(prefix.visual_tokens, prefix.kept_tokens, prefix.layer_tokens)
+
+    @torch.inference_mode()
+    def _score_at_once(self, reducer: TokenReducer, prepared: PreparedInput, text: str) -> LogLikelihood:
+        """As :meth:`_score` in one prefill of the whole prompt, for methods that look at the question.
+
+        The continuation is fed after the prompt, so that the method sees what it would see when generating.
+        """
+        reducer.expect(prepared.spans, unpadded=True, deepstack=prepared.deepstack)
+        self.counters.prefills += 1
+        cache = DynamicCache(config=reducer.decoder.config)
+        states = reducer.decoder(
+            inputs_embeds=prepared.inputs_embeds,
+            position_ids=prepared.position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        events = reducer.report.latest if prepared.spans else []
+        kept = prepared.visual_tokens - sum(event.before - event.after for event in events)
+        self._totals.count_reduction(
+            prepared.visual_tokens, kept, mean_layer_tokens(prepared.visual_tokens, events), reducer.report.kv_share
+        )
+        tokenizer = tokenizer_of(self.processor)
+        targets = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        if not len(targets):
+            return LogLikelihood(0.0, True, 0)
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        logits = [head(states[:, -1:])]
+        reducer.adopt(cache, reducer.state_of(cache))
+        if len(targets) > 1:
+            ids = targets[None, :-1].to(prepared.input_ids.device)
+            logits.append(self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits)
+        return LogLikelihood(*continuation_score(torch.cat(logits, dim=1)[0], targets), len(targets))
 
     @torch.inference_mode()
     def _score(self, prompt: torch.Tensor, text: str, cache: Cache | None = None) -> LogLikelihood:
@@ -406,10 +477,3 @@ class Engine:
 
 def _batchable(a: _Question, b: _Question) -> bool:
     return a.prefix is b.prefix and a.request.generation == b.request.generation
-
-
-def _allowed_reuse(reuse: Reuse, config: Any) -> Reuse:
-    if reuse == "prefix" and config is not None and not method_of(config).query_agnostic:
-        logger.warning("%s looks at the question, so a prefix cannot be shared: reuse=features", method_of(config).name)
-        return "features"
-    return reuse

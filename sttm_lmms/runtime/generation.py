@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from sttm_lmms.runtime.requests import GenerationSettings
 
@@ -34,14 +42,49 @@ class _StopAtText(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
+class _OnNewTokens(LogitsProcessor):
+    """Another processor, which sees the generated tokens and nothing of the prompt's ``start`` tokens."""
+
+    def __init__(self, processor: LogitsProcessor, start: int) -> None:
+        self.processor, self.start = processor, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self.processor(input_ids[:, self.start :], scores)
+
+
+# Setting of ``generate``, its value that does nothing, and what ``generate`` makes of any other.
+_PENALTIES: tuple[tuple[str, float, Callable[[Any], LogitsProcessor]], ...] = (
+    ("repetition_penalty", 1.0, RepetitionPenaltyLogitsProcessor),
+    ("no_repeat_ngram_size", 0, NoRepeatNGramLogitsProcessor),
+)
+
+
+def _without_prompt(model: Any, arguments: dict[str, Any], start: int) -> dict[str, Any]:
+    """``arguments`` of ``generate`` with the penalties on repetition, the checkpoint's own too, kept off the prompt."""
+    found: list[LogitsProcessor] = []
+    for name, neutral, make in _PENALTIES:
+        value = arguments.get(name, getattr(model.generation_config, name, None))
+        if value not in (None, neutral):
+            found.append(_OnNewTokens(make(value), start))
+            arguments = {**arguments, name: neutral}
+    return {**arguments, "logits_processor": LogitsProcessorList(found)} if found else arguments
+
+
 @torch.inference_mode()
 def generate_ids(
-    model: Any, processor: Any, settings: GenerationSettings, *, input_ids: torch.Tensor, **inputs: Any
+    model: Any,
+    processor: Any,
+    settings: GenerationSettings,
+    *,
+    input_ids: torch.Tensor,
+    penalise_prompt: bool = True,
+    **inputs: Any,
 ) -> list[list[int]]:
     """New token ids of each row (end-of-sequence token and padding left out).
 
     Args:
         input_ids: ``[B, L]``, the prompt or, with ``past_key_values`` among ``inputs``, cached tokens and question.
+        penalise_prompt: False keeps penalties on repetition off the prompt, as if ``generate`` had its embeddings only.
         inputs: further arguments of ``model.generate``.
     """
     tokenizer = tokenizer_of(processor)
@@ -53,10 +96,13 @@ def generate_ids(
     if settings.until:
         stops = StoppingCriteriaList([_StopAtText(tokenizer, settings.until, start)])
         inputs["stopping_criteria"] = stops
+    arguments = {"eos_token_id": eos, **settings.arguments()}
+    if not penalise_prompt:
+        arguments = _without_prompt(model, arguments, start)
     sequences = model.generate(
         input_ids=input_ids,
         pad_token_id=pad if pad is not None else next(iter(ends)),
-        **{"eos_token_id": eos, **settings.arguments()},
+        **arguments,
         **inputs,
     )
     return [_until_end(row[start:].tolist(), ends, pad) for row in sequences]

@@ -31,7 +31,7 @@ def video_states(model: nn.Module, processor: Any, features: VisionFeatures, lay
     states = prepared.inputs_embeds
     if layer > 0:
         states = _in_front_of(family.decoder(model), prepared, layer)
-    return states[0, span.start : span.end].reshape(*span.grid, -1)
+    return states[0, span.places()].reshape(*span.grid, -1)
 
 
 def _in_front_of(decoder: Any, prepared: Any, layer: int) -> torch.Tensor:
@@ -43,7 +43,9 @@ def _in_front_of(decoder: Any, prepared: Any, layer: int) -> torch.Tensor:
 
     handle = decoder.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        decoder(inputs_embeds=prepared.inputs_embeds, position_ids=prepared.position_ids, use_cache=False)
+        rows, length = prepared.input_ids.shape
+        added = prepared.deepstack.inputs(rows, length) if prepared.deepstack else {}
+        decoder(inputs_embeds=prepared.inputs_embeds, position_ids=prepared.position_ids, use_cache=False, **added)
     except _Reached:
         pass
     finally:

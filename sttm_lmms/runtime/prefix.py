@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from sttm_lmms.runtime.decoder import cached_layers, keys_values
+from sttm_lmms.decoder import cached_layers, keys_values
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
-from sttm_lmms.runtime.state import CacheState
+from sttm_lmms.runtime.tracks import CacheState
 from sttm_lmms.types import PreparedInput
 
 
@@ -44,6 +44,11 @@ class Prefix:
         return self.visual_tokens - sum(event.before - event.after for event in self.reductions)
 
     @property
+    def layer_tokens(self) -> float:
+        """Visual tokens that a decoder layer's attention sees, as a mean over layers."""
+        return mean_layer_tokens(self.visual_tokens, self.reductions)
+
+    @property
     def nbytes(self) -> int:
         """Memory of the KV cache."""
         tensors = [tensor for layer in cached_layers(self.cache) for tensor in keys_values(layer)]
@@ -65,6 +70,11 @@ class Prefix:
         return ids[keep][None]
 
 
+def mean_layer_tokens(visual_tokens: int, reductions: Sequence[Reduction]) -> float:
+    """Visual tokens that a decoder layer's attention sees, as a mean over layers; text between them not counted."""
+    return visual_tokens - sum(event.before * (1 - event.layer_budget) for event in reductions)
+
+
 @torch.inference_mode()
 def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
     """Run the decoder over the prefix of ``prepared``; ``reducer`` must be attached and gets its spans."""
@@ -72,7 +82,8 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
     decoder = reducer.decoder
     cache = DynamicCache(config=decoder.config)
     positions = prepared.position_ids
-    reducer.spans = [span for span in prepared.spans if span.end <= length]
+    spans = [span for span in prepared.spans if span.end <= length]
+    reducer.expect(spans, unpadded=True, deepstack=prepared.deepstack)
     decoder(
         inputs_embeds=prepared.inputs_embeds[:, :length],
         position_ids=None if positions is None else positions[..., :length],
@@ -83,7 +94,7 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
         cache=cache,
         state=reducer.state_of(cache),
         input_ids=prepared.input_ids[:, :length],
-        reductions=reducer.report.latest if reducer.spans else [],
+        reductions=reducer.report.latest if spans else [],
         visual_tokens=prepared.visual_tokens,
     )
 
@@ -92,11 +103,13 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
 def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cache]:
     """A cache of ``rows`` rows to continue the prefix with; the prefix is as before when the context ends.
 
-    One row continues the prefix's own cache, which is cut back afterwards. More rows need a copy.
+    One row continues the prefix's own cache, which is cut back afterwards. More rows, and methods that edit the cache
+    while decoding, need a copy.
     """
-    if rows > 1:
+    if rows > 1 or reducer.edits_cache:
         cache = _repeated(prefix.cache, rows, reducer.decoder)
-        reducer.adopt(cache, prefix.state.repeat(rows))
+        videos = tuple((dict(notes), entries, before) for notes, entries, before in prefix.state.videos)
+        reducer.adopt(cache, replace(prefix.state.repeat(rows), videos=videos))
         yield cache
         return
     lengths = [layer.get_seq_length() for layer in cached_layers(prefix.cache)]

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 import torch
 
-from sttm_lmms.runtime.decoder import cached_layers, keys_values
+from sttm_lmms.decoder import cached_layers, keys_values
 from sttm_lmms.runtime.prefix import Prefix
 
 

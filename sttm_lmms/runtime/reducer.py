@@ -1,15 +1,16 @@
 """The one idea that carries the runtime: forward hooks that give every decoder layer inputs of its own length.
 
-On a prefill the hook of the start layer merges the visual spans; that hook and those of the later layers hand each
-layer the rotary embeddings, position ids and causal mask that fit the short sequence. On later steps they do the same
-from that layer's own KV length. No class is patched, and all hooks are gone when the context ends.
+On a prefill the hooks hand the visual tokens to the method at each of its stages; the layers that follow get the hidden
+states, rotary embeddings and causal mask that fit what is left. On later steps they get what fits their own KV length.
+Hooks on layers exist only during the passes that need them; no class is patched, and nothing stays when the context
+ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,15 +19,21 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from sttm_lmms.decoder import check_cache, find_decoder, head_dim, uses_mrope
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.methods import method_of
-from sttm_lmms.runtime.decoder import check_cache, find_decoder, head_dim, layer_mask, layer_types, uses_mrope
-from sttm_lmms.runtime.report import Report
-from sttm_lmms.runtime.shorten import shorten
-from sttm_lmms.runtime.spans import locate_spans
-from sttm_lmms.runtime.state import CacheState, extend_mask, offsets, real_tokens
-from sttm_lmms.runtime.timing import clock
-from sttm_lmms.types import VideoSpan
+from sttm_lmms.methods import check_method
+from sttm_lmms.methods.base import Method, Stage
+from sttm_lmms.runtime import decode_step
+from sttm_lmms.runtime.cache_view import StepView
+from sttm_lmms.runtime.deepstack import Additions, added_layers
+from sttm_lmms.runtime.forward import Forward
+from sttm_lmms.runtime.probe import AttentionInputs, VideoProbe
+from sttm_lmms.runtime.report import Reduction, Report, StageEvent, Timeline, tokens_of_layers
+from sttm_lmms.runtime.spans import expand_spans, locate_spans
+from sttm_lmms.runtime.timing import Stopwatch
+from sttm_lmms.runtime.tracks import CacheState, Track, contiguous, plus_real
+from sttm_lmms.runtime.videos import Batch, VideoTokens, reduce_batch
+from sttm_lmms.types import Deepstack, Kept, VideoSpan
 
 
 @contextmanager
@@ -36,12 +43,12 @@ def reduce_tokens(
     """Reduce the visual tokens of every prefill of ``model`` while the context is open.
 
     Args:
-        model: a loaded transformers model; LLaVA-OneVision (also LLaVA-Video checkpoints) and Qwen2-VL classes find
-            their videos by themselves. Call or ``generate`` it as usual.
-        config: settings of a registered method, such as :class:`~sttm_lmms.STTMConfig`.
+        model: a loaded transformers model; the classes of the supported families find their videos by themselves.
+            Call or ``generate`` it as usual.
+        config: a registered method, such as :class:`~sttm_lmms.STTMConfig`.
         spans: where the videos are, for inputs in which they cannot be found (``inputs_embeds`` only, or another
             rotary decoder). They hold for every prefill of the context.
-        timing: synchronise the device around each merge, so that ``Reduction.seconds`` is its true time.
+        timing: measure the device's time of each phase instead of the host's.
 
     Yields:
         A :class:`Report` that fills up while the context is open.
@@ -52,67 +59,45 @@ def reduce_tokens(
     Logits and hidden states of a reduced prefill have the length of the short sequence; the last position is the
     last token of the prompt as always.
     """
-    reducer = TokenReducer(model, config, spans=spans, timing=timing)
+    reducer = TokenReducer(model, check_method(config), spans=spans, timing=timing)
     with reducer:
         yield reducer.report
-
-
-@dataclass
-class _Call:
-    """One forward pass of the decoder."""
-
-    state: CacheState
-    cache: Cache | None
-    spans: Sequence[VideoSpan]
-    rows: int
-    length: int
-    mask: torch.Tensor | None
-    """``[B, L]`` bool padding mask of the new tokens, None without padding."""
-    positions: torch.Tensor
-    """Rotary positions of the new tokens at full length, ``[B, L]`` or ``[3, B, L]``."""
-    pass_position_ids: bool
-    layer_kwargs: dict[str, Any] | None = None
-    """What layers from the start layer on get instead of their own arguments."""
-    masks: dict[str, Any] = field(default_factory=dict)
-    """Their attention masks by attention type."""
-    after: CacheState | None = None
 
 
 class TokenReducer:
     """Hooks on one model; :func:`reduce_tokens` is the public face.
 
-    ``config=None`` reduces nothing and only keeps positions right when a cached prefix is continued, so that the
+    ``method=None`` reduces nothing and only keeps positions right when a cached prefix is continued, so that the
     baseline runs through the same code.
     """
 
     def __init__(
-        self,
-        model: Any,
-        config: Any | None,
-        *,
-        spans: Sequence[VideoSpan] | None = None,
-        timing: bool = False,
+        self, model: Any, method: Method | None, *, spans: Sequence[VideoSpan] | None = None, timing: bool = False
     ) -> None:
         self.model = model
-        self.config = config
         self.decoder = find_decoder(model)
-        self.spans = spans
+        self.method = None if method is None else check_method(method)
         self.report = Report()
-        self.start_layer = 0
-        if config is not None:
-            self._merge = partial(method_of(config).merge_function, config=config, head_dim=head_dim(self.decoder))
-            self.start_layer = config.start_layer
         layers = len(self.decoder.layers)
-        if self.start_layer >= layers:
-            raise ValueError(f"start_layer={self.start_layer} is out of range; this model has layers 0..{layers - 1}")
+        stages = [] if method is None else [s if isinstance(s, Stage) else Stage(s) for s in method.stages(layers)]
+        self._stages = set(stages)
+        self._cache_stages = set() if method is None else set(method.cache_stages(layers))
+        for layer in [stage.layer for stage in stages] + sorted(self._cache_stages):
+            if not 0 <= layer < layers:
+                raise ValueError(f"start_layer={layer} is out of range; this model has layers 0..{layers - 1}")
+        self._stopwatch = Stopwatch(model, enabled=timing)
+        self._spans, self._unpadded = spans, False
+        self._deepstack: Deepstack | None = None
         self._mrope = uses_mrope(self.decoder)
-        self._types = layer_types(self.decoder)
+        devices = {parameter.device for parameter in self.decoder.layers.parameters()}
+        self._plain = decode_step.is_plain(self.decoder, layers_on_one_device=len(devices) == 1)
         self._states: WeakKeyDictionary[Cache, CacheState] = WeakKeyDictionary()
-        self._now = clock(model, enabled=timing)
-        self._marks: list[float] = []
+        self._tables: WeakKeyDictionary[Cache, list[decode_step.RotaryTable]] = WeakKeyDictionary()
         self._input_ids: torch.Tensor | None = None
-        self._call: _Call | None = None
+        self._pass: Forward | None = None
+        self._probes: dict[int, AttentionInputs] = {}
         self._handles: list[Any] = []
+        self._pass_handles: list[Any] = []
 
     # -- attaching ---------------------------------------------------------------------------------------------
 
@@ -120,7 +105,6 @@ class TokenReducer:
         for hook in self.decoder._forward_pre_hooks.values():
             if isinstance(getattr(hook, "__self__", None), TokenReducer):
                 raise UnsupportedModelError("this model's tokens are already being reduced; leave that context first")
-        layers = self.decoder.layers
         if self.model is not self.decoder:
             self._handles += [
                 self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
@@ -130,21 +114,26 @@ class TokenReducer:
             self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             self.decoder.register_forward_hook(self._after_decoder, always_call=True),
         ]
-        if self.start_layer > 0:
-            self._handles += [
-                layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True)
-                for index, layer in enumerate(layers)
-                if index >= self.start_layer
-            ]
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_pass()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._call = self._input_ids = None
+        self._input_ids = None
 
-    # -- the state of a cache, for prefix reuse ----------------------------------------------------------------
+    # -- what the engine tells and asks ------------------------------------------------------------------------
+
+    def expect(self, spans: Sequence[VideoSpan], *, unpadded: bool = False, deepstack: Deepstack | None = None) -> None:
+        """Where the videos of the next prefills are; ``unpadded`` promises that no row has padding, which spares a
+        look at the mask on the device; ``deepstack`` is what the decoder adds, where embeddings are all it is given."""
+        self._spans, self._unpadded, self._deepstack = tuple(spans), unpadded, deepstack
+
+    @property
+    def edits_cache(self) -> bool:
+        """True if decode steps change the KV cache, so that a shared prefix must be copied for each question."""
+        return bool(self._cache_stages)
 
     def state_of(self, cache: Cache) -> CacheState:
         """What is known about ``cache``, which must have been filled inside this context."""
@@ -173,47 +162,74 @@ class TokenReducer:
         cache, embeds = kwargs["past_key_values"], kwargs["inputs_embeds"]
         past = cache.get_seq_length() if cache is not None else 0
         state = self._states.get(cache) if cache is not None else None
+        if state is not None and past > 0 and embeds.shape[1] == 1 and self._plain and not state.padded:
+            step = self._decode_step(kwargs, cache, state)
+            if step is not None:
+                return (), step
         spans = self._find_spans(kwargs, past)
         if past == 0:
             self.report.prefills += 1
-            self._marks = [self._now()]
-        if state is None and not spans and self.config is not None:
-            return None  # text only, in a cache that was never reduced: nothing to do
+        if past == 0 and self._deepstack is not None:
+            kwargs.update(self._deepstack.inputs(*embeds.shape[:2]))
+        if state is None and not spans and self.method is not None:
+            return (), kwargs  # text only, in a cache that was never reduced: nothing to do
         check_cache(cache)
-        if cache is not None and state is None:
-            state = self._state_of_unreduced(kwargs, past)
-        self._call = call = self._begin(kwargs, state, spans)
-        if self.config is None or self.start_layer == 0:
-            return (), {**kwargs, **self._shorten_inputs(call, embeds)}
-        if not spans:
-            call.layer_kwargs = self._continue_kwargs(call, embeds)
-        return (), {**kwargs, "position_ids": self._position_argument(call, call.positions, call.state.full)}
+        if state is None:
+            state = _state_of_unreduced(kwargs, past)
+        self._pass = run = self._begin(kwargs, state, spans)
+        added = added_layers(kwargs)
+        if run.videos and any(stage.layer < added for stage in self._stages):
+            additions, kwargs = Additions.take(kwargs)
+            self._hook_additions(run, additions, added)
+        self._edit_cache(run, 0)
+        if run.videos and Stage(0) in self._stages:
+            embeds = self._reduce(run, embeds, Stage(0))
+        mask, positions = run.start(embeds)
+        self._hook_layers(run)
+        return (), {**kwargs, "inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
 
     def _before_layer(
-        self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, index: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        call = self._call
-        if call is None:
-            return None
+        run = self._pass
+        assert run is not None
         hidden = args[0] if args else kwargs["hidden_states"]
-        if call.layer_kwargs is None:
-            hidden, call.layer_kwargs = self._reduce_kwargs(call, hidden)
-        kwargs = {**kwargs, **call.layer_kwargs, "attention_mask": call.masks[self._types[index]]}
+        if index > 0:
+            self._edit_cache(run, index)
+        if run.videos and index > 0 and Stage(index) in self._stages:
+            hidden = self._reduce(run, hidden, Stage(index))
+        if run.videos and Stage(index, "attention") in self._stages:
+            hidden = self._reduce_attention_input(run, layer, hidden, Stage(index, "attention"))
+        kwargs = {**kwargs, **run.layer_kwargs(index, hidden)}
         if args:
             return (hidden, *args[1:]), kwargs
         return (), {**kwargs, "hidden_states": hidden}
 
     def _after_decoder(self, _: nn.Module, __: object, output: object) -> None:
-        call, self._call = self._call, None
-        if call is not None and call.spans and len(self._marks) == 3:
-            began, before, merged = self._marks
-            self.report.phases = {
-                "prefill_before": before - began,
-                "merge": merged - before,
-                "prefill_after": self._now() - merged,
-            }
-        if call is not None and call.cache is not None and call.after is not None and output is not None:
-            self._states[call.cache] = call.after
+        run = self._pass
+        self._end_pass()
+        if run is None or output is None:
+            return
+        if run.videos:
+            self._record(run)
+        if self.edits_cache and run.state.videos and run.state.decodes:
+            self._count_kv(run)
+        if run.cache is not None:
+            state = run.after()
+            if run.videos and self.edits_cache:
+                entries = [range(v.pieces[0][0], sum(v.pieces[-1])) for v in run.videos]
+                notes = [(v.scratch, e, v.span.length) for v, e in zip(run.videos, entries, strict=True)]
+                state = replace(state, videos=tuple(notes))
+            self._states[run.cache] = state
+
+    def _end_pass(self) -> None:
+        self._pass = None
+        for handle in self._pass_handles:
+            handle.remove()
+        for probe in self._probes.values():
+            probe.remove()
+        self._pass_handles.clear()
+        self._probes.clear()
 
     # -- one forward pass --------------------------------------------------------------------------------------
 
@@ -235,10 +251,10 @@ class TokenReducer:
 
     def _find_spans(self, kwargs: dict[str, Any], past: int) -> Sequence[VideoSpan]:
         rows, length = kwargs["inputs_embeds"].shape[:2]
-        if self.config is None or (past > 0 and length == 1):  # a decode step: spares a look at the device
+        if self.method is None or (past > 0 and length == 1):  # a decode step: spares a look at the device
             return ()
-        if self.spans is not None:
-            return _expand_spans(self.spans, rows) if past == 0 else ()
+        if self._spans is not None:
+            return expand_spans(self._spans, rows) if past == 0 else ()
         if self._input_ids is not None:
             return locate_spans(self.model.config, self._input_ids, kwargs.get("position_ids"))
         if past == 0 and length > 1:
@@ -247,138 +263,274 @@ class TokenReducer:
             )
         return ()
 
-    def _state_of_unreduced(self, kwargs: dict[str, Any], past: int) -> CacheState:
-        """State of a cache that has only seen unreduced tokens (or none)."""
-        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        state = CacheState.empty(embeds.shape[0], embeds.device)
-        if past == 0:
-            return state
-        past_mask = None if mask is None else mask[:, :past].bool().to(embeds.device)
-        seen = state.full + real_tokens(past_mask, past)
-        return replace(state, full=seen, short=seen, short_mask=past_mask)
-
-    def _begin(self, kwargs: dict[str, Any], state: CacheState | None, spans: Sequence[VideoSpan]) -> _Call:
-        embeds = kwargs["inputs_embeds"]
+    def _begin(self, kwargs: dict[str, Any], state: CacheState, spans: Sequence[VideoSpan]) -> Forward:
+        embeds, given = kwargs["inputs_embeds"], kwargs.get("position_ids")
         rows, length = embeds.shape[:2]
-        state = state if state is not None else CacheState.empty(rows, embeds.device)
-        mask = kwargs.get("attention_mask")
+        mask = None if self._unpadded and length > 1 else kwargs.get("attention_mask")
         if mask is not None:
             mask = mask[:, -length:].to(embeds.device, torch.bool)
-            if length > 1 and bool(mask.all()):
+            if (length > 1 and bool(mask.all())) or (length == 1 and not state.padded):
                 mask = None
-        given = kwargs.get("position_ids")
-        continues = self._mrope and not spans and state.next_position is not None
-        if self._mrope and not continues and given is not None and given.ndim == 3:
-            positions = given[-3:].to(embeds.device).expand(3, rows, length)
+        if self._mrope and not spans and state.next_position is not None:
+            positions = contiguous(state.next_position[0, :, 0], mask, rows, length, embeds.device)
+            positions = positions.expand(3, rows, length)
+        elif self._mrope and given is not None and given.ndim == 3:
+            positions = given[-3:].to(embeds.device).expand(3, rows, length).clamp(min=0)
         else:
-            seen = state.next_position if continues and state.next_position is not None else state.full
-            positions = seen.to(embeds.device)[:, None] + offsets(mask, rows, length, embeds.device)
+            positions = contiguous(state.full, mask, rows, length, embeds.device)
             positions = positions.expand(3, rows, length) if self._mrope else positions
-        return _Call(
+        padding = [0] * rows if mask is None else (~mask).sum(-1).tolist()
+        if spans and mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+            raise UnsupportedModelError("reduced batches need padding on the left (tokenizer.padding_side='left')")
+        _check_spans(spans, length)
+        videos = [VideoTokens.of(span, padding[span.row], embeds, head_dim(self.decoder)) for span in spans]
+        run = Forward(
+            decoder=self.decoder,
+            method=self.method,
             state=state,
             cache=kwargs["past_key_values"],
-            spans=spans,
             rows=rows,
             length=length,
             mask=mask,
-            positions=positions.clamp(min=0),
-            pass_position_ids=given is None or given.ndim == 2 or given.shape[0] == 4,
+            positions=positions,
+            videos=videos,
+            began=self._stopwatch.mark(),
+            batch=Batch(embeds[:, :0], None, mask, padding),
+            events=[[] for _ in videos],
         )
+        if self.method is not None and (videos or state.in_prompt) and not (state.decodes and length == 1):
+            run.visible = self._visible(run)
+        return run
 
-    def _reduce_kwargs(self, call: _Call, hidden: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Merge in front of the start layer; returns the short hidden states and what later layers get."""
-        hidden, mask, positions = self._reduce(call, hidden)
-        return hidden, self._kwargs_for(call, hidden, mask, positions)
+    def _visible(self, run: Forward) -> Any:
+        assert self.method is not None
+        padded = run.mask is not None or run.state.padded
+        prompt = 0 if padded else int(run.state.full) + run.length
+        visible = self.method.visible(prompt)
+        if visible is None:
+            return None
+        if not prompt:
+            raise UnsupportedModelError(f"{self.method.name} counts places in the sequence: no padded batches")
+        if "flash" in self.decoder.config._attn_implementation:
+            raise UnsupportedModelError(f"{self.method.name} needs a mask; use attn_implementation=sdpa")
+        layers = len(self.decoder.layers)
+        last = torch.tensor(prompt - 1)
+        seen = int(torch.as_tensor(visible(torch.tensor(0), torch.tensor(0), last, torch.arange(prompt))).sum())
+        self.report.count_kv(layers * seen, layers * prompt)
+        return visible
 
-    def _continue_kwargs(self, call: _Call, embeds: torch.Tensor) -> dict[str, Any]:
-        """What layers from the start layer on get for tokens after a reduced prefix."""
-        return self._kwargs_for(call, embeds, call.mask, self._continue_positions(call))
+    def _hook_layers(self, run: Forward) -> None:
+        """Hooks of this pass on the layers that need other inputs than the decoder gives them."""
+        firsts = [track.first for track in run.state.tracks[1:]] + sorted(self._cache_stages - {0})
+        if run.videos:
+            firsts += [max(1, s.layer) if s.site == "layer" else s.layer for s in self._stages if s != Stage(0)]
+        if run.visible is not None or run.attend or (run.reductions and run.keeps_positions and not self._mrope):
+            firsts.append(0)
+        if not firsts:
+            return
+        layers = self.decoder.layers
+        reads = self.method is not None and self.method.reads == "attention"
+        for index in range(min(firsts), len(layers)):
+            hook = partial(self._before_layer, index)
+            self._pass_handles.append(layers[index].register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
+        for stage in self._stages if run.videos else ():
+            if stage.site == "mlp":
+                self._hook_mlp(run, stage)
+            asked = stage.layer if stage.site == "mlp" else stage.layer - 1
+            if reads and asked >= 0 and asked not in self._probes:
+                self._probes[asked] = AttentionInputs(layers[asked])
+        if run.cache is not None and run.state.videos and run.state.decodes:
+            for layer in self._cache_stages - {0}:
+                self._probes[layer - 1] = AttentionInputs(layers[layer - 1])
 
-    def _shorten_inputs(self, call: _Call, embeds: torch.Tensor) -> dict[str, Any]:
-        """start_layer 0: the whole decoder runs on the short sequence, so its own inputs are replaced."""
-        if call.spans:
-            embeds, mask, positions = self._reduce(call, embeds)
-        else:
-            mask, positions = call.mask, self._continue_positions(call)
-        total = self._finish(call, embeds.shape[1], mask, positions)
-        return {
-            "inputs_embeds": embeds,
-            "attention_mask": total,
-            "position_ids": self._position_argument(call, positions, call.state.short),
-        }
+    def _hook_additions(self, run: Forward, additions: Additions, layers: int) -> None:
+        """Add deepstack features behind the first layers in place of the decoder, whose mask has the full length."""
 
-    def _reduce(self, call: _Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Short hidden states ``[B, S, C]``, padding mask ``[B, S]`` and rotary positions."""
-        mask = None if call.mask is None else call.mask.to(hidden.device)
-        if mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-            raise UnsupportedModelError("reduced batches need padding on the left (tokenizer.padding_side='left')")
-        self._marks.append(self._now())
-        batch = shorten(hidden, mask, call.spans, self._merge, layer=self.start_layer, now=self._now)
-        self._marks.append(self._now())
-        self.report.add(batch.reductions)
-        if self._mrope:
-            index = batch.index.to(call.positions.device)
-            positions = call.positions.gather(-1, index.expand(3, *index.shape))
-        else:
-            ranks = offsets(batch.mask, call.rows, batch.hidden.shape[1], hidden.device)
-            positions = (call.state.short.to(hidden.device)[:, None] + ranks).clamp(min=0)
-        return batch.hidden, batch.mask, positions
+        def add(index: int, _: nn.Module, __: object, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (additions.add(run, index, output[0]), *output[1:])
+            return additions.add(run, index, output)
 
-    def _continue_positions(self, call: _Call) -> torch.Tensor:
-        """Rotary positions of text tokens in the layers that hold the short sequence."""
-        if self._mrope or self.config is None:
-            return call.positions
-        if self.config.decode_positions == "reference" and not call.state.in_prompt:
-            return call.positions
-        device = call.positions.device
-        ranks = offsets(call.mask, call.rows, call.length, device)
-        return (call.state.short.to(device)[:, None] + ranks).clamp(min=0)
+        self._pass_handles += [
+            layer.register_forward_hook(partial(add, index)) for index, layer in enumerate(self.decoder.layers[:layers])
+        ]
 
-    def _kwargs_for(
-        self, call: _Call, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
-    ) -> dict[str, Any]:
-        total = self._finish(call, hidden.shape[1], mask, positions)
-        text = positions if positions.ndim == 2 else self._text_positions(call, hidden.shape[1], mask)
-        for layer, kind in enumerate(self._types):
-            if layer >= self.start_layer and kind not in call.masks:
-                call.masks[kind] = layer_mask(self.decoder, hidden, total, call.cache, layer)
-        return {
-            "position_embeddings": self.decoder.rotary_emb(hidden, positions),
-            "position_ids": text if call.pass_position_ids else None,
-        }
+    # -- stages ------------------------------------------------------------------------------------------------
 
-    def _finish(
-        self, call: _Call, length: int, mask: torch.Tensor | None, positions: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Record the state after this pass; returns the short sequence's whole padding mask."""
-        state, device = call.state, positions.device
-        past = call.cache.get_seq_length(self.start_layer) if call.cache is not None else 0
-        total = extend_mask(state.short_mask, mask, past, call.rows, length, device)
-        # Rows end together, so the last token is real; text goes on after its largest coordinate.
-        following = call.positions[..., -1].amax(dim=0) + 1 if self._mrope else None
-        call.after = CacheState(
-            full=state.full + real_tokens(call.mask, call.length),
-            short=state.short + real_tokens(mask, length),
-            short_mask=total,
-            next_position=following,
+    def _reduce(self, run: Forward, hidden: torch.Tensor, stage: Stage) -> torch.Tensor:
+        """Hand every video to the method; returns the hidden states that go on."""
+        batch = replace(run.batch, hidden=hidden)
+        method, began = self.method, self._stopwatch.mark()
+        assert method is not None
+        asked = stage.layer if stage.site == "mlp" else stage.layer - 1
+        cache = run.cache
+        before = [len(video.tokens.cells) for video in run.videos]
+
+        def reduce(video: VideoTokens, features: torch.Tensor, row: int) -> Kept | None:
+            probe = VideoProbe(
+                len(self.decoder.layers), self._probes.get(asked), cache, row, batch.padding[row], tuple(video.pieces)
+            )
+            video.scratch["site"] = stage.site
+            return method.reduce(replace(video.tokens, features=features), stage.layer, probe, video.scratch)
+
+        after, results = reduce_batch(batch, run.videos, reduce)
+        ended = self._stopwatch.mark()
+        for number, kept in enumerate(results):
+            if kept is not None:
+                event = StageEvent(stage.layer, stage.site, before[number], len(kept), began, ended)
+                run.events[number].append(event)
+        if after is not batch:
+            run.batch = replace(after, hidden=after.hidden[:, :0])
+            run.reductions += 1
+        return after.hidden
+
+    def _reduce_attention_input(self, run: Forward, layer: Any, hidden: torch.Tensor, stage: Stage) -> torch.Tensor:
+        """The method sees the normed input of attention. What it returns feeds attention, while the residual stream
+        goes on with the survivors' own rows."""
+        before = run.batch
+        run.batch = replace(before, index=None)
+        reduced = self._reduce(run, layer.input_layernorm(hidden), stage)
+        rows = run.batch.index
+        if rows is None:
+            run.batch = before
+            return hidden
+        if before.index is not None:
+            run.batch = replace(run.batch, index=before.index.gather(1, rows))
+        self._pass_handles.append(layer.input_layernorm.register_forward_hook(lambda *_: reduced))
+        return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def _hook_mlp(self, run: Forward, stage: Stage) -> None:
+        """Reduce between a layer's attention and its MLP.
+
+        The layer adds the MLP's output to a residual that it keeps to itself at full length. So that sum is ignored:
+        the MLP's output is put aside, zeros that broadcast take its place, and the layer's output is replaced.
+        """
+        layer = self.decoder.layers[stage.layer]
+        short: list[torch.Tensor] = []
+
+        def before_norm(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            hidden = self._reduce(run, args[0], stage)
+            if hidden is args[0]:
+                return None
+            short.append(hidden)
+            return (hidden, *args[1:])
+
+        def after_mlp(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor | None:
+            if not short:
+                return None
+            short.append(output)
+            return output.new_zeros(1, 1, output.shape[-1])
+
+        def after_layer(_: nn.Module, __: Any, output: Any) -> Any:
+            if not short:
+                return None
+            hidden = short[0] + short[1]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        for name in ("post_attention_layernorm", "mlp"):
+            if not hasattr(layer, name):
+                raise UnsupportedModelError(f"{type(layer).__name__} has no `{name}`; {stage} cannot be reached")
+        self._pass_handles += [
+            layer.post_attention_layernorm.register_forward_pre_hook(before_norm),
+            layer.mlp.register_forward_hook(after_mlp, prepend=True),
+            layer.register_forward_hook(after_layer, prepend=True),
+        ]
+
+    # -- decode steps ------------------------------------------------------------------------------------------
+
+    def _decode_step(self, kwargs: dict[str, Any], cache: Cache, state: CacheState) -> dict[str, Any] | None:
+        """Arguments of the decoder for one unpadded token; None where the general way is needed."""
+        if (self.edits_cache and state.videos) or not isinstance(state.full, int):
+            return None
+        rows, device = kwargs["inputs_embeds"].shape[0], kwargs["inputs_embeds"].device
+        follow_full = (
+            self.method is None
+            or self.method.positions == "keep"
+            or (getattr(self.method, "decode_positions", "continue") == "reference" and not state.in_prompt)
         )
-        return total
+        if state.next_position is not None:
+            positions = state.next_position.to(device)
+        else:
+            runs = decode_step.track_positions(state, follow_full)
+            positions = torch.full((rows, 1), runs[0][1], device=device)
+            self._splice(cache, kwargs["inputs_embeds"], runs[1:])
+        self._states[cache] = decode_step.advance(state)
+        return {**kwargs, "attention_mask": None, "position_ids": positions}
 
-    def _text_positions(self, call: _Call, length: int, mask: torch.Tensor | None) -> torch.Tensor:
-        device = call.positions.device
-        return (call.state.short.to(device)[:, None] + offsets(mask, call.rows, length, device)).clamp(min=0)
+    def _splice(self, cache: Cache, hidden: torch.Tensor, runs: Sequence[tuple[int, int]]) -> None:
+        tables = self._tables.setdefault(cache, [])
+        for number, (layer, position) in enumerate(runs):
+            table = tables[number] if number < len(tables) else None
+            if table is None or table.layer != layer or not table.first <= position < table.first + decode_step.AHEAD:
+                table = decode_step.rotary_table(self.decoder, hidden, layer, position)
+                tables[number:] = [table]
+            hook = partial(decode_step.splice, table, position)
+            self._pass_handles.append(
+                self.decoder.layers[layer].register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+            )
 
-    def _position_argument(self, call: _Call, positions: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """``position_ids`` for the decoder: as given to it, with the text row that Qwen2-VL puts on top."""
-        if positions.ndim == 2 or not call.pass_position_ids:
-            return positions
-        ranks = torch.arange(positions.shape[-1], device=positions.device)
-        text = (seen.to(positions.device)[:, None] + ranks)[None]
-        return torch.cat([text, positions])
+    def _edit_cache(self, run: Forward, layer: int) -> None:
+        """Let the method edit the cache in front of ``layer`` of a decode step."""
+        state = run.state
+        if layer not in self._cache_stages or not state.videos or not state.decodes or run.cache is None:
+            return
+        assert self.method is not None
+        if run.rows > 1 or run.length > 1 or len(state.videos) > 1 or state.padded:
+            raise UnsupportedModelError(
+                f"{self.method.name} edits the KV cache at every decode step: one sequence with one video at a time "
+                "(batch_size=1, num_beams=1), token by token"
+            )
+        view = StepView(self.decoder, run.cache, state, layer, self._probes.get(layer - 1), run.attend)
+        self.method.edit_cache(view, state.videos[0][0])
+
+    def _count_kv(self, run: Forward) -> None:
+        """Count what this decode step saw of the KV cache, and what there would be without edits."""
+        for layer in range(len(self.decoder.layers)):
+            entries = run.cache.get_seq_length(layer) if run.cache is not None else 0
+            _, seen = run.attend.get(layer, (None, entries))
+            self.report.count_kv(seen, int(run.state.track_of(layer).seen) + 1)
+
+    # -- records -----------------------------------------------------------------------------------------------
+
+    def _record(self, run: Forward) -> None:
+        layers = len(self.decoder.layers)
+        reductions = [
+            Reduction(
+                row=video.span.row,
+                grid=video.span.grid,
+                before=video.span.length,
+                after=len(video.tokens.cells),
+                layer=next((event.layer for event in events if event.after < event.before), layers),
+                layer_tokens=tokens_of_layers(layers, video.span.length, events),
+                stages=tuple(events),
+                merged=video.merged(),
+                index=video.tokens.flat_cells(),
+                stopwatch=self._stopwatch,
+            )
+            for video, events in zip(run.videos, run.events, strict=True)
+        ]
+        stages = {(e.layer, e.site): e for events in run.events for e in events}
+        timeline = Timeline(self._stopwatch, run.began, self._stopwatch.mark(), tuple(stages.values()))
+        self.report.add(reductions, timeline)
 
 
-def _expand_spans(spans: Sequence[VideoSpan], rows: int) -> list[VideoSpan]:
-    """Spans for a batch whose rows were repeated in place (beams, several sequences per prompt)."""
-    given = max((span.row for span in spans), default=0) + 1
-    times = max(1, rows // given)
-    return [replace(span, row=span.row * times + copy) for span in spans for copy in range(times)]
+def _state_of_unreduced(kwargs: dict[str, Any], past: int) -> CacheState:
+    """State of a cache that has only seen unreduced tokens (or none)."""
+    mask = kwargs.get("attention_mask")
+    past_mask = None if mask is None or past == 0 else mask[:, :past].bool().to(kwargs["inputs_embeds"].device)
+    if past_mask is not None and bool(past_mask.all()):
+        past_mask = None
+    seen = plus_real(0, past_mask, past)
+    return CacheState((Track(0, seen, past_mask),), full=seen)
+
+
+def _check_spans(spans: Sequence[VideoSpan], length: int) -> None:
+    """Refuse spans that overlap or leave the sequence."""
+    ends: dict[int, int] = {}
+    for span in sorted(spans, key=lambda span: (span.row, span.start)):
+        if span.start < ends.get(span.row, 0) or span.end > length:
+            raise ValueError(
+                f"video span {span.start}..{span.end} of row {span.row} overlaps another one or leaves the sequence of "
+                f"{length} tokens"
+            )
+        ends[span.row] = span.end

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
 
 from sttm_lmms.errors import NothingReducedError
-from sttm_lmms.methods.sttm import MergedTokens
+from sttm_lmms.runtime.timing import Mark, Stopwatch
+from sttm_lmms.types import MergedTokens
+
+
+class StageEvent(NamedTuple):
+    """One video reduced at one stage: its tokens before and after; ``began`` and ``ended`` are marks of a stopwatch."""
+
+    layer: int
+    site: str
+    before: int
+    after: int
+    began: Mark
+    ended: Mark
 
 
 @dataclass
 class Reduction:
-    """One video reduced in one prefill.
+    """One video in one prefill.
 
     Attributes:
         row: batch row.
         grid: (T, H, W) of the video's tokens before.
         before: visual tokens before.
-        after: visual tokens after.
-        layer: decoder layer in front of which it happened.
-        seconds: time of the merge; the device is synchronised for it only when timing is on.
-        merged: boxes, counts and source map (without features); kept for the most recent prefill only.
+        after: visual tokens after the last stage.
+        layer: first decoder layer in front of (or inside of) which tokens went.
+        layer_tokens: for each decoder layer, the video's tokens that its attention sees at the prefill.
+        stages: what each stage did.
+        merged: boxes, counts and source map over all stages (without features); kept for the most recent prefill only.
+        index: ``[N']`` int64, flat grid cells of the survivors in their order; for the most recent prefill only.
     """
 
     row: int
@@ -27,13 +45,64 @@ class Reduction:
     before: int
     after: int
     layer: int
-    seconds: float
-    merged: MergedTokens | None = None
+    layer_tokens: tuple[int, ...]
+    stages: tuple[StageEvent, ...]
+    merged: MergedTokens | None
+    index: torch.Tensor | None
+    stopwatch: Stopwatch = field(repr=False)
 
     @property
     def budget(self) -> float:
         """Kept visual tokens / all visual tokens."""
         return self.after / self.before
+
+    @property
+    def layer_budget(self) -> float:
+        """The same as a mean over decoder layers: what the attention of a layer sees on average."""
+        return sum(self.layer_tokens) / len(self.layer_tokens) / self.before
+
+    @property
+    def seconds(self) -> float:
+        """Time of the reduction over all stages; true on a device only when timing is on."""
+        return sum(self.stopwatch.seconds(stage.began, stage.ended) for stage in self.stages)
+
+
+def tokens_of_layers(layers: int, before: int, stages: Sequence[StageEvent]) -> tuple[int, ...]:
+    """The visual tokens that each layer's attention sees. A stage in front of an MLP shows in the next layer."""
+    counts, now = [], before
+    for layer in range(layers):
+        here = [stage for stage in stages if stage.layer == layer]
+        for stage in here:
+            if stage.site != "mlp":
+                now = stage.after
+        counts.append(now)
+        for stage in here:
+            if stage.site == "mlp":
+                now = stage.after
+    return tuple(counts)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Marks of one reduced prefill."""
+
+    stopwatch: Stopwatch
+    began: Mark
+    ended: Mark
+    stages: tuple[StageEvent, ...]
+
+    def seconds(self) -> dict[str, float]:
+        """``prefill_before`` the first reduction, ``merge`` (all reductions), ``prefill_after`` (the rest)."""
+        if not self.stages:
+            return {}
+        seconds = self.stopwatch.seconds
+        merge = sum(seconds(stage.began, stage.ended) for stage in self.stages)
+        before = seconds(self.began, self.stages[0].began)
+        return {
+            "prefill_before": before,
+            "merge": merge,
+            "prefill_after": seconds(self.began, self.ended) - before - merge,
+        }
 
 
 @dataclass
@@ -43,8 +112,17 @@ class Report:
     events: list[Reduction] = field(default_factory=list)
     prefills: int = 0
     """Forward passes that started a sequence, with or without a video."""
-    phases: dict[str, float] = field(default_factory=dict)
-    """Seconds of the most recent reduced prefill: ``prefill_before``, ``merge``, ``prefill_after`` the start layer."""
+    timeline: Timeline | None = None
+    """Marks of the most recent reduced prefill."""
+    kv_seen: float = 0.0
+    """KV entries that decode steps (and the last token of a prompt under a window) attended to, over all layers."""
+    kv_stored: float = 0.0
+    """KV entries that they would attend to without the method's edits."""
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of the most recent reduced prefill, see :class:`Timeline`."""
+        return self.timeline.seconds() if self.timeline else {}
 
     @property
     def visual_tokens(self) -> int:
@@ -62,19 +140,30 @@ class Report:
         return self.kept_tokens / self.visual_tokens if self.events else None
 
     @property
+    def kv_share(self) -> float:
+        """KV entries attended to / entries there would be, for methods that edit the cache; 1 without edits."""
+        return self.kv_seen / self.kv_stored if self.kv_stored else 1.0
+
+    @property
     def latest(self) -> list[Reduction]:
         """The reductions of the most recent prefill that had a video."""
         return [event for event in self.events if event.merged is not None]
 
-    def add(self, events: list[Reduction]) -> None:
+    def add(self, events: list[Reduction], timeline: Timeline | None) -> None:
         """Append one prefill's reductions; maps of earlier ones are dropped to bound memory."""
         for event in self.events:
-            event.merged = None
+            event.merged = event.index = None
         self.events += events
+        self.timeline = timeline
+
+    def count_kv(self, seen: float, stored: float) -> None:
+        """Count the entries that one query attends to, and those it would without edits."""
+        self.kv_seen += seen
+        self.kv_stored += stored
 
     def check_reduced(self) -> None:
-        """Raise :class:`NothingReducedError` unless at least one video lost tokens."""
-        if not any(event.after < event.before for event in self.events):
+        """Raise :class:`NothingReducedError` unless at least one video lost tokens (or entries of its KV cache)."""
+        if not any(min(event.layer_tokens) < event.before for event in self.events) and self.kv_share >= 1.0:
             raise NothingReducedError(
                 f"a reduction was asked for, but none of {len(self.events)} videos in {self.prefills} prefills lost a "
                 "token; check that the prompts contain videos and that the thresholds or the budget can merge anything"

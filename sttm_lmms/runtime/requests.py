@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from sttm_lmms.config import check_integer
+from sttm_lmms.errors import unknown
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
+
+
+GENERATE_SETTINGS = (
+    *("repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping", "min_new_tokens", "max_time"),
+    *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "renormalize_logits", "remove_invalid_values"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty"),
+)
+"""Further settings of transformers' ``generate`` that :meth:`GenerationSettings.of` hands on."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,21 @@ class GenerationSettings:
     top_k: int | None = None
     num_beams: int = 1
     extra: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, **values: Any) -> GenerationSettings:
+        """Settings by name: the attributes above, and :data:`GENERATE_SETTINGS`, which go into ``extra``.
+
+        Raises:
+            ValueError: an unknown name, with the closest one that is known.
+        """
+        own = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in own and name not in GENERATE_SETTINGS:
+                raise unknown("generation setting", name, {*own - {"extra"}, *GENERATE_SETTINGS})
+        extra = {name: value for name, value in values.items() if name not in own}
+        given = {name: value for name, value in values.items() if name in own}
+        return cls(**{**given, "extra": (*given.get("extra", ()), *extra.items())})
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1)
@@ -58,8 +82,8 @@ class Request:
     """One question.
 
     Attributes:
-        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or a list of
-            PIL frames, ``{"type": "image", "image": PIL.Image}``.
+        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or frames as
+            :meth:`~sttm_lmms.families.Family.read_video` takes them, ``{"type": "image", "image": PIL.Image}``.
         generation: how to answer.
         config: settings of the reduction for this request; None takes the engine's.
         video: frame sampling for this request; None takes the engine's.
@@ -94,7 +118,9 @@ class Answer:
         kept_tokens: visual tokens after reduction.
         input_tokens: tokens of the prompt, before reduction.
         output_tokens: generated tokens.
-        reduced: True if the visual tokens became fewer.
+        reduced: True if the visual tokens (or the KV entries attended to) became fewer.
+        layer_tokens: visual tokens that a decoder layer's attention sees at the prefill, as a mean over layers.
+        kv_share: KV entries attended to while decoding / all of them; below 1 for methods that edit the cache.
         reused: True if the KV prefix of an earlier question was continued.
         timing: seconds of ``video_decode``, ``preprocess``, ``vision``, ``prefill_before``, ``merge``,
             ``prefill_after``, ``prefill``, ``ttft``, ``decode`` and ``end_to_end``. What several questions share is
@@ -109,6 +135,8 @@ class Answer:
     output_tokens: int = 0
     reduced: bool = False
     reused: bool = False
+    layer_tokens: float = 0.0
+    kv_share: float = 1.0
     timing: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 

@@ -38,7 +38,9 @@ class Encoded:
 
 def source_key(request: Request, video: VideoSettings) -> Hashable:
     """Equal for requests that show the same visuals in the same way."""
-    shown = tuple((kind, source if isinstance(source, str) else id(source)) for kind, source in request.sources)
+    shown = tuple(
+        (kind, str(source) if isinstance(source, (str, Path)) else id(source)) for kind, source in request.sources
+    )
     return shown, request.video_id, video
 
 

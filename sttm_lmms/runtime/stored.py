@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from sttm_lmms.families import layout_of
 from sttm_lmms.families.checkpoint import resolve_checkpoint
 from sttm_lmms.video import VideoSettings
 from sttm_lmms.video.features import FeatureStore
@@ -12,7 +14,13 @@ from sttm_lmms.video.fingerprint import feature_key
 
 
 def open_store(
-    root: str | Path, checkpoint: str, settings: VideoSettings, dtype: str, form: str | None = None
+    root: str | Path,
+    checkpoint: str,
+    settings: VideoSettings,
+    dtype: str,
+    form: str | None = None,
+    *,
+    revision: str | None = None,
 ) -> FeatureStore:
     """The store of a checkpoint's features below ``root``, a data set's folder in the published layout.
 
@@ -21,12 +29,15 @@ def open_store(
         checkpoint: hub id or local folder, as for ``load_pretrained``; its last part names the store's folder.
         settings: how frames are sampled.
         dtype: what the vision tower computes in, such as ``"bfloat16"``.
+        revision: branch, tag or commit on the hub.
         form: one of ``sttm_lmms.video.feature_forms.FORMS``; None takes the one that is stored there, or ``"full"``.
 
     Raises:
         CheckpointError: the checkpoint cannot be had.
     """
-    folder = resolve_checkpoint(checkpoint)
+    folder = resolve_checkpoint(checkpoint, revision=revision)
+    if settings.sampling == layout_of(folder)[0].model_sampling:
+        settings = replace(settings, sampling="model")  # the same frames under two names
     name = Path(checkpoint).name
     store = FeatureStore(root, name, feature_key(folder, settings, dtype, form or "full"))
     stored = None if form else _stored_form(store.folder)

@@ -18,6 +18,8 @@ class Totals:
         self._shares: list[float] = []
         self._before: list[int] = []
         self._after: list[int] = []
+        self._layer_tokens: list[float] = []
+        self._kv_shares: list[float] = []
         self.reduced = 0
         self.answered = 0
         self._ttft: list[float] = []
@@ -30,7 +32,7 @@ class Totals:
         """Count one answer; answers about unreadable videos count as questions only."""
         if answer.error is not None:
             return
-        self.count_reduction(answer.visual_tokens, answer.kept_tokens)
+        self.count_reduction(answer.visual_tokens, answer.kept_tokens, answer.layer_tokens, answer.kv_share)
         timing = answer.timing
         if "ttft" in timing and not answer.reused:
             seen = sum(timing.get(phase, 0.0) for phase in ("video_decode", "preprocess", "vision"))
@@ -43,14 +45,17 @@ class Totals:
             self._decode_seconds += timing["decode"]
             self._decode_tokens += answer.output_tokens - 1
 
-    def count_reduction(self, before: int, after: int) -> None:
-        """Count the visual tokens of one answer, before and after reduction."""
+    def count_reduction(self, before: int, after: int, layer_tokens: float, kv_share: float = 1.0) -> None:
+        """Count the visual tokens of one answer before and after reduction, their mean over layers, and the share of
+        the KV entries that decode steps attended to."""
         self.answered += 1
-        self.reduced += after < before
+        self.reduced += layer_tokens < before or kv_share < 1.0
         if before:
             self._before.append(before)
             self._after.append(after)
             self._shares.append(after / before)
+            self._layer_tokens.append(layer_tokens)
+            self._kv_shares.append(kv_share)
 
     def __add__(self, other: Totals) -> Totals:
         """The totals of two processes."""
@@ -78,6 +83,8 @@ class Totals:
             requested_budget=getattr(config, "budget", None),
             tokens_before=_mean(self._before),
             tokens_after=_mean(self._after),
+            layer_tokens_mean=_mean(self._layer_tokens),
+            kv_share_mean=None if all(share == 1.0 for share in self._kv_shares) else _mean(self._kv_shares),
             kept_share_mean=_mean(self._shares),
             kept_share_min=min(self._shares, default=None),
             kept_share_max=max(self._shares, default=None),

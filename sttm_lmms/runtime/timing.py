@@ -1,21 +1,66 @@
-"""Clocks that are honest about asynchronous devices."""
+"""Clocks that are honest about asynchronous devices and do not slow them down."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+Mark = Any
+"""A point in time on a :class:`Stopwatch`: seconds, or an event in a CUDA stream."""
+
+
+class Stopwatch:
+    """Points in time in the order of the model's work.
+
+    On one CUDA device a mark is an event in its stream, so that nothing waits until somebody asks for seconds. Models
+    over several devices wait for all of them at each mark.
+
+    Args:
+        model: whose devices count.
+        enabled: without it marks are host times, which on a device say when work was handed over, not when it ended.
+    """
+
+    def __init__(self, model: nn.Module, enabled: bool = True) -> None:
+        devices = devices_of(model) if enabled else []
+        self._stream = devices[0] if len(devices) == 1 and devices[0].type == "cuda" else None
+        self._wait = synchronizer(model) if enabled and self._stream is None else _nothing
+
+    def mark(self) -> Mark:
+        """Now, in the order of the device's work."""
+        if self._stream is None:
+            self._wait()
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._stream))
+        return event
+
+    def seconds(self, began: Mark, ended: Mark) -> float:
+        """Seconds between two marks; waits for the second one."""
+        if self._stream is None:
+            return float(ended - began)
+        ended.synchronize()
+        return float(began.elapsed_time(ended)) / 1000
+
+
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """The devices that hold parameters of ``model``, without those of offloaded ones."""
+    return sorted({p.device for p in model.parameters() if p.device.type != "meta"}, key=str)
+
 
 def synchronizer(model: nn.Module) -> Callable[[], None]:
-    """A function that waits until ``model``'s devices have finished their work (nothing to wait for on a CPU)."""
-    kinds = {parameter.device.type for parameter in model.parameters()}
-    if "cuda" in kinds:
-        return _synchronize_cuda
-    if "mps" in kinds:
+    """A function that waits until ``model``'s devices have finished their work (nothing to wait for on a CPU).
+
+    Only devices that hold parameters are asked: asking another one would open a context on it, in every process.
+    """
+    devices = _cuda_devices(model)
+    if devices:
+        return partial(_synchronize_cuda, devices)
+    if any(parameter.device.type == "mps" for parameter in model.parameters()):
         return torch.mps.synchronize
     return _nothing
 
@@ -34,9 +79,9 @@ def clock(model: nn.Module, enabled: bool = True) -> Callable[[], float]:
 class FirstForward:
     """Context that notes when the first forward pass of ``model`` inside it has ended: the time to first token."""
 
-    def __init__(self, model: nn.Module, now: Callable[[], float]) -> None:
-        self._model, self._now = model, now
-        self.ended: float | None = None
+    def __init__(self, model: nn.Module, mark: Callable[[], Mark]) -> None:
+        self._model, self._mark = model, mark
+        self.ended: Mark | None = None
 
     def __enter__(self) -> FirstForward:
         self._handle = self._model.register_forward_hook(self._note)
@@ -47,7 +92,7 @@ class FirstForward:
 
     def _note(self, *_: Any) -> None:
         if self.ended is None:
-            self.ended = self._now()
+            self.ended = self._mark()
 
 
 class ForwardSeconds:
@@ -77,15 +122,18 @@ class ForwardSeconds:
 
 
 def peak_memory(model: nn.Module) -> int | None:
-    """Most bytes allocated on any CUDA device since the last reset, summed over devices; None without CUDA."""
-    if not any(parameter.is_cuda for parameter in model.parameters()):
-        return None
-    return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    """Most bytes allocated since the last reset, summed over the CUDA devices that hold parameters; None without."""
+    devices = _cuda_devices(model)
+    return sum(torch.cuda.max_memory_allocated(device) for device in devices) if devices else None
 
 
-def _synchronize_cuda() -> None:
-    for index in range(torch.cuda.device_count()):
-        torch.cuda.synchronize(index)
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=lambda device: device.index)
+
+
+def _synchronize_cuda(devices: Sequence[torch.device]) -> None:
+    for device in devices:
+        torch.cuda.synchronize(device)
 
 
 def _nothing() -> None:

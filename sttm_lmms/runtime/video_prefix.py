@@ -32,7 +32,7 @@ class VideoPrefix:
         return self.opening.kept_tokens
 
     def ask(self, question: str, **generation: Any) -> str:
-        """Answer a question; keyword arguments are those of :class:`GenerationSettings`."""
+        """Answer a question; keyword arguments are those of :meth:`GenerationSettings.of`."""
         return self.answer(question, **generation).text
 
     def answer(self, question: str, **generation: Any) -> Answer:
@@ -41,7 +41,7 @@ class VideoPrefix:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self._system is not None:
             messages.insert(0, {"role": "system", "content": self._system})
-        (answer,) = self._engine.generate([Request(messages, GenerationSettings(**generation))])
+        (answer,) = self._engine.generate([Request(messages, GenerationSettings.of(**generation))])
         return answer
 
 
@@ -58,13 +58,14 @@ def encode_video(
 
     Args:
         model, processor: from :func:`sttm_lmms.load_pretrained`.
-        video: a file, or a list of PIL frames.
+        video: a file; or the frames, all of which are seen and count as ``settings.fps`` a second: a list of PIL
+            images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
         config: settings of a reduction method, None keeps all tokens.
         settings: frame sampling.
         system: system prompt; None is the family's own.
 
     Raises:
-        VideoError: the file cannot be read.
+        VideoError: the file cannot be read, or what was given cannot be frames.
     """
     engine = Engine(model, processor, config, video=settings, on_error="raise")
     return VideoPrefix(engine, video, system)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sttm_lmms.config import OddEdge, STTMConfig
+from sttm_lmms.methods.sttm import STTMConfig
+from sttm_lmms.methods.sttm.quadtree import OddEdge
 from sttm_lmms.types import MergedTokens
 
 EPS = 1e-8

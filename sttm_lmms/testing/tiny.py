@@ -6,7 +6,9 @@ chat template, image and video processor), so that all code paths run on them; w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     Qwen2Config,
-    Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
@@ -28,23 +29,13 @@ from sttm_lmms.config import check_choice
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import lmms_lab
 from sttm_lmms.testing.export import save_original
+from sttm_lmms.testing.tiny_internvl import internvl
+from sttm_lmms.testing.tiny_qwen import qwen2_5_vl, qwen3_vl, qwen3_vl_moe
+from sttm_lmms.testing.tokens import QWEN_CHAT_TEMPLATE, QWEN_TOKENS, tiny_tokenizer
+
+__all__ = ["QWEN_CHAT_TEMPLATE", "TinySizes", "build_tiny_checkpoint", "tiny_model", "tiny_tokenizer"]
 
 LLAVA_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-QWEN_TOKENS = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-)
-
-QWEN_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -75,6 +66,20 @@ class TinySizes:
     patch_size: int = 4
     vocab_size: int = 320
 
+    def text(self, tie: bool) -> dict[str, Any]:
+        """The decoder's sizes by the names of transformers' configurations."""
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": 32768,
+            "max_window_layers": self.layers,
+            "tie_word_embeddings": tie,
+        }
+
 
 def build_tiny_checkpoint(
     out_dir: str | Path,
@@ -91,8 +96,8 @@ def build_tiny_checkpoint(
 
     Args:
         out_dir: folder to write; created if need be.
-        family: ``llava_video``, ``llava_onevision`` or ``qwen2_vl``.
-        layout: ``original`` (lmms-lab names; LLaVA only) or ``hf``. Qwen2-VL has one layout, given for both.
+        family: a model family; ``qwen3_vl_moe`` is Qwen3-VL with experts.
+        layout: ``original`` (lmms-lab names; LLaVA only) or ``hf``. The others have one layout, given for both.
         seed: of the random weights; the same seed gives the same weights in both layouts.
         sizes: see :class:`TinySizes`.
         dtype: of the stored weights.
@@ -106,7 +111,7 @@ def build_tiny_checkpoint(
     folder = Path(out_dir)
     model, processor = tiny_model(family, seed=seed, sizes=sizes, tie_word_embeddings=tie_word_embeddings)
     model = model.to(dtype)
-    if layout == "original" and family != "qwen2_vl":
+    if layout == "original" and family.startswith("llava"):
         save_original(model, processor, folder, max_shard_size=max_shard_size)
     else:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -118,43 +123,22 @@ def tiny_model(
     family: str, *, seed: int = 0, sizes: TinySizes | None = None, tie_word_embeddings: bool = False
 ) -> tuple[Any, Any]:
     """A small random model (float32, eval mode) of a family and its processor; nothing is written."""
-    builders = {"llava_video": _llava, "llava_onevision": _llava, "qwen2_vl": _qwen2_vl}
+    builders: dict[str, Callable[[TinySizes, bool], tuple[Any, Any]]] = {
+        "llava_video": partial(_llava, "llava_video"),
+        "llava_onevision": partial(_llava, "llava_onevision"),
+        "qwen2_vl": _qwen2_vl,
+        "qwen2_5_vl": qwen2_5_vl,
+        "qwen3_vl": qwen3_vl,
+        "qwen3_vl_moe": qwen3_vl_moe,
+        "internvl": internvl,
+    }
     if family not in builders:
         raise unknown("model family", family, builders)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, processor = builders[family](family, sizes or TinySizes(), tie_word_embeddings)
+        model, processor = builders[family](sizes or TinySizes(), tie_word_embeddings)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     return model.eval(), processor
-
-
-def tiny_tokenizer(special_tokens: tuple[str, ...]) -> Qwen2Tokenizer:
-    """Qwen2's tokenizer with one token per byte (ids 0 to 255) and the given special tokens after them."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    vocab = {token: number for number, token in enumerate([*letters, *special_tokens])}
-    return Qwen2Tokenizer(
-        vocab=vocab,
-        merges=[],
-        eos_token="<|im_end|>",
-        additional_special_tokens=list(special_tokens[1:]),
-        model_max_length=32768,
-    )
-
-
-def _text_sizes(sizes: TinySizes, tie: bool) -> dict[str, Any]:
-    return {
-        "hidden_size": sizes.hidden_size,
-        "intermediate_size": sizes.intermediate_size,
-        "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.heads,
-        "num_key_value_heads": sizes.kv_heads,
-        "vocab_size": sizes.vocab_size,
-        "max_position_embeddings": 32768,
-        "max_window_layers": sizes.layers,
-        "tie_word_embeddings": tie,
-    }
 
 
 def _llava(family: str, sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
@@ -173,7 +157,7 @@ def _llava(family: str, sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
             vision_use_head=False,
         ),
         text_config=Qwen2Config(
-            **_text_sizes(sizes, tie),
+            **sizes.text(tie),
             rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             bos_token_id=None,
             eos_token_id=end,
@@ -187,13 +171,13 @@ def _llava(family: str, sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
     return LlavaOnevisionForConditionalGeneration(config), lmms_lab.build_processor(tokenizer, config)
 
 
-def _qwen2_vl(family: str, sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
+def _qwen2_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
     tokenizer: Any = tiny_tokenizer(QWEN_TOKENS)
     ids = dict(zip(QWEN_TOKENS, tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS)), strict=True))
     unit = sizes.hidden_size // sizes.heads // 16  # real head dimension 128: sections 16, 24, 24
     config = Qwen2VLConfig(
         text_config={
-            **_text_sizes(sizes, tie),
+            **sizes.text(tie),
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e6,

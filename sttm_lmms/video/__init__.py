@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sttm_lmms.video.frames import video_of_frames
 from sttm_lmms.video.reading import available_backends, probe, read_frames
 from sttm_lmms.video.sampling import frame_times, sample_uniform_fps
 from sttm_lmms.video.settings import VIDEO_BACKENDS, Video, VideoInfo, VideoSettings
@@ -17,5 +18,6 @@ __all__ = [
     "probe",
     "read_frames",
     "sample_uniform_fps",
+    "video_of_frames",
     "write_video",
 ]

@@ -41,6 +41,7 @@ class FeatureKey:
         fps: frames sampled per second.
         dtype: what the vision tower computed in: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         form: one of :data:`~sttm_lmms.video.feature_forms.FORMS`.
+        sampling: one of :data:`~sttm_lmms.video.settings.SAMPLINGS`.
     """
 
     checkpoint: str
@@ -49,6 +50,7 @@ class FeatureKey:
     fps: float
     dtype: str
     form: str = "full"
+    sampling: str = "model"
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))

@@ -54,4 +54,5 @@ def feature_key(folder: str | Path, settings: VideoSettings, dtype: str, form: s
         fps=float(settings.fps),
         dtype=dtype,
         form=form,
+        sampling=settings.sampling,
     )

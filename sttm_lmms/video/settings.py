@@ -10,6 +10,10 @@ from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
 from sttm_lmms.video.index import FrameIndex
 
+SAMPLINGS = ("model", "uniform_fps")
+"""``model`` takes the frames that the model's own code takes, ``uniform_fps`` those of the published runs: one rule for
+all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is LLaVA's own."""
+
 VIDEO_BACKENDS = ("auto", "torchcodec", "decord", "pyav")
 """``auto`` takes the first of the others that can be imported and reads the file; PyAV always can be."""
 
@@ -28,8 +32,9 @@ class VideoSettings:
         max_frames: most frames taken from one video.
         fps: frames sampled per second of video, as long as that gives no more than ``max_frames``.
         backend: one of :data:`VIDEO_BACKENDS`.
-        min_pixels: least pixels of a resized frame (Qwen2-VL only); None is the family's default.
-        max_pixels: most pixels of a resized frame (Qwen2-VL only); None is the family's default.
+        sampling: one of :data:`SAMPLINGS`.
+        min_pixels: least pixels of a resized frame (Qwen families only); None is the family's default.
+        max_pixels: most pixels of a resized frame (Qwen families only); None is the family's default.
 
     Raises:
         ValueError: a value is out of range, or the backend is unknown.
@@ -40,11 +45,14 @@ class VideoSettings:
     backend: str = "auto"
     min_pixels: int | None = None
     max_pixels: int | None = None
+    sampling: str = "model"
 
     def __post_init__(self) -> None:
         check_integer("max_frames", self.max_frames, 1)
         check_number("fps", self.fps, 0.0, 1000.0, low_open=True)
         check_backend(self.backend)
+        if self.sampling not in SAMPLINGS:
+            raise unknown("sampling", self.sampling, SAMPLINGS)
         for name in ("min_pixels", "max_pixels"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)

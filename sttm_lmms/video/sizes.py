@@ -13,7 +13,6 @@ import torch
 from sttm_lmms.errors import VideoError
 from sttm_lmms.video.feature_forms import FORMS, form_dtype, form_shape
 from sttm_lmms.video.reading import probe
-from sttm_lmms.video.sampling import sample_uniform_fps
 from sttm_lmms.video.settings import VideoInfo, VideoSettings
 
 
@@ -65,7 +64,7 @@ def estimate_size(
 
 
 def feature_shape(family: str, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
-    """Shape of one video's features: ``(T, P, C_v)``, or ``(T, H, W, C)`` for Qwen2-VL.
+    """Shape of one video's features: ``(T, P, C_v)`` for the LLaVA families, ``(T, H, W, C)`` for the others.
 
     Args:
         family: name of a model family.
@@ -73,12 +72,6 @@ def feature_shape(family: str, config: Any, info: VideoInfo, settings: VideoSett
         info: facts about the file.
         settings: how frames are sampled.
     """
-    if family == "qwen2_vl":
-        from sttm_lmms.families.qwen2_vl import frame_size, sample_frames
+    from sttm_lmms.families import get_family
 
-        frames = len(sample_frames(info.total_frames, info.fps, settings))
-        height, width = frame_size(info.height, info.width, frames, settings)
-        return -(-frames // 2), height // 28, width // 28, config.text_config.hidden_size
-    tower = config.vision_config
-    frames = len(sample_uniform_fps(info, settings.fps, settings.max_frames))
-    return frames, (tower.image_size // tower.patch_size) ** 2, tower.hidden_size
+    return get_family(family).feature_shape(config, info, settings)

@@ -34,6 +34,8 @@ def test_every_cell_of_the_paper(family, benchmark, budget, cell):
     assert (preset.start_layer, preset.root_level) == (2, 1)
     assert preset.config.spatial_threshold == spatial
     expected = {("qwen2_vl", True): (360, 2), ("qwen2_vl", False): (256, 2), True: (180, 1), False: (128, 1)}
+    assert preset.sampling == "uniform_fps"
+    assert preset.config.decode_positions == ("continue" if family == "qwen2_vl" else "reference")
     needle = benchmark == "vnbench"
     assert (preset.max_frames, preset.fps) == expected[("qwen2_vl", needle) if family == "qwen2_vl" else needle]
 
@@ -42,7 +44,7 @@ def test_every_cell_of_the_paper(family, benchmark, budget, cell):
 def test_72b_merges_in_front_of_the_first_layer(name, thresholds):
     preset = resolve_preset(name, family="llava_video", checkpoint="lmms-lab/LLaVA-Video-72B-Qwen2", task="videomme")
     assert (preset.spatial_threshold, preset.temporal_threshold) == thresholds
-    assert preset.start_layer == 0
+    assert (preset.start_layer, preset.decode_positions) == (0, "reference")
 
 
 @pytest.mark.parametrize("budget", [50, 30])
@@ -122,6 +124,7 @@ def test_a_preset_of_ones_own(tmp_path):
     )
     mlvu = resolve_preset(str(path), family="llava_video", size="7B", task="mlvu_dev")
     assert (mlvu.spatial_threshold, mlvu.start_layer, mlvu.max_frames, mlvu.fps) == (0.9, 4, 64, 1.0)
+    assert (mlvu.decode_positions, mlvu.sampling) == ("continue", "uniform_fps")
     assert resolve_preset(str(path), family="llava_video", size="7b", task="mvbench").temporal_threshold == 0.7
 
 

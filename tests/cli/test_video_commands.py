@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
 
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.benchmarks.presets import resolve_preset
 from sttm_lmms.cli import main
 from sttm_lmms.cli.videos import videos_of
-from sttm_lmms.config import STTMConfig
+from sttm_lmms.errors import FeatureError
 from sttm_lmms.families import family_of, load_pretrained
 from sttm_lmms.runtime.hidden import video_states
 from sttm_lmms.runtime.prefix import prefill_prefix
@@ -67,9 +70,13 @@ def test_features_of_qwen2_vl_are_those_that_a_run_with_the_same_pixels_reads(wo
     common = ("--model", str(checkpoint), "--task", "vnbench", "--data", str(world / "data"), "--device", "cpu")
     with pytest.raises(SystemExit):
         main(["extract", *common, "--max-frames", "4", "--out", str(tmp_path), *options])
-    store = open_store(tmp_path, str(checkpoint), VideoSettings(max_frames=4, fps=2.0, **pixels), "float32", "full")
+    settings = VideoSettings(max_frames=4, fps=2.0, sampling="uniform_fps", **pixels)
+    store = open_store(tmp_path, str(checkpoint), settings, "float32", "full")
     (video_id, _) = min(videos_of("vnbench", world / "data")[1])
     assert store.load(video_id).tensor.shape[1:3] == (7, 7)
+    other = open_store(tmp_path, str(checkpoint), replace(settings, sampling="model"), "float32", "full")
+    with pytest.raises(FeatureError, match="sampling"):
+        other.load(video_id)
 
 
 def test_processes_share_the_videos(run, tmp_path, monkeypatch):

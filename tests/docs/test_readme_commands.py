@@ -25,11 +25,12 @@ PAGES = (
 PROGRAMS = "make|pip|python|lmms-eval|sttm-lmms|accelerate|scripts/reproduce.sh"
 COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{PROGRAMS}) \S.*")
 BIG = "lmms-lab/LLaVA-Video-7B-Qwen2"
+PAPER = f"{BIG}-Video-Only"
 SMALL = str(ROOT / "sttm_lmms" / "checkpoints" / "llava_video_tiny")
 
 HERE = "this file"
 """Run below, with small data and the shipped checkpoint put in."""
-MENTIONED = {"accelerate launch", "sttm-lmms eval", "make results"}
+MENTIONED = {"accelerate launch", "sttm-lmms eval", "sttm-lmms demo", "sttm-lmms compare", "make results"}
 """Names of commands, not commands."""
 NETWORK, TIME, GPU = (
     "needs the repository's address",
@@ -47,7 +48,7 @@ COVERED: dict[str, str] = {
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
     'pip install "sttm-lmms @ git+<this repository>"': NETWORK,
     "sttm-lmms doctor": HERE,
-    f"lmms-eval --model sttm_llava_video --model_args pretrained={BIG},budget=0.5 "
+    f"lmms-eval --model sttm_llava_video --model_args pretrained={PAPER},budget=0.5 "
     "--tasks videomme --log_samples --output_path runs/": HERE,
     f"sttm-lmms compare --tasks vnbench --methods sttm,random --budgets 0.5,0.3,0.15 "
     f"--model sttm_llava_video --model_args pretrained={BIG}": HERE,
@@ -60,10 +61,11 @@ COVERED: dict[str, str] = {
         "tests/model_wrappers/test_command_line.py::test_two_processes_give_the_answers_of_one"
     ),
     "sttm-lmms prepare vnbench --raw VNBench-main-4try.json --videos VNBench_videos/ --out datasets": HERE,
-    f"sttm-lmms eval --model sttm_llava_video --model_args pretrained={BIG},preset=paper-50 "
+    f"sttm-lmms eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 "
     "--tasks sttm_suite ...": HERE,
     "scripts/reproduce.sh llava-video-7b vnbench 50": "tests/scripts/test_reproduce_run.py::test_one_cell",
     "scripts/reproduce.sh llava-video-7b videomme 30 8": GPU,
+    "scripts/reproduce.sh MODEL BENCHMARK BUDGET --dry-run": "tests/scripts/test_reproduce.py::test_every_cell",
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,
     "sttm-lmms extract --model ... --task vnbench": HERE,
@@ -80,7 +82,8 @@ COVERED: dict[str, str] = {
     "sttm-lmms prepare BENCHMARK --raw ... --videos ...": "tests/benchmarks/test_prepare.py::test_round_trip",
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
     "sttm-lmms visualize --method yours": "tests/report/test_visualize_command.py::test_every_method_can_be_drawn",
-    f"python -m lmms_eval --model sttm_llava_video --model_args pretrained={BIG},preset=paper-50 --tasks sttm_videomme "
+    f"python -m lmms_eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 "
+    "--tasks sttm_videomme "
     '--include_path $(python -c "import sttm_lmms.tasks as t; print(t.__path__[0])") --log_samples '
     "--output_path outputs/": "tests/scripts/test_reproduce_run.py::test_one_cell",
 }
@@ -224,7 +227,7 @@ def test_extract(tmp_path, data, monkeypatch):
 
 @pytest.mark.slow
 def test_lmms_eval(tmp_path, data):
-    args = shlex.split(the("lmms-eval").replace(BIG, SMALL).replace("videomme", "vnbench"))[1:]
+    args = shlex.split(the("lmms-eval").replace(PAPER, SMALL).replace("videomme", "vnbench"))[1:]
     include = ["--include_path", str(ROOT / "tasks"), "--limit", "2"]
     process([sys.executable, "-m", "lmms_eval", *args, *include], tmp_path, data)
     assert list(tmp_path.rglob("runs/**/*_results.json"))
@@ -233,7 +236,7 @@ def test_lmms_eval(tmp_path, data):
 @pytest.mark.slow
 def test_eval(tmp_path, data):
     command = (
-        the("sttm-lmms eval").replace(BIG, SMALL).replace("paper-50", "paper-50:7b").replace("sttm_suite", "vnbench")
+        the("sttm-lmms eval").replace(PAPER, SMALL).replace("paper-50", "paper-50:7b").replace("sttm_suite", "vnbench")
     )
     args = shlex.split(command.removesuffix("..."))[1:]
     process([sys.executable, "-m", "sttm_lmms", *args, "--limit", "2", "--output_path", "runs"], tmp_path, data)

@@ -8,9 +8,13 @@ import pytest
 import torch
 from family_helpers import copy_of, edit
 
+from sttm_lmms.benchmarks.presets import size_of
 from sttm_lmms.errors import CheckpointError
 from sttm_lmms.families import load_pretrained
 from sttm_lmms.families.checkpoint import resolve_checkpoint
+from sttm_lmms.families.hub import PUBLISHED
+from sttm_lmms.families.llava import project_video
+from sttm_lmms.provenance import collect_provenance
 
 DAMAGES = {
     "missing": (
@@ -100,7 +104,7 @@ def test_files_that_are_not_there(checkpoint, tmp_path):
     [
         ({"architectures": ["MambaForCausalLM"]}, r"\['MambaForCausalLM'\] are not supported; supported: LlavaQwen"),
         ({"mm_projector_type": "linear"}, r"mm_projector_type='linear' is not supported, only 'mlp2x_gelu'"),
-        ({"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode='average' is not supported"),
+        ({"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode='max' is not supported, only 'bilinear'"),
         ({"vocab_size": 260}, "mis-shaped: lm_head.weight"),
     ],
 )
@@ -156,6 +160,67 @@ def test_where_a_checkpoint_can_be(tmp_path, monkeypatch):
     assert asked["revision"] == "main"
     assert "*.safetensors" in asked["allow_patterns"]
     assert not any(pattern.endswith(".bin") for pattern in asked["allow_patterns"])
+
+
+def test_average_pooling_is_overridden_as_published(checkpoint, loaded, tmp_path, caplog):
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "average")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"mm_spatial_pool_mode": "average"}))
+    model, _ = load_pretrained(folder)
+    assert "mm_spatial_pool_mode='average' is overridden with 'bilinear'" in caplog.text
+    features = torch.randn(2, 169, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(project_video(model, features), project_video(loaded("llava_video")[1], features))
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "said"),
+    [
+        (
+            "RepositoryNotFoundError",
+            "lmms-lab/LLaVA-Video-7B-Qwen",
+            "spelling.*Did you mean 'lmms-lab/LLaVA-V",
+        ),
+        ("RevisionNotFoundError", "lmms-lab/LLaVA-Video-7B-Qwen2", "it has no revision 'v2'.*or leave revision out"),
+        ("GatedRepoError", "owner/name", "accept its terms on the hub and log in"),
+        ("ConnectionError", "owner/name", "fetch it where there is a network: hf download owner/name"),
+    ],
+)
+def test_what_the_hub_says_is_one_line_with_the_way_out(monkeypatch, error, name, said):
+    def snapshot_download(*_, **__):
+        raise type(error, (Exception,), {})("404 Client Error. (Request ID: x)\n\nNot found.\nPlease make sure ...")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match=said) as raised:
+        load_pretrained(name, revision="v2")
+    assert "\n" not in str(raised.value)
+
+
+def test_published_ids_have_a_size():
+    for name in (name for names in PUBLISHED.values() for name in names):
+        assert size_of(name) in ("0.5b", "2b", "7b", "72b")
+
+
+def test_the_commit_that_was_loaded(checkpoint, tmp_path, monkeypatch):
+    """Weights are fetched at the commit whose configuration was looked at, and the provenance names it."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = copy_of(checkpoint("llava_video"), tmp_path / "snapshots" / commit)
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((revision, "config.json" in allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model, _ = load_pretrained("lmms-lab/LLaVA-Video-7B-Qwen2", revision="main")
+    assert asked == [("main", True), (commit, False)]
+    assert collect_provenance(model).checkpoint_commit == commit
+    assert collect_provenance(load_pretrained(checkpoint("llava_video"))[0]).checkpoint_commit is None
+
+
+def test_a_folder_has_no_revision(checkpoint):
+    with pytest.raises(CheckpointError, match="revision='main' belongs to hub ids"):
+        load_pretrained(checkpoint("llava_video"), revision="main")
 
 
 def test_the_hub_is_offline(monkeypatch):

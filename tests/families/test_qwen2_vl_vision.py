@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,8 @@ from PIL import Image
 from qwen_vl_utils.vision_process import fetch_video
 
 from sttm_lmms.errors import VideoError
-from sttm_lmms.families.qwen2_vl import frame_size, mrope_positions, sample_frames
-from sttm_lmms.video import VideoSettings, write_video
+from sttm_lmms.families.qwen2_vl import frame_numbers, frame_size, mrope_positions, sample_frames
+from sttm_lmms.video import VideoInfo, VideoSettings, write_video
 
 VIDEO, IMAGE = {"type": "video"}, {"type": "image"}
 
@@ -68,6 +70,44 @@ def test_sampled_frames(total, fps, rate, most):
     assert len(indices) <= max(2, most)
     assert len(indices) == 1 if total == 1 else len(indices) % 2 == 0
     assert indices[-1] == total - 1
+
+
+def published_frames(total: int, video_fps: float, fps: float, most: int) -> list[int]:
+    """The sampler of the published runs, step by step: a frame every 1/fps seconds, the last one, an even number."""
+    numbers, k = [], 0
+    while (number := math.ceil(k * video_fps / fps)) < total - 1:
+        numbers.append(number)
+        k += 1
+    numbers = [*dict.fromkeys(numbers), total - 1]
+    if len(numbers) > most:
+        numbers = [int(number) for number in np.linspace(0, total - 1, most)]
+    return numbers if len(numbers) % 2 == 0 else [*numbers, numbers[-1]]
+
+
+@given(total=st.integers(1, 5000), fps=st.floats(5, 60), rate=st.floats(0.1, 10), most=st.integers(1, 400))
+def test_frames_of_the_published_runs(total, fps, rate, most):
+    info = VideoInfo("clip.mp4", total, fps, total / fps, 640, 360)
+    numbers = frame_numbers(info, VideoSettings(max_frames=most, fps=rate, sampling="uniform_fps"))
+    assert numbers == published_frames(total, fps, rate, most)
+    assert len(numbers) % 2 == 0
+
+
+@pytest.mark.parametrize(("seconds", "counts", "shared"), [(44, (90, 88), 5), (600, (256, 256), 129)])
+def test_the_two_samplers_are_not_the_same(seconds, counts, shared):
+    info = VideoInfo("clip.mp4", 30 * seconds, 30.0, seconds, 640, 360)
+    published, own = (frame_numbers(info, VideoSettings(256, 2.0, sampling=name)) for name in ("uniform_fps", "model"))
+    assert (len(published), len(own)) == counts
+    assert len(set(published) & set(own)) == shared
+
+
+def test_published_frames_are_read_and_resized(loaded, mp4):
+    family, _, _ = loaded("qwen2_vl", "hf")
+    video = family.read_video(mp4, VideoSettings(max_frames=256, fps=2.0, sampling="uniform_fps"))
+    assert video.indices == [*range(0, 71, 6), 71, 71]
+    own = family.read_video(mp4, VideoSettings(max_frames=256, fps=2.0))
+    assert video.frames.shape[1:] == own.frames.shape[1:]
+    assert np.array_equal(video.frames[0], own.frames[0])
+    assert np.array_equal(video.frames[-1], own.frames[-1])
 
 
 @given(height=st.integers(20, 2000), width=st.integers(20, 2000), frames=st.integers(1, 768))

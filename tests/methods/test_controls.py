@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttm_lmms.methods import METHODS, get_method, method_of
-from sttm_lmms.methods.common import most_within
-from sttm_lmms.methods.frames import FramesConfig, keep_frames
-from sttm_lmms.methods.pool import PoolConfig, pool_cells, pooled_grid
-from sttm_lmms.methods.random import RandomConfig, keep_random
-from sttm_lmms.methods.sttm import MergedTokens
+from sttm_lmms.methods import check_method, get_method
+from sttm_lmms.methods.base import most_within
+from sttm_lmms.methods.frames import FramesConfig
+from sttm_lmms.methods.pool import PoolConfig, pooled_grid
+from sttm_lmms.methods.random import RandomConfig
+from sttm_lmms.runtime.videos import reduce_grid
+from sttm_lmms.types import MergedTokens
 
 CONTROLS = ("random", "frames", "pool")
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
@@ -20,8 +21,7 @@ BUDGETS = st.floats(0.01, 1.0)
 
 
 def run(name: str, features: torch.Tensor, budget: float) -> MergedTokens:
-    method = get_method(name)
-    return method.merge_function(features, method.config_class(budget=budget))
+    return reduce_grid(get_method(name)(budget=budget), features)
 
 
 @pytest.mark.parametrize("name", CONTROLS)
@@ -53,18 +53,18 @@ def test_a_whole_budget_keeps_everything_bit_by_bit(name: str, dtype: torch.dtyp
 
 def test_random_depends_on_the_seed_alone() -> None:
     first, again, other = (
-        keep_random(torch.randn(4, 6, 6, 2), RandomConfig(budget=0.5, seed=seed)).source_map for seed in (1, 1, 2)
+        reduce_grid(RandomConfig(budget=0.5, seed=seed), torch.randn(4, 6, 6, 2)).source_map for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_random_meets_the_budget_exactly() -> None:
-    assert len(keep_random(torch.randn(4, 5, 5, 2), RandomConfig(budget=0.3))) == 30
+    assert len(reduce_grid(RandomConfig(budget=0.3), torch.randn(4, 5, 5, 2))) == 30
 
 
 def test_frames_are_evenly_spaced() -> None:
-    merged = keep_frames(torch.randn(12, 2, 2, 1), FramesConfig(budget=0.25))
+    merged = reduce_grid(FramesConfig(budget=0.25), torch.randn(12, 2, 2, 1))
     assert merged.boxes[:, 0].unique().tolist() == [2, 6, 10]
     assert (merged.source_map[[2, 6, 10]] >= 0).all()
     assert len(merged) == 12
@@ -72,7 +72,7 @@ def test_frames_are_evenly_spaced() -> None:
 
 def test_pool_of_halves_is_the_mean_of_two_by_two() -> None:
     features = torch.randn(2, 4, 6, 3)
-    merged = pool_cells(features, PoolConfig(budget=0.25))
+    merged = reduce_grid(PoolConfig(budget=0.25), features)
     expected = features.unflatten(1, (2, 2)).unflatten(3, (3, 2)).mean((2, 4))
     torch.testing.assert_close(merged.features.view(2, 2, 3, 3), expected)
 
@@ -105,7 +105,7 @@ def test_most_within_is_exact_for_fractions(total: int, part: int) -> None:
 )
 def test_bad_settings_are_refused(name: str, bad: dict) -> None:
     with pytest.raises((ValueError, TypeError), match=r"budget|start_layer"):
-        METHODS[name].config_class(**bad)
+        get_method(name)(**bad)
 
 
 def test_bad_seed_is_refused() -> None:
@@ -115,5 +115,5 @@ def test_bad_seed_is_refused() -> None:
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_settings_lead_back_to_their_method(name: str) -> None:
-    config = METHODS[name].config_class(budget=0.5, start_layer=0, decode_positions="reference")
-    assert method_of(config).name == name
+    config = get_method(name)(budget=0.5, start_layer=0, decode_positions="reference")
+    assert check_method(config).name == name

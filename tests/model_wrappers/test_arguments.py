@@ -6,7 +6,7 @@ import pytest
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.settings import task_settings
 
-from sttm_lmms.config import STTMConfig
+from sttm_lmms import STTMConfig
 
 MINIMAL = {"pretrained": "some/model", "budget": 0.5}
 
@@ -72,6 +72,19 @@ def test_one_threshold_alone_is_refused():
         task_settings(arguments, "llava_video", "vnbench")
 
 
+@pytest.mark.parametrize("family", ["llava_video", "llava_onevision", "qwen2_vl"])
+def test_our_tasks_and_presets_sample_as_published(family):
+    def sampling(task, **given):
+        arguments = parse_arguments({"pretrained": "some/model-7b", **given})
+        return task_settings(arguments, family, task).video.sampling
+
+    none = {"method": "none"}
+    assert [sampling(task, **none) for task in ("vnbench", "sttm_videomme", "sttm_mlvu")] == ["uniform_fps"] * 3
+    assert [sampling(task, **none) for task in ("videomme", "mlvu_dev", "mmmu_val")] == ["model"] * 3
+    assert sampling("videomme", preset="paper-50") == "uniform_fps"
+    assert sampling("sttm_videomme", sampling="model", **none) == "model"
+
+
 def test_frames_follow_the_task_unless_they_are_given():
     arguments = parse_arguments({"pretrained": "some/model", "method": "none"})
     assert task_settings(arguments, "llava_video", "vnbench").video.max_frames == 180
@@ -85,5 +98,5 @@ def test_a_preset_is_resolved_for_each_task():
         {"pretrained": "lmms-lab/LLaVA-Video-7B-Qwen2", "preset": "paper-50", "odd_edge": "masked"}
     )
     config = task_settings(arguments, "llava_video", "vnbench").config
-    assert config == STTMConfig(0.85, 0.65, odd_edge="masked")
+    assert config == STTMConfig(0.85, 0.65, odd_edge="masked", decode_positions="reference")
     assert task_settings(arguments, "llava_video", "egoschema_subset").config.temporal_threshold == 0.55

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
+import av
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -9,7 +13,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 from loguru import logger
 from PIL import Image
-from sttm_lmms.model_wrappers.documents import generation_settings, user_turn
+from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
 from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision, SimpleLlavaOneVision
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo, SimpleLlavaVideo
 from sttm_lmms.model_wrappers.qwen2_vl import Qwen2VL, SimpleQwen2VL
@@ -168,6 +172,32 @@ def test_generation_settings_of_lmms_eval():
     assert not generation_settings({"temperature": 0.7, "do_sample": False}).do_sample
 
 
+def test_every_setting_of_generate_is_taken_and_others_are_refused():
+    found = generation_settings({"repetition_penalty": 1, "no_repeat_ngram_size": 2, "num_beams": 3, "top_k": None})
+    assert found.arguments() == {
+        **found.arguments(),
+        "repetition_penalty": 1,
+        "no_repeat_ngram_size": 2,
+        "num_beams": 3,
+    }
+    assert generation_settings({"stop_sequences": ["Q:"]}).until == ("Q:",)
+    with pytest.raises(ValueError, match=r"unknown generation setting 'topk'\. Did you mean 'top_k'"):
+        generation_settings({"topk": 20})
+
+
+def test_sampling_settings_of_a_greedy_request_are_pointed_out():
+    assert without_effect({"do_sample": False, "temperature": 0.7, "top_k": 20}) == ["temperature=0.7", "top_k=20"]
+    assert without_effect({"do_sample": True, "temperature": 0}) == ["do_sample=True"]
+    assert without_effect({"do_sample": True, "top_k": 20}) == []
+    assert without_effect({"do_sample": False, "temperature": 0, "top_p": 1.0, "top_k": None, "num_beams": 1}) == []
+
+
+def test_a_misspelt_generation_setting_stops_the_run(build, videos):
+    wrapper = build()
+    with pytest.raises(ValueError, match="Did you mean 'repetition_penalty'"):
+        list(wrapper.generate_until(ask(wrapper, [(videos[0], "Why?")], repetition_penalti=1)))
+
+
 def test_generation_settings_are_honoured(build, videos):
     wrapper = build()
     (long,) = wrapper.generate_until(ask(wrapper, [(videos[0], QUESTIONS[0])], max_new_tokens=8))
@@ -290,9 +320,45 @@ def test_what_the_models_cannot_take_is_refused(visual):
         user_turn([visual], "What?")
 
 
+def test_a_webm_video_is_a_video(build, videos, tmp_path):
+    """lmms-eval lists the ending among those of audio files."""
+    film, sound = tmp_path / "film.webm", tmp_path / "sound.webm"
+    shutil.copy(videos[0], film)  # the content counts, whatever the file is called
+    with av.open(str(sound), "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=48000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), layout="mono")
+        silence.sample_rate = 48000
+        container.mux(stream.encode(silence) + stream.encode(None))
+    (message,) = user_turn([str(film)], "What moves?")
+    assert message["content"][0] == {"type": "video", "video": str(film)}
+    for path, reason in ((sound, "has only audio"), (tmp_path / "gone.webm", "does not exist")):
+        with pytest.raises(STTMError, match=f"audio is not supported.*{reason}"):
+            user_turn([str(path)], "What moves?")
+    found = []
+    for video in (film, videos[0]):
+        simple = build(classes=SIMPLE)
+        simple.task_dict = {"t": {"test": [video]}}
+        arguments = (QUESTIONS[0], {"max_new_tokens": 6}, lambda doc: [str(doc)], 0, "t", "test")
+        found += texts(simple.generate_until([Instance("generate_until", arguments, 0, metadata(0))]))
+    assert found[0] == found[1]
+
+
 def test_a_checkpoint_of_another_family_is_refused(checkpoints):
     with pytest.raises(CheckpointError, match="is a qwen2_vl checkpoint: use --model sttm_qwen2_vl"):
         LlavaVideo(pretrained=str(checkpoints["qwen2_vl"]), budget=0.5, device="cpu")
+
+
+def test_a_checkpoint_of_another_family_is_refused_before_its_weights_are_fetched(checkpoints, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(checkpoints["qwen2_vl"])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match="is a qwen2_vl checkpoint: use --model sttm_qwen2_vl"):
+        LlavaVideo(pretrained="Qwen/Qwen2-VL-7B-Instruct", revision="main", budget=0.5, device="cpu")
+    assert asked == [("Qwen/Qwen2-VL-7B-Instruct", "main", ["config.json"])]
 
 
 def test_model_args_win_over_the_options_of_lmms_eval(checkpoints):
@@ -322,6 +388,16 @@ def test_a_preset_gives_each_task_its_settings(build, videos, tmp_path):
     summary = summarize_logged_metrics()
     assert summary["avg_reduction_asked"] == 1
     assert summary["avg_reduced_share"] == 0.5
+
+
+@pytest.mark.parametrize(("task", "sampling"), [("sttm_mlvu", "uniform_fps"), ("mlvu_dev", "model")])
+def test_the_sampling_that_ran_is_on_record(build, videos, task, sampling):
+    wrapper = build("qwen2_vl", max_frames=8)
+    (request,) = ask(wrapper, [(videos[0], "Why?")])
+    wrapper.task_dict = {task: {"test": [(videos[0], "Why?")]}}
+    request.arguments = (*request.arguments[:-2], task, "test")
+    (result,) = wrapper.generate_until([request])
+    assert result.token_counts.to_dict()["provenance"]["sampling"] == sampling
 
 
 def test_stored_features_replace_the_videos(build, checkpoints, videos, tmp_path):

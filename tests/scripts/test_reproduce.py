@@ -70,6 +70,11 @@ def test_wrappers_take_these_arguments(model, budget):
     assert parsed.preset == (None if budget == "100" else f"paper-{budget}:{model.rsplit('-', 1)[1]}")
 
 
+def test_the_7b_checkpoint_is_the_one_of_the_published_runs():
+    words = shlex.split(run("llava-video-7b", "mlvu", "50", "--dry-run").stdout)
+    assert option(words, "--model_args").startswith("pretrained=lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only,")
+
+
 def test_eight_gpus_hold_a_copy_each():
     words = shlex.split(run("qwen2-vl-7b", "videomme", "50", "8", "--dry-run").stdout)
     assert words[1:8] == ["-m", "accelerate.commands.launch", "--num_processes", "8", "-m", "sttm_lmms", "eval"]
@@ -82,9 +87,16 @@ def test_a_large_model_is_spread_over_the_gpus():
     assert "accelerate.commands.launch" not in words
 
 
-def test_newline_baseline():
-    words = shlex.split(run("llava-video-7b", "mlvu", "100-newline", "--dry-run").stdout)
-    assert "newline" not in option(words, "--model_args")
+def test_gpus_that_the_user_chose_are_kept(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    words = shlex.split(run("llava-video-72b", "videomme", "50", "--dry-run").stdout)
+    assert words[1:4] == ["-m", "sttm_lmms", "eval"]
+
+
+@pytest.mark.parametrize(("model", "argument"), [("llava-video-7b", ""), ("llava-onevision-7b", ",newline=grid")])
+def test_newline_baseline(model, argument):
+    words = shlex.split(run(model, "mlvu", "100-newline", "--dry-run").stdout)
+    assert option(words, "--model_args").endswith(",method=none,max_frames=128,fps=1.0" + argument)
 
 
 def test_options_are_handed_on(tmp_path):
@@ -108,6 +120,7 @@ def test_options_are_handed_on(tmp_path):
         (["llava-video-7b", "mlvu", "50", "--dry"], "unknown option --dry"),
         (["qwen2-vl-7b", "mlvu", "50"], "qwen2_vl 7b on vnbench, videomme, longvideobench"),
         (["llava-video-72b", "mlvu", "30"], "llava_video 72b on videomme"),
+        (["qwen2-vl-7b", "vnbench", "100-newline"], "Qwen2-VL has no newline tokens"),
         (["llava-video-7b"], "usage:"),
     ],
 )

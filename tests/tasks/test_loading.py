@@ -14,7 +14,7 @@ from sttm_lmms.benchmarks import FORMATS, load_benchmark
 from sttm_lmms.benchmarks.documents import TaskData
 from sttm_lmms.errors import AnnotationError
 
-OURS = ["vnbench", *(f"sttm_{name}" for name in FORMATS)]
+OURS = ["vnbench", *(f"sttm_{name}" for name in FORMATS), "sttm_longvideobench_mended"]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_names_are_not_lmms_evals_own(manager):
 @pytest.mark.parametrize("kind", ["chat", "simple"])
 @pytest.mark.parametrize("name", OURS)
 def test_task_loads(small_data, manager, name, kind):
-    benchmark = name.removeprefix("sttm_")
+    benchmark = name.removeprefix("sttm_").removesuffix("_mended")
     task = get_task_dict([name], manager, kind)[name]
     questions = load_benchmark(benchmark, small_data)
     assert len(task.eval_docs) == len(questions)
@@ -46,6 +46,8 @@ def test_task_loads(small_data, manager, name, kind):
         assert Path(path) == small_data / benchmark / "videos" / f"{doc['video_id']}.mp4"
         text = task.doc_to_text(doc)
         assert text.endswith("\nThe best answer is:")
+        last = len(doc["options"]) if name == "sttm_longvideobench" else len(doc["options"]) - 1
+        assert f"or {'ABCDEF'[last]}) of the correct option" in text
         assert task.doc_to_target(doc) == doc["answer"]
         if kind == "chat":
             messages = ChatMessages(messages=task.doc_to_messages(doc))

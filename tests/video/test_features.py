@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm_lmms.config import STTMConfig
+from sttm_lmms import STTMConfig
 from sttm_lmms.errors import FeatureError
 from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video import VideoSettings

@@ -88,6 +88,8 @@ def test_settings_out_of_range_are_refused(name: str, value: object) -> None:
 def test_other_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown video_backend 'pyva'. Did you mean 'pyav'\?"):
         VideoSettings(backend="pyva")
+    with pytest.raises(ValueError, match=r"unknown sampling 'uniform'. Did you mean 'uniform_fps'\?"):
+        VideoSettings(sampling="uniform")
     with pytest.raises(ValueError, match="min_pixels=10 is more than max_pixels=5"):
         VideoSettings(min_pixels=10, max_pixels=5)
     assert VideoSettings() == VideoSettings(max_frames=128, fps=1.0, backend="auto")

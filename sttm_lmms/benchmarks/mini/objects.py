@@ -15,7 +15,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES: tuple[str, ...] = ("disc", "ring", "cross", "triangle", "flag")
 OBJECTS: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 GRID = 7
-"""Cells a side that a frame has in the embedded model; needle sizes are given in such cells."""
+"""Cells a side that a frame has in the first embedded models; needle sizes are given in cells."""
 
 
 def object_colour(index: int) -> torch.Tensor:
@@ -45,20 +45,21 @@ def shape_mask(shape: str, u: torch.Tensor, v: torch.Tensor, edge: torch.Tensor 
     return (inside / edge + 0.5).clamp(0, 1)
 
 
-def paint(frames: torch.Tensor, index: int, x: float, y: float, size: float) -> torch.Tensor:
+def paint(frames: torch.Tensor, index: int, x: float, y: float, size: float, grid: int = GRID) -> torch.Tensor:
     """Draw ``OBJECTS[index]`` over every frame.
 
     Args:
         frames: ``[n, 3, H, W]`` float in [0, 1].
         x, y: centre, as a share of the width and the height.
-        size: extent in cells of a ``GRID x GRID`` division of the frame, so that a needle covers the same cells
+        size: extent in cells of a ``grid x grid`` division of the frame, so that a needle covers the same cells
             whatever the frame's size and aspect ratio.
+        grid: cells a side.
 
     Returns:
         New frames of the same shape.
     """
     height, width = frames.shape[-2:]
-    half = size / GRID / 2
+    half = size / grid / 2
     u = ((torch.arange(width) + 0.5) / width - x)[None, :] / half
     v = ((torch.arange(height) + 0.5) / height - y)[:, None] / half
     mask = shape_mask(SHAPES[index // len(COLOURS)], u, v, edge=2.0 / (half * min(height, width)))

@@ -75,10 +75,10 @@ def slots(seconds: float) -> int:
     return int(np.ceil(seconds)) - 1
 
 
-def place(rng: np.random.Generator, objects: Sequence[int], seconds: float) -> tuple[Event, ...]:
+def place(rng: np.random.Generator, objects: Sequence[int], seconds: float, grid: int = GRID) -> tuple[Event, ...]:
     """Events for ``objects`` in this order, at random seconds, needles of neighbouring seconds apart in space.
 
-    Centres lie well inside a cell, so that each needle has one cell of its own.
+    Centres lie well inside a cell of a ``grid x grid`` division, so that each needle has one cell of its own.
     """
     times = sorted(rng.choice(slots(seconds), size=len(objects), replace=False).tolist())
     events: list[Event] = []
@@ -87,13 +87,13 @@ def place(rng: np.random.Generator, objects: Sequence[int], seconds: float) -> t
         size = float(rng.uniform(*SIZES))
         low = 0 if size <= 1.5 else 1
         while True:
-            row, column = rng.integers(low, GRID - low, 2).tolist()
+            row, column = rng.integers(low, grid - low, 2).tolist()
             near = before is not None and before[0] == second - 1
             if not near or max(abs(row - before[1]), abs(column - before[2])) >= 2:  # type: ignore[index]
                 break
         before = (second, row, column)
         dx, dy = rng.uniform(-0.25, 0.25, 2).tolist()
-        events.append(Event(int(second), int(index), (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size))
+        events.append(Event(int(second), int(index), (column + 0.5 + dx) / grid, (row + 0.5 + dy) / grid, size))
     return tuple(events)
 
 
@@ -154,8 +154,10 @@ def _shuffle(
     return Question(kind, text, tuple(contents), 0, needles).shuffled(rng.permutation(4).tolist())
 
 
-def sample_video(rng: np.random.Generator, kind: str, seconds: float) -> tuple[tuple[Event, ...], Question]:
-    """Needles of one video and the question about it.
+def sample_video(
+    rng: np.random.Generator, kind: str, seconds: float, grid: int = GRID
+) -> tuple[tuple[Event, ...], Question]:
+    """Needles of one video, placed on a ``grid x grid`` division, and the question about it.
 
     Raises:
         ValueError: ``kind`` is unknown, or the video is too short for its needles.
@@ -166,7 +168,7 @@ def sample_video(rng: np.random.Generator, kind: str, seconds: float) -> tuple[t
     if room < ORDERED:
         raise ValueError(f"a video of {seconds} s has room for {room} needles; it needs at least {ORDERED + 1} s")
     objects, asked = sample_objects(rng, kind, room)
-    events = place(rng, objects, seconds)
+    events = place(rng, objects, seconds, grid)
     if kind == "ret":
         return events, ask_retrieval(rng, events, asked[0])
     if kind == "ord":

@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sttm_lmms.benchmarks.mini.footage import Footage, random_footage, random_scene
+from sttm_lmms.benchmarks.mini.footage import Footage
 from sttm_lmms.benchmarks.mini.objects import paint
 from sttm_lmms.benchmarks.mini.questions import KINDS, Event, Question, sample_video
+from sttm_lmms.benchmarks.mini.scenery import SCENERIES, TEXTURED, Scenery
 from sttm_lmms.video import write_video
 
 SPLITS: dict[str, int] = {"train": 0, "test": 1}
 STYLES: tuple[str, ...] = ("edit", "insert")
 ANNOTATIONS = "VNBench-main-4try_v2.json"
-LENGTHS: tuple[float, ...] = (7, 8.5, 10, 12, 13.5, 15)
-FRAME_SIZES: tuple[tuple[int, int], ...] = ((160, 120), (192, 108), (128, 128), (112, 176))
-FRAME_RATES: tuple[float, ...] = (8.0, 10.0, 12.5, 15.0)
+LENGTHS, FRAME_SIZES, FRAME_RATES = TEXTURED.lengths, TEXTURED.sizes, TEXTURED.rates
 TRIES = 4
 
 
@@ -35,6 +34,7 @@ class MiniVideo:
         size: (width, height) in pixels.
         fps: frames per second.
         seed: of the footage.
+        scenery: the set it belongs to.
     """
 
     name: str
@@ -45,11 +45,12 @@ class MiniVideo:
     events: tuple[Event, ...]
     question: Question
     seed: tuple[int, ...]
+    scenery: Scenery = TEXTURED
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 ``[H, W, 3]`` frames, one second at a time."""
         rng = np.random.default_rng(self.seed)
-        footage = random_footage(rng, self.seconds)
+        footage = self.scenery.footage(rng, self.seconds)
         times = np.arange(round(self.seconds * self.fps)) / self.fps
         events = {event.second: event for event in self.events}
         shown = 0.0  # footage seconds used up: an inserted picture stops the footage for a second
@@ -66,11 +67,11 @@ class MiniVideo:
     ) -> Iterator[np.ndarray]:
         width, height = self.size
         if picture:
-            frames = random_scene(rng, still=True).render(torch.zeros(len(times)), height, width)
+            frames = self.scenery.scene(rng, still=True).render(torch.zeros(len(times)), height, width)
         else:
             frames = footage.render(times, height, width)
         if event is not None:
-            frames = paint(frames, event.index, event.x, event.y, event.size)
+            frames = paint(frames, event.index, event.x, event.y, event.size, self.scenery.grid)
         grain = footage.noise * torch.from_numpy(rng.standard_normal(tuple(frames.shape)).astype(np.float32))
         pixels = ((frames + grain).clamp(0, 1) * 255).round().to(torch.uint8)
         yield from pixels.permute(0, 2, 3, 1).contiguous().numpy()
@@ -107,22 +108,27 @@ def plan_video(
     *,
     seed: int,
     split: str,
-    lengths: Sequence[float] = LENGTHS,
-    sizes: Sequence[tuple[int, int]] = FRAME_SIZES,
-    fps: Sequence[float] = FRAME_RATES,
+    scenery: str = "textured",
+    lengths: Sequence[float] | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    fps: Sequence[float] | None = None,
 ) -> MiniVideo:
     """Video ``number`` of a split: kinds and styles take turns, all else is drawn from (split, seed, number)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    if scenery not in SCENERIES:
+        raise ValueError(f"scenery {scenery!r} is not one of {', '.join(SCENERIES)}")
+    drawn_from = SCENERIES[scenery]
+    lengths, sizes, fps = lengths or drawn_from.lengths, sizes or drawn_from.sizes, fps or drawn_from.rates
     key = (SPLITS[split], seed, number)
     rng = np.random.default_rng(key)
     kind, style = KINDS[number % len(KINDS)], STYLES[number // len(KINDS) % len(STYLES)]
     seconds = float(rng.choice(np.asarray(lengths, dtype=float)))
     width, height = sizes[int(rng.integers(len(sizes)))]
     rate = float(fps[int(rng.integers(len(fps)))])
-    events, question = sample_video(rng, kind, seconds)
+    events, question = sample_video(rng, kind, seconds, drawn_from.grid)
     name = f"{split}{seed}-{number:04d}_{kind}_{style}1"
-    return MiniVideo(name, style, seconds, (width, height), rate, events, question, (*key, 2))
+    return MiniVideo(name, style, seconds, (width, height), rate, events, question, (*key, 2), drawn_from)
 
 
 def write_benchmark(
@@ -131,9 +137,10 @@ def write_benchmark(
     videos: int = 24,
     seed: int = 0,
     split: str = "test",
-    lengths: Sequence[float] = LENGTHS,
-    sizes: Sequence[tuple[int, int]] = FRAME_SIZES,
-    fps: Sequence[float] = FRAME_RATES,
+    scenery: str = "textured",
+    lengths: Sequence[float] | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    fps: Sequence[float] | None = None,
 ) -> Path:
     """Write ``vnbench/annotations`` and ``vnbench/videos`` under a data root (``$STTM_DATA_ROOT``).
 
@@ -142,20 +149,22 @@ def write_benchmark(
         videos: how many; retrieval, ordering and counting take turns, each with edited and inserted needles.
         seed: other seeds give other videos; so does the other split.
         split: ``"train"`` or ``"test"``.
-        lengths: lengths in seconds to draw from, at least 5.
-        sizes: (width, height) in pixels to draw from, even.
-        fps: frame rates to draw from.
+        scenery: ``"textured"`` (rough texture, slow camera: much to merge in time) or ``"plain"`` (large plain areas,
+            needles half as large, fast camera and cuts: much to merge in space).
+        lengths: lengths in seconds to draw from, at least 5; by default those of the scenery.
+        sizes: (width, height) in pixels to draw from, even; by default those of the scenery.
+        fps: frame rates to draw from; by default those of the scenery.
 
     Returns:
         The annotation file.
 
     Raises:
-        ValueError: an unknown split, or a length too short for the needles.
+        ValueError: an unknown split or scenery, or a length too short for the needles.
     """
     root = Path(out_dir) / "vnbench"
     records: list[dict[str, object]] = []
     for number in range(videos):
-        video = plan_video(number, seed=seed, split=split, lengths=lengths, sizes=sizes, fps=fps)
+        video = plan_video(number, seed=seed, split=split, scenery=scenery, lengths=lengths, sizes=sizes, fps=fps)
         write_video(root / "videos" / f"{video.name}.mp4", video.frames(), video.fps, gop=24)
         records += video.records()
     path = root / "annotations" / ANNOTATIONS

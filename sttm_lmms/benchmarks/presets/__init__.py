@@ -5,7 +5,7 @@ The numbers are data: one YAML file a preset beside this module, in the layout a
     models:
       - family: llava_video          # as in `--model sttm_llava_video`
         size: 7b
-        start_layer: 2               # optional, as are root_level, max_frames and fps
+        start_layer: 2               # optional, as are root_level, decode_positions, max_frames, fps and sampling
         thresholds:
           videomme: [0.85, 0.55]     # spatial, temporal
           default: [0.80, 0.60]      # optional: every other task
@@ -21,34 +21,47 @@ from typing import Any
 
 import yaml
 
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.formats import FORMATS
-from sttm_lmms.config import STTMConfig
 from sttm_lmms.errors import unknown
+from sttm_lmms.methods.base import DecodePositions
+
+UNIFORM_FPS = "uniform_fps"
+"""The frame sampling of all published runs, see ``VideoSettings``."""
 
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
-_MODEL_KEYS = {"family", "size", "start_layer", "root_level", "max_frames", "fps", "thresholds"}
+_VIDEO = _FOLDER / "video.yaml"
+_OPTIONAL = {"start_layer", "root_level", "decode_positions", "max_frames", "fps", "sampling"}
+_MODEL_KEYS = {"family", "size", "thresholds", *_OPTIONAL}
 _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """At most ``max_frames`` frames, sampled at ``fps`` a second."""
+    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in ``VideoSettings``; pixel limits
+    where they are not the family's own."""
 
     max_frames: int
     fps: float
+    sampling: str = "model"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of one model on one benchmark; see :class:`~sttm_lmms.config.STTMConfig` for the first four."""
+    """Settings of one model on one benchmark: :class:`~sttm_lmms.config.STTMConfig` has the first five, the frame
+    sampling of ``VideoSettings`` the others."""
 
     spatial_threshold: float
     temporal_threshold: float
     root_level: int
     start_layer: int
+    decode_positions: DecodePositions
     max_frames: int
     fps: float
+    sampling: str
 
     @property
     def config(self) -> STTMConfig:
@@ -58,12 +71,13 @@ class Preset:
             temporal_threshold=self.temporal_threshold,
             root_level=self.root_level,
             start_layer=self.start_layer,
+            decode_positions=self.decode_positions,
         )
 
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path != _FRAMES)
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path not in (_FRAMES, _VIDEO))
 
 
 def resolve_preset(preset: str, *, family: str, task: str, size: str = "", checkpoint: str = "") -> Preset:
@@ -71,7 +85,7 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 
     Args:
         preset: a name of :func:`preset_names` or the path of a YAML file; ``NAME:SIZE`` gives the size, too.
-        family: ``"llava_video"``, ``"llava_onevision"`` or ``"qwen2_vl"``.
+        family: name of a model family, such as ``"llava_video"``.
         task: name of a task of ours or of lmms-eval (``videomme``, ``mlvu_dev``, ``longvideobench_val_v``, ...).
         size: for example ``"7b"``; by default read from ``checkpoint``, a hub id or a folder whose name contains it.
 
@@ -98,8 +112,10 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
                     temporal_threshold=float(thresholds[1]),
                     root_level=model.get("root_level", 1),
                     start_layer=model.get("start_layer", 2),
+                    decode_positions=model.get("decode_positions", "continue"),
                     max_frames=model.get("max_frames", frames.max_frames),
                     fps=float(model.get("fps", frames.fps)),
+                    sampling=model.get("sampling", UNIFORM_FPS),
                 )
     known = "; ".join(f"{model['family']} {model['size']} on {', '.join(model['thresholds'])}" for model in models)
     raise ValueError(f"preset {preset!r} has nothing for {family} {size} on task {task!r}. It has: {known}")
@@ -108,6 +124,8 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 def resolve_frames(family: str, task: str) -> Frames:
     """The frames of the published runs of a family on a task; tasks that are not in the paper get the family's default.
 
+    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else.
+
     Raises:
         ValueError: the family is unknown.
     """
@@ -115,7 +133,22 @@ def resolve_frames(family: str, task: str) -> Frames:
     if family not in families:
         raise unknown("family", family, families)
     known = families[family]
-    return Frames(**known.get(benchmark_of(task) or "", known["default"]))
+    ours = task == "vnbench" or task.startswith("sttm_")
+    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=UNIFORM_FPS if ours else "model")
+
+
+def resolve_video(name: str, family: str) -> Frames:
+    """The video settings called ``name`` (``"official"``: the maker's own) of a family.
+
+    Raises:
+        ValueError: there are none of that name, or not for this family.
+    """
+    presets: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_VIDEO.read_text(encoding="utf-8"))
+    if name not in presets:
+        raise unknown("video", name, presets)
+    if family not in presets[name]:
+        raise ValueError(f"video={name!r} has nothing for {family}. It has: {', '.join(presets[name])}")
+    return Frames(**presets[name][family])
 
 
 def benchmark_of(task: str) -> str | None:

@@ -5,19 +5,22 @@ All similarities of a video are computed once; a step of the search only counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from sttm_lmms.config import STTMConfig, check_number
+from sttm_lmms.config import check_number
+from sttm_lmms.methods.base import BudgetWarning
 from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, partition_at
-from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds
+from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds, turning_points
 from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarities
 
+if TYPE_CHECKING:
+    from sttm_lmms.methods.sttm.method import STTMConfig
 
-class BudgetWarning(UserWarning):
-    """A video has no token set that meets the budget."""
+__all__ = ["BudgetWarning", "Profile", "calibrate", "search_budget"]
 
 
 @dataclass(frozen=True)
@@ -58,26 +61,28 @@ class Profile:
         kept = int((owner == torch.arange(len(owner), device=owner.device)).sum())
         return kept / len(owner)
 
+    def ahead(self, points: Sequence[Thresholds]) -> None:
+        """Nothing: on a CPU counting one by one is as fast."""
+
     def turning_points(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The spatial and the temporal thresholds at which the share can change, ascending."""
-        (spatial, temporal), (spatial_end, temporal_end) = LOWEST, HIGHEST
-        return (
-            _turning_points(spatial, self.min_child_similarity, spatial_end),
-            _turning_points(temporal, self.similarity, temporal_end),
-        )
+        return turning_points(self.min_child_similarity, self.similarity)
 
     def _look_up(self, pairs: Pairs) -> torch.Tensor:
         return self.similarity[pairs.earlier_level, pairs.later_level, pairs.cell]
 
 
-def _turning_points(low: float, values: torch.Tensor, high: float) -> torch.Tensor:
-    inner = values[(values > low) & (values < high)].unique()
-    return torch.cat((inner.new_tensor([low]), inner, inner.new_tensor([high])))
+class Searchable(Protocol):
+    """A video's similarities, as a search asks about them; see :class:`Profile`."""
+
+    def share(self, thresholds: Thresholds) -> float: ...
+    def ahead(self, points: Sequence[Thresholds]) -> None: ...
+    def turning_points(self) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
-def search_budget(profile: Profile, budget: float) -> Search:
+def search_budget(profile: Searchable, budget: float) -> Search:
     """Search the thresholds for one video: along the path, and off it where the path misses the budget."""
-    search = Search(profile.share, budget)
+    search = Search(profile.share, budget, profile.ahead)
     above = search.follow_path()
     if search.best_share is not None and not search.within():
         spatial, temporal = profile.turning_points()

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from sttm_lmms.config import STTMConfig
 from sttm_lmms.methods.sttm.average import average_groups
 from sttm_lmms.methods.sttm.budget import BudgetWarning, Profile, search_budget
-from sttm_lmms.methods.sttm.quadtree import Partition, Quadtrees, build_quadtrees, partition_at
+from sttm_lmms.methods.sttm.dense import DenseVideo, fits
+from sttm_lmms.methods.sttm.quadtree import Partition, Quadtrees, build_quadtrees, check_features, partition_at
+from sttm_lmms.methods.sttm.search import Thresholds
 from sttm_lmms.methods.sttm.temporal import merge_in_time, pair_similarities
 from sttm_lmms.types import MergedTokens
 
+if TYPE_CHECKING:
+    from sttm_lmms.methods.sttm.method import STTMConfig
 
-def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> MergedTokens:
+
+Path = Literal["sparse", "dense"]
+"""How tokens are found: over lists of nodes and pairs block by block, or in tables of all of them at once."""
+
+
+def merge_video_tokens(
+    features: torch.Tensor, config: STTMConfig, head_dim: int | None = None, *, _path: Path | None = None
+) -> MergedTokens:
     """Merge the visual tokens of one video.
 
     With ``config.budget`` the kept share lies in (budget - 0.01, budget] wherever the search of
@@ -27,9 +38,11 @@ def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int
         features: ``[T, H, W, C]``, any float dtype and device, T, H, W >= 1.
         config: thresholds, or a budget; ``start_layer`` and ``decode_positions`` play no role here.
         head_dim: channels of an attention head; needed with ``config.per_head``, unused without.
+        _path: for tests; :func:`default_path` otherwise.
 
     Returns:
-        The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, and after a
+        The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, the number of
+        tokens ``after_spatial``, that is before any merged in time, and after a
         search also the requested ``budget`` and the number of ``evaluations``; thresholds found by a search give the
         same tokens when they are given as thresholds.
 
@@ -37,17 +50,32 @@ def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int
         ValueError: ``features`` has another rank or is empty, or ``head_dim`` is missing or does not divide C.
         TypeError: ``features`` is not floating point.
     """
-    trees = build_quadtrees(features, config, head_dim)
-    if config.budget is not None:
-        return _merge_to_budget(trees, config.budget, config.weighted_avg)
-    assert config.spatial_threshold is not None
-    assert config.temporal_threshold is not None
-    return merge_at(trees, config.spatial_threshold, config.temporal_threshold, weighted_avg=config.weighted_avg)
+    check_features(features, config, head_dim)
+    path = _path or default_path(features.device)
+    if config.budget is None:
+        assert config.spatial_threshold is not None
+        assert config.temporal_threshold is not None
+        thresholds = Thresholds(config.spatial_threshold, config.temporal_threshold)
+        return _measure(features, config, head_dim, path, temporal=thresholds.temporal > 0).merge_at(thresholds)
+    return _merge_to_budget(_measure(features, config, head_dim, path), config.budget)
 
 
-def _merge_to_budget(trees: Quadtrees, budget: float, weighted_avg: bool) -> MergedTokens:
-    search = search_budget(Profile.of(trees), budget)
-    merged = merge_at(trees, *search.best, weighted_avg=weighted_avg)
+def default_path(device: torch.device) -> Path:
+    """Dense on CUDA devices, where launches and host reads are what costs."""
+    return "dense" if device.type == "cuda" else "sparse"
+
+
+def _measure(
+    features: torch.Tensor, config: STTMConfig, head_dim: int | None, path: Path, *, temporal: bool = True
+) -> SparseVideo | DenseVideo:
+    if path == "dense" and fits(features, config):
+        return DenseVideo.of(features, config, head_dim, temporal=temporal)
+    return SparseVideo(build_quadtrees(features, config, head_dim), config.weighted_avg)
+
+
+def _merge_to_budget(video: SparseVideo | DenseVideo, budget: float) -> MergedTokens:
+    search = search_budget(video.profile(), budget)
+    merged = video.merge_at(search.best)
     if not search.within():
         kept = f"{len(merged)} of {merged.source_map.numel()} tokens ({merged.budget:.4f})"
         if search.best_share is None:
@@ -58,8 +86,22 @@ def _merge_to_budget(trees: Quadtrees, budget: float, weighted_avg: bool) -> Mer
     return replace(merged, info={**merged.info, "budget": budget, "evaluations": search.evaluations})
 
 
+@dataclass(frozen=True)
+class SparseVideo:
+    """A measured video on the path of CPUs; :class:`~sttm_lmms.methods.sttm.dense.DenseVideo` is the other one."""
+
+    trees: Quadtrees
+    weighted_avg: bool
+
+    def profile(self) -> Profile:
+        return Profile.of(self.trees)
+
+    def merge_at(self, thresholds: Thresholds) -> MergedTokens:
+        return merge_at(self.trees, *thresholds, weighted_avg=self.weighted_avg)
+
+
 def merge_at(trees: Quadtrees, spatial: float, temporal: float, *, weighted_avg: bool = False) -> MergedTokens:
-    """The tokens of a video at a pair of thresholds; ``info`` holds the two."""
+    """The tokens of a video at a pair of thresholds; ``info`` holds the two and the tokens after the spatial step."""
     partition = partition_at(trees.layout, trees.min_child_similarity, spatial)
     owner = merge_in_time(
         partition, temporal, lambda pairs: pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
@@ -91,7 +133,7 @@ def _collect(
     else:
         weight = sizes[group].float().reciprocal()
     features = average_groups(trees, member, level[member], weight, sizes)
-    return MergedTokens(features, boxes, counts, source_map, info)
+    return MergedTokens(features, boxes, counts, source_map, {**info, "after_spatial": len(anchor)})
 
 
 def _occurrences(index: torch.Tensor, length: int) -> torch.Tensor:

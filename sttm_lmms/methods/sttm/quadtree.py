@@ -7,13 +7,21 @@ that number reaches the threshold, and each cell belongs to the coarsest node th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sttm_lmms.config import OddEdge, STTMConfig
 from sttm_lmms.methods.sttm.similarity import EPS, block_rows, blocks, row_dots, row_norms
+
+if TYPE_CHECKING:
+    from sttm_lmms.methods.sttm.method import STTMConfig
+
+
+OddEdge = Literal["reference", "masked"]
 
 
 def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -51,9 +59,8 @@ class Layout:
     def of(cls, height: int, width: int, root_level: int, device: torch.device) -> Layout:
         """The layout of a ``height x width`` grid whose quadtrees start at ``root_level``, at most the finest."""
         sizes = tuple(pyramid_sizes(height, width)[root_level:]) or ((height, width),)
-        rows = _nodes_over_cells([h for h, _ in sizes])
-        columns = _nodes_over_cells([w for _, w in sizes])
-        return cls(sizes, *(table.to(device) for table in (*_with_extent(rows), *_with_extent(columns))))
+        rows, columns = (torch.from_numpy(nodes_over_cells(side)) for side in zip(*sizes, strict=True))
+        return cls(sizes, *(table.to(device) for table in (*with_extent(rows), *with_extent(columns))))
 
     def coordinates(self, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Frame, row and column of flat cell indices into ``[T, H, W]``."""
@@ -71,16 +78,17 @@ class Layout:
         return values[:, self.row[level]][:, :, self.column[level]]
 
 
-def _nodes_over_cells(lengths: list[int]) -> torch.Tensor:
+def nodes_over_cells(lengths: Sequence[int]) -> np.ndarray:
     """``[L, n]``: per level, the node over each of the n cells along one side. ``lengths`` is coarsest first."""
-    index = [torch.arange(lengths[-1])]
+    index = [np.arange(lengths[-1])]
     for length in reversed(lengths[1:]):
         # On an odd side the first node stays alone and the others pair up.
         index.insert(0, (index[0] + length % 2) // 2)
-    return torch.stack(index)
+    return np.stack(index)
 
 
-def _with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def with_extent(node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each cell along one side: the node over it, and the first cell and the end (exclusive) of that node."""
     return node, torch.searchsorted(node, node), torch.searchsorted(node, node, right=True)
 
 
@@ -135,18 +143,23 @@ class Quadtrees:
         return self.levels[level].flatten(0, 2)
 
 
-def build_quadtrees(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> Quadtrees:
-    """Pool the pyramid of ``features`` ``[T, H, W, C]`` and compare every node with its children.
-
-    A node's feature is the mean of its children's, or with ``weighted_avg`` the mean of all its cells. Pooling keeps
-    the input's dtype, similarities are float32. Arguments and errors as in ``merge_video_tokens``.
-    """
+def check_features(features: torch.Tensor, config: STTMConfig, head_dim: int | None) -> None:
+    """Raise what ``merge_video_tokens`` raises."""
     if features.dim() != 4 or 0 in features.shape:
         raise ValueError(f"features have shape {tuple(features.shape)}; they must be a non-empty [T, H, W, C]")
     if not features.is_floating_point():
         raise TypeError(f"features are {features.dtype}; they must be floating point")
     if config.per_head and (head_dim is None or head_dim < 1 or features.shape[-1] % head_dim):
         raise ValueError(f"per_head=True needs a head_dim that divides C={features.shape[-1]}, not {head_dim}")
+
+
+def build_quadtrees(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> Quadtrees:
+    """Pool the pyramid of ``features`` ``[T, H, W, C]`` and compare every node with its children.
+
+    A node's feature is the mean of its children's, or with ``weighted_avg`` the mean of all its cells. Pooling keeps
+    the input's dtype, similarities are float32. Arguments and errors as in ``merge_video_tokens``.
+    """
+    check_features(features, config, head_dim)
     head_dim = head_dim if config.per_head else None
     frames, height, width, _ = features.shape
     layout = Layout.of(height, width, config.root_level, features.device)

@@ -12,7 +12,7 @@ the larger budget only, and that point keeps more than the smaller budget allows
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,7 @@ TOLERANCE = 0.01
 _CLOSE = 0.002  # a share in (budget - _CLOSE, budget] ends the bisection
 _STEPS = 2**25  # points on each part of the path: as fine as float32 similarities near 1
 _TURNS = 4  # lines that a walk off the path tries
+_AHEAD = 4  # steps of a bisection that are announced at once: 15 points
 
 
 class Search:
@@ -53,6 +54,8 @@ class Search:
     Args:
         share: kept share at a pair of thresholds.
         budget: in (0, 1].
+        ahead: told which points ``share`` may be asked for next; all of them can be counted at once. The search goes
+            the same way whatever it does.
 
     Attributes:
         best: the thresholds found; the lowest ones as long as nothing is within the budget.
@@ -60,12 +63,18 @@ class Search:
         evaluations: calls of ``share``.
     """
 
-    def __init__(self, share: Callable[[Thresholds], float], budget: float) -> None:
+    def __init__(
+        self,
+        share: Callable[[Thresholds], float],
+        budget: float,
+        ahead: Callable[[Sequence[Thresholds]], None] = lambda points: None,
+    ) -> None:
         self.best = LOWEST
         self.best_share: float | None = None
         self.evaluations = 0
         self._share = share
         self._budget = budget
+        self._ahead = ahead
 
     def within(self, tolerance: float = TOLERANCE) -> bool:
         """Whether the best share lies in (budget - tolerance, budget]."""
@@ -74,6 +83,7 @@ class Search:
     def follow_path(self) -> Thresholds:
         """Search the path. Returns the last point seen whose share is above the budget, if there is one."""
         high = HIGHEST
+        self._ahead([*PATH, *_tree(_segment(*PATH[1:3]), 0, _STEPS)])
         if self._fits(high):
             return high
         for low in reversed(PATH[:-1]):
@@ -99,14 +109,18 @@ class Search:
                 line, length = _along_space(spatial, start.temporal), len(spatial)
             else:
                 line, length = _along_time(start.spatial, temporal), len(temporal)
+            self._ahead([line(0), line(length - 1), *_tree(line, 0, length - 1)])
             # A line helps only if the budget lies between its ends.
             if self._fits(line(0)) and not self._fits(line(length - 1)):
                 start = self._bisect(line, length - 1)
 
     def _bisect(self, line: Line, high: int) -> Thresholds:
         """Narrow down a line whose point 0 fits and whose point ``high`` does not; returns the last that does not."""
-        low = 0
+        low = step = 0
         while high - low > 1 and not self.within(_CLOSE):
+            if step % _AHEAD == 0:
+                self._ahead(_tree(line, low, high))
+            step += 1
             middle = (low + high) // 2
             if self._fits(line(middle)):
                 low = middle
@@ -122,10 +136,29 @@ class Search:
         return share <= self._budget
 
 
+def _tree(line: Line, low: int, high: int, steps: int = _AHEAD) -> list[Thresholds]:
+    """All points that the next steps of a bisection between ``low`` and ``high`` can ask for."""
+    if steps == 0 or high - low <= 1:
+        return []
+    middle = (low + high) // 2
+    return [line(middle), *_tree(line, low, middle, steps - 1), *_tree(line, middle, high, steps - 1)]
+
+
 def _segment(low: Thresholds, high: Thresholds) -> Line:
     """From ``low`` (0) to ``high`` (_STEPS)."""
     ends = list(zip(low, high, strict=True))
     return lambda i: Thresholds(*(start + (end - start) * i / _STEPS for start, end in ends))
+
+
+def turning_points(agreement: torch.Tensor, similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The spatial and the temporal thresholds at which a share can change, ascending: where similarities lie."""
+    (spatial, temporal), (spatial_end, temporal_end) = LOWEST, HIGHEST
+    return _between(spatial, agreement, spatial_end), _between(temporal, similarity, temporal_end)
+
+
+def _between(low: float, values: torch.Tensor, high: float) -> torch.Tensor:
+    inner = values[(values > low) & (values < high)].unique()
+    return torch.cat((inner.new_tensor([low]), inner, inner.new_tensor([high])))
 
 
 def _along_space(spatial: torch.Tensor, temporal: float) -> Line:

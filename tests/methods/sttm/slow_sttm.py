@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sttm_lmms.config import STTMConfig
+from sttm_lmms.methods.sttm import STTMConfig
 
 
 @dataclass

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sttm_lmms.config import STTMConfig
-from sttm_lmms.methods.sttm import BudgetWarning, MergedTokens, calibrate, merge_video_tokens
+from sttm_lmms.methods.sttm import BudgetWarning, MergedTokens, STTMConfig, calibrate, merge_video_tokens
 from sttm_lmms.methods.sttm.budget import Profile
 from sttm_lmms.methods.sttm.quadtree import build_quadtrees
 from sttm_lmms.methods.sttm.search import LOWEST, TOLERANCE, Thresholds

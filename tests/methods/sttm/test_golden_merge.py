@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sttm_lmms.config import STTMConfig
-from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 
 FOLDER = Path(__file__).parents[2] / "golden" / "merge"
 CASES = json.loads((FOLDER / "visible.json").read_text())

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_sttm import merge_slowly
 
-from sttm_lmms.config import STTMConfig
-from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 from sttm_lmms.testing.pairwise import merge_pairwise
 from sttm_lmms.testing.synthetic import natural_features
 

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttm_lmms.config import STTMConfig
-from sttm_lmms.methods.sttm import merge_video_tokens
+from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 from sttm_lmms.testing.synthetic import natural_features
 
 SIZES = st.tuples(st.integers(1, 6), st.integers(1, 15), st.integers(1, 15))
@@ -107,6 +106,25 @@ def test_large_half_precision_sums_do_not_overflow() -> None:
     merged = merge_video_tokens(features, STTMConfig(0.5, 0.5, root_level=0, weighted_avg=True))
     assert merged.features.isfinite().all()
     assert len(merged) < 168
+
+
+@pytest.mark.parametrize("members", [128, 180])
+def test_long_groups_in_bfloat16_are_summed_in_float32(members: int) -> None:
+    """One cell over many frames; added one by one in bfloat16, as the published code does, digits are lost."""
+    torch.manual_seed(0)
+    cells = (torch.randn(512) + 0.3 * torch.randn(members, 512)).bfloat16()
+    merged = merge_video_tokens(cells.view(members, 1, 1, 512), STTMConfig(2.0, 0.5)).features
+    assert len(merged) == 1
+    exact = cells.double().mean(0)
+    one_by_one = torch.zeros(512, dtype=torch.bfloat16)
+    for cell in cells:
+        one_by_one += cell
+
+    def error(mean: torch.Tensor) -> float:
+        return float((mean.double() - exact).norm() / exact.norm())
+
+    assert error(merged[0]) < 0.005
+    assert 0.01 < error(one_by_one / members) < 0.04
 
 
 def test_the_input_is_left_alone_and_may_be_a_view() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sttm_lmms import STTMConfig
+from sttm_lmms.methods.sttm import STTMConfig
 from sttm_lmms.methods.sttm.quadtree import Layout, build_quadtrees, partition_at, pyramid_sizes
 
 

@@ -67,7 +67,7 @@ def make_model(name: str) -> Any:
     from lmms_eval.api.model import lmms
     from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
-    from sttm_lmms.config import STTMConfig
+    from sttm_lmms import STTMConfig
     from sttm_lmms.provenance import RunSummary, collect_provenance, sample_record
 
     model_args, wrong, kept, ttft = next(run[1:] for run in RUNS if run[0] == name)

@@ -1,0 +1,103 @@
+"""What the runtime needs to know about a transformers decoder: where it is, its rotary embedding and its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from sttm_lmms.errors import UnsupportedModelError
+
+_MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+
+
+def find_decoder(model: nn.Module) -> Any:
+    """The text decoder inside ``model``: the module with ``layers``, ``rotary_emb`` and ``embed_tokens``.
+
+    Raises:
+        UnsupportedModelError: there is none (the model is not a rotary decoder such as Qwen2 or Llama).
+    """
+    for module in model.modules():
+        if all(hasattr(module, name) for name in ("layers", "rotary_emb", "embed_tokens")):
+            return module
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no decoder with `layers`, `rotary_emb` and `embed_tokens`; supported are the "
+        "LLaVA-OneVision / LLaVA-Video and Qwen2-VL classes of transformers, and Qwen2- or Llama-like decoders"
+    )
+
+
+def uses_mrope(decoder: Any) -> bool:
+    """True if the decoder rotates by (t, h, w) positions (Qwen2-VL), False for one position per token."""
+    return bool(mrope_section(decoder.config))
+
+
+def mrope_section(config: Any) -> list[int]:
+    """How many rotary frequencies belong to t, h and w; empty for one position per token."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return list(rope.get("mrope_section") or ())
+
+
+def head_dim(decoder: Any) -> int:
+    """Channels per attention head of the hidden state."""
+    return int(decoder.config.hidden_size // decoder.config.num_attention_heads)
+
+
+def layer_types(decoder: Any) -> list[str]:
+    """Attention type of every layer, ``"full_attention"`` where the config does not say."""
+    return list(getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers))
+
+
+def layer_mask(
+    decoder: Any,
+    hidden: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: Cache | None,
+    layer: int,
+    visible: Callable[..., Any] | None = None,
+) -> Any:
+    """Causal mask for ``hidden`` ``[B, S, C]`` in ``layer``, sized by that layer's own KV length.
+
+    ``mask`` is the 2-D padding mask ``[B, past + S]`` of that layer's sequence, None without padding; ``visible``
+    narrows what a query sees. The result is what the attention backend wants: None, a 4-D mask, a 2-D mask (flash) or
+    a block mask.
+    """
+    kind = layer_types(decoder)[layer]
+    if kind not in _MASKS:
+        raise UnsupportedModelError(f"decoder layer {layer} has attention type {kind!r}; supported: {sorted(_MASKS)}")
+    return _MASKS[kind](
+        config=decoder.config,
+        inputs_embeds=hidden,
+        attention_mask=mask,
+        past_key_values=cache,
+        position_ids=None,
+        layer_idx=layer,
+        and_mask_function=visible,
+    )
+
+
+def check_cache(cache: Cache | None) -> None:
+    """Refuse caches whose layers cannot hold different lengths."""
+    if cache is not None and getattr(cache, "is_compileable", False):
+        raise UnsupportedModelError(
+            f"{type(cache).__name__} has one fixed length for all layers, but reduced tokens need a length per layer; "
+            "use the default DynamicCache (do not set cache_implementation='static')"
+        )
+
+
+def cached_layers(cache: Cache) -> list[DynamicLayer]:
+    """The layers of a filled cache that hold plain keys and values ``[B, heads, length, head_dim]``."""
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    if len(layers) != len(cache.layers):
+        raise UnsupportedModelError("only caches that keep the keys and values of every layer can be reused")
+    return layers
+
+
+def keys_values(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values ``[B, heads, length, head_dim]`` of a filled cache layer."""
+    if layer.keys is None or layer.values is None:
+        raise ValueError("this cache layer is empty")
+    return layer.keys, layer.values

@@ -1,0 +1,166 @@
+"""Norms and similarities of a whole video in few large operations: nodes of a frame against nodes, as matrix products.
+
+The sums are float32's: inputs in half precision are multiplied as they are where torch's product can give float32, and
+as float32 copies of a few frames elsewhere. (float32 inputs follow ``torch.set_float32_matmul_precision``; its default
+is exact.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from sttm_lmms.methods.sttm.dense_tables import Tables
+from sttm_lmms.methods.sttm.similarity import EPS
+
+TABLE_SHARE = 0.5
+"""Tables of products may take this much of the input's bytes at a time; more frames go block by block."""
+
+TABLE_BYTES = 1 << 24
+"""... but always as many bytes as this."""
+
+
+def pool(features: torch.Tensor, tables: Tables, weighted_avg: bool) -> torch.Tensor:
+    """Features of the coarse nodes of ``[T, H, W, C]``: ``[T, n, C]`` in its dtype, in the order of ``tables``."""
+    levels = [features]
+    for cells in reversed(tables.cells_under):
+        weight = cells if weighted_avg else None
+        levels.insert(0, _average(levels[0]) if weight is None else _weighted_average(levels[0], weight))
+    pieces = [levels[level][:, rows].flatten(1, 2) for level, rows in tables.pieces]
+    return torch.cat(pieces, 1) if pieces else features.new_empty(len(features), 0, features.shape[-1])
+
+
+def _average(grid: torch.Tensor) -> torch.Tensor:
+    odd = (grid.shape[-3] % 2, grid.shape[-2] % 2)
+    return F.avg_pool2d(grid.movedim(-1, -3), 2, padding=odd, count_include_pad=False).movedim(-3, -1)
+
+
+def _weighted_average(grid: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    # Only levels above the first pooling have nodes of different sizes, so the float32 copy is a quarter of the input.
+    return (_average(grid * weight) / _average(weight)).to(grid.dtype)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All similarities that decide about a video's tokens.
+
+    Attributes:
+        agreement: ``[T, n]`` float32, lowest cosine similarity between each coarse node and its children.
+        similarity: ``[T - 1, L * L, H*W]`` float32, cosine similarity between the nodes over a cell in one frame and
+            in the next, for each pair of levels in the order of ``Tables.pair``; None if it was not asked for.
+    """
+
+    agreement: torch.Tensor
+    similarity: torch.Tensor | None
+
+
+def measure(
+    features: torch.Tensor, tables: Tables, *, weighted_avg: bool, head_dim: int | None, temporal: bool
+) -> Measured:
+    """Measure ``[T, H, W, C]``; with ``head_dim`` similarities are averages over heads."""
+    fine, coarse = features.flatten(1, 2), pool(features, tables, weighted_avg)
+    node = torch.empty(0)
+    if head_dim is None:
+        parts = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float32) for part in (fine, coarse)]
+        node = torch.cat(parts, 1) if tables.coarse else parts[0]
+
+    agreement = features.new_empty(len(features), 0, dtype=torch.float32)
+    if tables.coarse:
+        agreement = _frame_by_frame(fine, coarse, tables, head_dim)
+        if head_dim is None:
+            norms = node.clamp(min=EPS)
+            agreement = agreement / (norms[:, tables.child] * norms[:, tables.parent])
+        agreement = agreement.amin(-1)
+    similarity = None
+    if temporal:
+        similarity = _frame_to_frame(fine, coarse, tables, head_dim)
+        if head_dim is None:
+            norms = node + EPS
+            similarity = similarity / (norms[:-1, tables.earlier] * norms[1:, tables.later])
+    return Measured(agreement, similarity)
+
+
+def _frame_by_frame(fine: torch.Tensor, coarse: torch.Tensor, tables: Tables, head_dim: int | None) -> torch.Tensor:
+    """``[T, n, 4]``: products of coarse nodes and their children."""
+    found = []
+    size = 4 * tables.coarse * (tables.cells + tables.coarse)
+    for frames in _blocks(fine, len(fine), size, tables.cells + tables.coarse, head_dim):
+        cells, nodes = (_comparable(part[frames], head_dim, _clamp) for part in (fine, coarse))
+        dots = _products(cells, nodes, head_dim)[:, tables.fine_child, tables.fine_parent]
+        if len(tables.coarse_child):
+            others = _products(nodes, nodes, head_dim)[:, tables.coarse_child, tables.coarse_parent]
+            dots = torch.cat((dots, others), 1)
+        found.append(dots)
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _frame_to_frame(fine: torch.Tensor, coarse: torch.Tensor, tables: Tables, head_dim: int | None) -> torch.Tensor:
+    """``[T - 1, L * L, H*W]``: products of the nodes over each cell in consecutive frames."""
+    whole = []
+    for band in tables.bands:
+        found = []
+        for frames in _blocks(fine, len(fine) - 1, 4 * band.nodes**2, 2 * band.nodes, head_dim):
+            following = slice(frames.start + 1, frames.stop + 1)
+            f0, f1 = (_comparable(fine[block, band.cells], head_dim, _add) for block in (frames, following))
+            parts = [_products(f0, f1, head_dim).diagonal(dim1=1, dim2=2)[:, None]]
+            if len(band.over):
+                c0, c1 = (_comparable(coarse[block, band.coarse], head_dim, _add) for block in (frames, following))
+                parts.append(_products(f0, c1, head_dim)[:, band.cell, band.over])
+                parts.append(_products(c0, f1, head_dim)[:, band.over, band.cell])
+                both = _products(c0, c1, head_dim)[:, band.over[:, None], band.over]
+                parts.append(both.flatten(1, 2))
+            found.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        whole.append(found[0] if len(found) == 1 else torch.cat(found))
+    return whole[0] if len(whole) == 1 else torch.cat(whole, -1)
+
+
+def _blocks(fine: torch.Tensor, length: int, table_bytes: int, nodes: int, head_dim: int | None) -> Iterator[slice]:
+    """Slices of ``length`` frames, so large that tables and float32 copies of ``nodes`` rows a frame stay small.
+
+    How many there are depends on the sizes of a frame, not on their number.
+    """
+    if _is_copied(fine, head_dim):
+        table_bytes += 4 * nodes * fine.shape[-1]
+    allowed = max(TABLE_BYTES, int(TABLE_SHARE * fine.numel() * fine.element_size()))
+    step = max(1, allowed // table_bytes)
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def _gives_float32(table: torch.Tensor) -> bool:
+    return table.dtype == torch.float32 or (
+        table.dtype in (torch.bfloat16, torch.float16)
+        and table.device.type in ("cuda", "meta")
+        and torch.version.hip is None
+        and hasattr(torch.ops.aten.bmm, "dtype")
+    )
+
+
+def _is_copied(table: torch.Tensor, head_dim: int | None) -> bool:
+    return head_dim is not None or not _gives_float32(table)
+
+
+def _comparable(rows: torch.Tensor, head_dim: int | None, safe: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``[t, n, C]`` as it is multiplied: as it is, as float32, or with every head at unit length."""
+    if head_dim is not None:
+        heads = rows.float().unflatten(-1, (-1, head_dim))
+        return (heads / safe(torch.linalg.vector_norm(heads, dim=-1, keepdim=True))).flatten(-2)
+    return rows.float() if _is_copied(rows, head_dim) else rows
+
+
+def _clamp(norms: torch.Tensor) -> torch.Tensor:
+    return norms.clamp(min=EPS)
+
+
+def _add(norms: torch.Tensor) -> torch.Tensor:
+    return norms + EPS
+
+
+def _products(a: torch.Tensor, b: torch.Tensor, head_dim: int | None) -> torch.Tensor:
+    """``[t, n, C] x [t, m, C] -> [t, n, m]`` float32, averaged over heads."""
+    if head_dim is not None:
+        return torch.bmm(a, b.mT) / (a.shape[-1] // head_dim)
+    return torch.bmm(a, b.mT) if a.dtype == torch.float32 else torch.bmm(a, b.mT, out_dtype=torch.float32)

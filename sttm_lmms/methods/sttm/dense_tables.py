@@ -1,0 +1,226 @@
+"""The geometry of a frame's quadtrees as index tables, built once per grid and kept on the device.
+
+Nodes of one frame are numbered in two ways. ``slot``: the cells in row-major order, then the coarse nodes band by band
+(a band is a run of rows of roots; no node overlaps two bands), coarsest level first. ``coarse``: coarse nodes alone,
+``slot - H*W``. None of the tables grows with the number of frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from sttm_lmms.methods.sttm.quadtree import OddEdge, nodes_over_cells, pyramid_sizes
+
+WHOLE_FRAME = 512
+"""Frames of at most this many nodes are one band; larger ones are cut, or their products would grow as its square."""
+
+LARGEST_BAND = 4096
+"""Nodes in a band beyond which the dense path gives up: the products of two frames would take 64 MiB a table."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """A run of rows of roots: its nodes overlap no node outside of it.
+
+    Attributes:
+        cells, coarse: the band's range of cells and of coarse nodes.
+        over: ``[L - 1, cells]`` int64, for each cell the coarse node over it at each level, counted within the band.
+        cell: ``[cells]`` int64, 0, 1, ...
+    """
+
+    cells: slice
+    coarse: slice
+    over: torch.Tensor
+    cell: torch.Tensor
+
+    @property
+    def nodes(self) -> int:
+        return self.cells.stop - self.cells.start + self.coarse.stop - self.coarse.start
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Static tables of a grid ``H x W``; L levels, coarsest first, n coarse nodes.
+
+    Attributes:
+        sizes: the L level sizes ``(h, w)``.
+        cells_under: per coarse level, what :func:`torch.mul` weighs the next finer level's nodes with before pooling a
+            mean over cells, ``[h, w, 1]`` float32; None where all of them have the same number of cells.
+        pieces: ``(level, rows)`` whose nodes make up the coarse numbering.
+        bands: see :class:`Band`.
+        anchor: ``[L, H*W]`` int64, top-left cell of the node over each cell.
+        share: ``[L, H*W]`` float32, the cell's weight in the pooled feature of that node. Always a power of two: a
+            node is the mean of 1, 2 or 4 children.
+        box: ``[L, H*W, 4]`` int64 ``(y0, x0, y1, x1)`` of that node.
+        over: ``[L - 1, H*W]`` int64, that node's index into ``fine_parent`` and ``coarse_parent`` put together.
+        fine_child, fine_parent: ``[n1, 4]`` cells and ``[n1, 1]`` coarse nodes, for parents of cells. A missing child
+            is the frame's top-left one, or with ``odd_edge="masked"`` a repeated one.
+        coarse_child, coarse_parent: ``[n2, 4]`` and ``[n2, 1]`` coarse nodes, for the other parents.
+        child, parent: ``[n, 4]`` and ``[n, 1]``, the two together, as slots.
+        earlier, later: ``[L * L, H*W]`` slots of the nodes over a cell for each pair of levels.
+        pair: ``[L * L]`` int64, for ``level in the earlier frame * L + level in the later one`` the row of those two.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    cells_under: tuple[torch.Tensor | None, ...]
+    pieces: tuple[tuple[int, slice], ...]
+    bands: tuple[Band, ...]
+    anchor: torch.Tensor
+    share: torch.Tensor
+    box: torch.Tensor
+    over: torch.Tensor
+    fine_child: torch.Tensor
+    fine_parent: torch.Tensor
+    coarse_child: torch.Tensor
+    coarse_parent: torch.Tensor
+    child: torch.Tensor
+    parent: torch.Tensor
+    earlier: torch.Tensor
+    later: torch.Tensor
+    pair: torch.Tensor
+
+    @property
+    def levels(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def cells(self) -> int:
+        height, width = self.sizes[-1]
+        return height * width
+
+    @property
+    def coarse(self) -> int:
+        return sum(h * w for h, w in self.sizes[:-1])
+
+    @property
+    def fits(self) -> bool:
+        """Whether the products of two frames' nodes are small enough to be tables."""
+        return max(band.nodes for band in self.bands) <= LARGEST_BAND
+
+
+@lru_cache(maxsize=32)
+def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, device: torch.device) -> Tables:
+    """The tables of a grid whose quadtrees start at ``root_level``, on a device. Read-only: callers share them."""
+    sizes = tuple(pyramid_sizes(height, width)[root_level:]) or ((height, width),)
+    row, column = (nodes_over_cells(list(side)) for side in zip(*sizes, strict=True))
+    levels, cells = len(sizes), height * width
+    runs = _runs_of_roots(sizes, row)
+    pieces = [
+        (level, slice(int(row[level][y0]), int(row[level][y1 - 1]) + 1))
+        for y0, y1 in runs
+        for level in range(levels - 1)
+    ]
+    number = [np.empty(size, np.int64) for size in sizes[:-1]]
+    count = 0
+    for level, rows in pieces:
+        block = number[level][rows]
+        number[level][rows] = count + np.arange(block.size).reshape(block.shape)
+        count += block.size
+
+    top, left, bottom, right = _extent(row, column)
+    over_cell = [number[level][row[level]][:, column[level]].ravel() for level in range(levels - 1)]
+    slot = np.stack([*(nodes + cells for nodes in over_cell), np.arange(cells)])
+    share = np.ones((levels, height, width), np.float32)
+    under: list[np.ndarray | None] = []
+    for level in reversed(range(levels - 1)):
+        family = _families(sizes[level + 1])
+        share[level] = share[level + 1] / family[row[level]][:, column[level]]
+        weight = np.outer(np.bincount(row[level + 1]), np.bincount(column[level + 1]))
+        under.insert(0, None if (weight == weight[0, 0]).all() else weight[..., None].astype(np.float32))
+
+    child, parent = [np.empty((0, 4), np.int64)] * 2, [np.empty((0, 1), np.int64)] * 2
+    first = [0] * levels  # of each level in the order (parents of cells, other parents)
+    if levels > 1:
+        child[0] = _children(np.arange(cells).reshape(height, width), odd_edge)
+        parent[0] = number[-1].reshape(-1, 1)
+    for level in reversed(range(levels - 2)):
+        first[level] = len(parent[0]) + len(parent[1])
+        child[1] = np.concatenate((child[1], _children(number[level + 1], odd_edge)))
+        parent[1] = np.concatenate((parent[1], number[level].reshape(-1, 1)))
+    over = [
+        (first[level] + row[level][:, None] * sizes[level][1] + column[level]).ravel() for level in range(levels - 1)
+    ]
+
+    # Pairs of levels in the order in which products come: cell x cell, cell x coarse, coarse x cell, coarse x coarse.
+    fine, coarser = levels - 1, range(levels - 1)
+    pairs = [(fine, fine), *((fine, i) for i in coarser), *((i, fine) for i in coarser)]
+    pairs += [(i, j) for i in coarser for j in coarser]
+    place = np.empty(levels**2, np.int64)
+    place[[a * levels + b for a, b in pairs]] = np.arange(levels**2)
+
+    def put(array: Any) -> torch.Tensor:
+        # Not waited for, where torch would wait otherwise.
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+    def band(y0: int, y1: int) -> Band:
+        inside = slice(y0 * width, y1 * width)
+        nodes = np.stack([nodes[inside] for nodes in over_cell]) if over_cell else np.empty((0, cells), np.int64)
+        start, stop = (int(nodes.min()), int(nodes.max()) + 1) if nodes.size else (0, 0)
+        return Band(inside, slice(start, stop), put(nodes - start), put(np.arange(inside.stop - inside.start)))
+
+    with torch.inference_mode(False):
+        return Tables(
+            sizes,
+            tuple(None if weight is None else put(weight) for weight in under),
+            tuple(pieces),
+            tuple(band(*run) for run in runs),
+            put((top * width + left).reshape(levels, cells)),
+            put(share.reshape(levels, cells)),
+            put(np.stack((top, left, bottom, right), -1).reshape(levels, cells, 4)),
+            put(np.stack(over) if over else np.empty((0, cells), np.int64)),
+            put(child[0]),
+            put(parent[0]),
+            put(child[1]),
+            put(parent[1]),
+            put(np.concatenate((child[0], child[1] + cells))),
+            put(np.concatenate(parent) + cells),
+            put(slot[[a for a, _ in pairs]]),
+            put(slot[[b for _, b in pairs]]),
+            put(place),
+        )
+
+
+def _runs_of_roots(sizes: tuple[tuple[int, int], ...], row: np.ndarray) -> list[tuple[int, int]]:
+    """Bands as rows of cells ``(y0, y1)``: the whole frame, or as many rows of roots as stay small."""
+    nodes = sum(h * w for h, w in sizes)
+    bounds = np.searchsorted(row[0], np.arange(sizes[0][0] + 1)).tolist()
+    if nodes <= WHOLE_FRAME:
+        return [(0, bounds[-1])]
+    per_row = nodes / sizes[-1][0]
+    runs: list[tuple[int, int]] = []
+    for y0, y1 in pairwise(bounds):
+        if runs and (y1 - runs[-1][0]) * per_row <= WHOLE_FRAME // 2:
+            runs[-1] = (runs[-1][0], y1)
+        else:
+            runs.append((y0, y1))
+    return runs
+
+
+def _extent(row: np.ndarray, column: np.ndarray) -> list[np.ndarray]:
+    """``[L, H, W]`` top, left, bottom and right of the node over each cell."""
+    shape = (len(row), row.shape[1], column.shape[1])
+    top, bottom = (np.stack([np.searchsorted(r, r, side) for r in row])[:, :, None] for side in ("left", "right"))
+    left, right = (np.stack([np.searchsorted(c, c, side) for c in column])[:, None] for side in ("left", "right"))
+    return [np.broadcast_to(side, shape) for side in (top, left, bottom, right)]
+
+
+def _families(size: tuple[int, int]) -> np.ndarray:
+    """``[ceil(h/2), ceil(w/2)]`` number of children of each parent of a level of that size."""
+    rows, columns = (np.bincount((np.arange(side) + side % 2) // 2) for side in size)
+    return np.outer(rows, columns)
+
+
+def _children(number: np.ndarray, odd_edge: OddEdge) -> np.ndarray:
+    """``[parents, 4]`` numbers of the children ``[h, w]`` of each parent."""
+    height, width = number.shape
+    y, x = (2 * np.arange((side + side % 2) // 2)[:, None] - side % 2 + np.arange(2) for side in (height, width))
+    inside = ((y >= 0)[:, None, :, None] & (x >= 0)[None, :, None, :]).reshape(-1, 4)
+    # An odd side's first parent lacks its first row or column, so its last slot always holds a child.
+    found = number[y.clip(0)][:, :, x.clip(0)].transpose(0, 2, 1, 3).reshape(-1, 4)
+    return np.where(inside, found, number[0, 0] if odd_edge == "reference" else found[:, 3:])

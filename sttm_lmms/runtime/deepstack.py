@@ -1,0 +1,67 @@
+"""Deepstack features under reduction: what a decoder adds behind its first layers, merged by the groups of its tokens.
+
+Qwen3-VL adds features of several vision layers to the visual tokens behind its first decoder layers. Where tokens are
+reduced among those layers, the decoder's own addition no longer fits, so hooks do it instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sttm_lmms.runtime.forward import Forward
+from sttm_lmms.runtime.videos import VideoTokens
+
+_MASK, _EMBEDS = "visual_pos_masks", "deepstack_visual_embeds"
+
+
+def added_layers(kwargs: dict[str, Any]) -> int:
+    """How many of the first layers a decoder called with these arguments adds something behind."""
+    return len(kwargs.get(_EMBEDS) or ())
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What is added behind each of the first layers.
+
+    Attributes:
+        mask: ``[B, L]`` bool, the visual tokens of the unreduced sequence.
+        features: one ``[N, C]`` a layer, the N visual tokens of all rows in order.
+    """
+
+    mask: torch.Tensor
+    features: Sequence[torch.Tensor]
+
+    @classmethod
+    def take(cls, kwargs: dict[str, Any]) -> tuple[Additions, dict[str, Any]]:
+        """The additions among a decoder's arguments, and the arguments without them."""
+        return cls(kwargs[_MASK], kwargs[_EMBEDS]), {**kwargs, _MASK: None, _EMBEDS: None}
+
+    def add(self, run: Forward, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """``hidden`` ``[B, S, C]`` behind ``layer`` with its features, of the tokens that are left by now."""
+        full = hidden.new_zeros(*self.mask.shape, hidden.shape[-1])
+        full[self.mask.to(hidden.device)] = self.features[layer].to(hidden)
+        if run.batch.index is None:
+            return hidden + full
+        index = run.batch.index.to(hidden.device)
+        short = full.gather(1, index[..., None].expand(-1, -1, full.shape[-1]))
+        for video in run.videos:
+            row = video.span.row
+            merged = mean_of_groups(full[row, video.span.places()], video)
+            places = [place + run.batch.padding[row] for start, n in video.pieces for place in range(start, start + n)]
+            short[row, places] = merged
+        return hidden + short
+
+
+def mean_of_groups(features: torch.Tensor, video: VideoTokens) -> torch.Tensor:
+    """Features ``[T*H*W, C]`` of the original cells -> ``[N, C]``: the mean over the cells of each token left."""
+    owner = video.owner.to(features.device)
+    there = owner >= 0
+    sums = torch.zeros(len(video.tokens.cells), features.shape[-1], dtype=torch.float32, device=features.device)
+    counts = torch.zeros(len(sums), 1, dtype=torch.float32, device=features.device)
+    sums.index_add_(0, owner[there], features[there].float())
+    counts.index_add_(0, owner[there], torch.ones_like(counts[owner[there]]))
+    return (sums / counts.clamp(min=1.0)).to(features.dtype)

@@ -1,0 +1,117 @@
+"""Attention weights of a few queries, computed apart, so that the model itself keeps its fast attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from sttm_lmms.decoder import keys_values, mrope_section
+from sttm_lmms.errors import UnsupportedModelError
+
+
+class AttentionInputs:
+    """Remembers what a layer's attention was called with; nothing is computed until somebody asks."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        attention = getattr(layer, "self_attn", None)
+        if attention is None or not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim")):
+            raise UnsupportedModelError(
+                f"{type(layer).__name__} has no `self_attn` with `q_proj`, `k_proj` and `head_dim`; methods that read "
+                "attention need them"
+            )
+        self.attention: Any = attention
+        self.hidden: torch.Tensor | None = None
+        self.rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._handle = attention.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.hidden = args[0] if args else kwargs["hidden_states"]
+        self.rotary = args[1] if len(args) > 1 else kwargs["position_embeddings"]
+
+    def remove(self) -> None:
+        """Forget everything and detach."""
+        self._handle.remove()
+        self.hidden = self.rotary = None
+
+    def weights(self, row: int, queries: torch.Tensor, cache: Cache | None, padding: int = 0) -> torch.Tensor:
+        """Causal softmax weights of some queries over all keys of one row, averaged over heads.
+
+        Args:
+            row: batch row.
+            queries: ``[Q]`` int64, indices into the row's new tokens, padding included.
+            cache: holds the keys of past and new tokens; None computes those of the new tokens.
+            padding: entries in front of the row that are not seen.
+
+        Returns:
+            ``[Q, K - padding]`` float32.
+        """
+        if self.hidden is None or self.rotary is None:
+            raise ValueError("attention was asked for before this layer ran")
+        hidden = self.hidden[row]
+        cos, sin = (_for_row(part, row, self.attention.config) for part in self.rotary)
+        queries = queries.to(hidden.device)
+        query = self._heads(hidden[queries], "q", cos[queries], sin[queries])
+        if cache is None:
+            key = self._heads(hidden, "k", cos, sin)
+        else:
+            key = keys_values(cache.layers[self.attention.layer_idx])[0][row]
+        key = key.repeat_interleave(len(query) // len(key), dim=0)
+        scaling = getattr(self.attention, "scaling", self.attention.head_dim**-0.5)
+        scores = (query @ key.transpose(-1, -2)).float() * scaling  # [heads, Q, K]
+        place = torch.arange(key.shape[1], device=scores.device)
+        hidden_from = place > queries[:, None] + key.shape[1] - len(hidden)
+        scores = scores.masked_fill(hidden_from | (place < padding), -torch.inf)
+        return scores.softmax(-1).mean(0)[:, padding:]
+
+    def _heads(self, hidden: torch.Tensor, kind: str, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """``[heads, n, head_dim]`` queries or keys after rotary."""
+        states = getattr(self.attention, f"{kind}_proj")(hidden).unflatten(-1, (-1, self.attention.head_dim))
+        norm = getattr(self.attention, f"{kind}_norm", None)
+        states = (states if norm is None else norm(states)).transpose(0, 1)
+        return states * cos + rotate_half(states) * sin
+
+
+@dataclass(frozen=True)
+class VideoProbe:
+    """What a method may ask about one video in front of one stage (:class:`~sttm_lmms.methods.base.Probe`)."""
+
+    layers: int
+    inputs: AttentionInputs | None
+    cache: Cache | None
+    row: int
+    padding: int
+    pieces: Sequence[tuple[int, int]]
+
+    def attention(self, queries: Sequence[int] = (-1,)) -> torch.Tensor:
+        """See :class:`~sttm_lmms.methods.base.Probe`."""
+        if self.inputs is None or self.inputs.hidden is None:
+            raise ValueError(
+                "there is no attention in front of this stage: the class needs reads = 'attention', and a stage in "
+                "front of layer 0 has no layer before it"
+            )
+        new = self.inputs.hidden.shape[1]
+        places = [q + new if q < 0 else q + self.padding for q in queries]
+        wanted = torch.tensor(places, device=self.inputs.hidden.device)
+        weights = self.inputs.weights(self.row, wanted, self.cache, self.padding)
+        past = weights.shape[1] - (new - self.padding)
+        runs = [weights[:, past + start : past + start + length] for start, length in self.pieces]
+        return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)
+
+
+def rotate_half(states: torch.Tensor) -> torch.Tensor:
+    """The quarter turn of rotary embeddings: halves of the channels swapped, the new first half negated."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def _for_row(table: torch.Tensor, row: int, config: Any) -> torch.Tensor:
+    """``[S, head_dim]`` cosines or sines of one row; decoders that hand on three axes get them interwoven."""
+    if table.ndim == 4:  # [3, B, S, head_dim]: older transformers weave the axes inside attention
+        sections = [*mrope_section(config)] * 2
+        table = torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)
+    return table[min(row, table.shape[0] - 1)]
