@@ -214,6 +214,8 @@ def _methods(text: str | None, reference: str) -> list[str]:
 
 
 def _with_budget() -> list[str]:
+    from sttm_lmms.methods import get_method, method_names
+
     return [name for name in method_names() if _has_budget(get_method(name))]
 
 

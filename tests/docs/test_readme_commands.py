@@ -30,7 +30,7 @@ SMALL = str(ROOT / "sttm_lmms" / "checkpoints" / "llava_video_tiny")
 
 HERE = "this file"
 """Run below, with small data and the shipped checkpoint put in."""
-MENTIONED = {"accelerate launch", "sttm-lmms eval", "make results"}
+MENTIONED = {"accelerate launch", "sttm-lmms eval", "sttm-lmms demo", "sttm-lmms compare", "make results"}
 """Names of commands, not commands."""
 NETWORK, TIME, GPU = (
     "needs the repository's address",
