@@ -13,6 +13,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
+from sttm_lmms.model_wrappers import screen
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.documents import (
     Document,
@@ -31,10 +32,12 @@ from sttm_lmms.model_wrappers.rounds import Conversation
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
 from tqdm import tqdm
 
-from sttm_lmms.errors import STTMError
+from sttm_lmms.errors import OutOfMemoryError, STTMError
+from sttm_lmms.explain import is_out_of_memory
 from sttm_lmms.families import get_family
 from sttm_lmms.provenance import collect_provenance, sample_record
 from sttm_lmms.runtime import Answer, Engine, Failure, GenerationSettings, Request
+from sttm_lmms.runtime.memory import Work, ways_out
 from sttm_lmms.runtime.stored import open_store
 from sttm_lmms.video import VideoSettings, available_backends
 from sttm_lmms.video.features import FeatureStore
@@ -79,6 +82,7 @@ class STTMWrapper(lmms):
 
     def __init__(self, **values: Any) -> None:
         super().__init__()
+        screen.install()
         self.arguments = parse_arguments(values, refused=self.refused)
         default_settings(self.arguments, self.family)
         placement = place(self.arguments)
@@ -204,15 +208,34 @@ class STTMWrapper(lmms):
         try:
             with tqdm(total=len(real), desc=what, disable=self.rank != 0) as bar:
                 yield [read_instance(instance, self.task_dict, simple=self.is_simple) for instance in real], bar.update
-        except Exception as error:
+        except Exception as caught:
+            error = self._explained(caught)
             if self.world_size == 1:
-                raise
+                raise error from (None if error is caught else caught)
             # lmms-eval would print the error and end this process as if all were well, while the others wait for it
             # until they time out. A process that fails is what makes the launcher stop them.
             logger.exception("Process {} of {} failed", self.rank, self.world_size)
+            screen.say(error)
             raise SystemExit(1) from error
         finally:
             self._seconds += time.perf_counter() - started
+
+    def _explained(self, error: Exception) -> Exception:
+        """``error``, or what is to be done about it where that depends on the settings."""
+        if not is_out_of_memory(error):
+            return error
+        arguments, settings = self.arguments, list(self._task_settings.values())
+        frames = max((known.video.max_frames for known in settings), default=arguments.max_frames)
+        reduced = arguments.method != "none"
+        work = Work(
+            (1, 1, 1),
+            kept=0.5 if reduced else 1.0,
+            batch_size=arguments.batch_size,
+            keep=arguments.keep,
+            eager=arguments.attn_implementation == "eager",
+        )
+        ways = ways_out(work, host_cache_gb=arguments.host_cache_gb, frames=frames)
+        return OutOfMemoryError(f"out of memory on {self.device} while answering: lower {' or '.join(ways)}")
 
     def _messages(self, document: Document, turn: Callable[[], Messages]) -> Messages | None:
         """Messages of a turn; None, and the failure noted, if its visuals cannot be had and errors are skipped."""

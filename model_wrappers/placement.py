@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -37,8 +38,10 @@ def place(arguments: WrapperArguments) -> Placement:
     process for the only one unless it was told to use the CPU.
 
     Raises:
-        ValueError: several processes were told to use the same device, or a device map over all of them.
+        ValueError: several processes were told to use the same device, or a device map over all of them; the device is
+            not there, or flash attention is not.
     """
+    check_attention(arguments.attn_implementation)
     rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
     if world_size > 1 and arguments.device_map is not None:
         raise ValueError(
@@ -46,6 +49,7 @@ def place(arguments: WrapperArguments) -> Placement:
             "started; start one process, or leave out device_map"
         )
     device = torch.device(arguments.device or _best_device_type())
+    check_device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
     elif device.type == "cuda" and world_size > 1:
@@ -57,6 +61,38 @@ def place(arguments: WrapperArguments) -> Placement:
         rank=rank,
         world_size=world_size,
     )
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ``ValueError`` unless this machine has ``device``."""
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            build = "has no CUDA in it" if torch.version.cuda is None else f"is built for CUDA {torch.version.cuda}"
+            raise ValueError(
+                f"device={str(device)!r}: torch sees no GPU here (torch {torch.__version__} {build}); leave device out "
+                "to run on what there is, or install a CUDA build of torch and see that nvidia-smi lists a GPU"
+            )
+        if device.index is not None and device.index >= count:
+            raise ValueError(f"device={str(device)!r}: this machine has {count} GPUs, cuda:0 to cuda:{count - 1}")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps': torch sees no Apple GPU here; leave device out to run on what there is")
+
+
+def check_attention(implementation: str | None) -> None:
+    """Raise ``ValueError`` if flash attention was asked for and cannot run here."""
+    if implementation != "flash_attention_2":
+        return
+    if find_spec("flash_attn") is None:
+        raise ValueError(
+            "attn_implementation=flash_attention_2 needs the package flash-attn: pip install 'sttm-lmms[flash]', or "
+            "leave it out (sdpa gives the same answers)"
+        )
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "attn_implementation=flash_attention_2 needs a CUDA GPU, and torch sees none here; leave it out (sdpa "
+            "gives the same answers)"
+        )
 
 
 def _best_device_type() -> str:

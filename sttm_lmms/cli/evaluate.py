@@ -21,7 +21,8 @@ def evaluate(args: Sequence[str]) -> None:
     Under several processes: accelerate launch --num_processes 8 -m sttm_lmms eval ...
 
     Raises:
-        STTMError: an output path was given and there is no new result file in the end.
+        STTMError: the run failed, which lmms-eval reports as a success, or an output path was given and there is no
+            new result file in the end.
     """
     from sttm_lmms.model_wrappers.harness import run_lmms_eval
 
@@ -30,9 +31,9 @@ def evaluate(args: Sequence[str]) -> None:
     if option(args, "--use_cache") is not None:
         os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
     before = _result_files(output)
-    run_lmms_eval(args)
+    if reason := run_lmms_eval(args):
+        raise STTMError(reason)
     if output and int(os.environ.get("RANK", 0)) == 0 and _result_files(output) <= before:
-        # lmms-eval reports a failed run as a success.
         raise STTMError(f"the run failed (see above): no new result file in {output}")
 
 

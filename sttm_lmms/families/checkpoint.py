@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from sttm_lmms.errors import CheckpointError
+from sttm_lmms.families.hub import hub_sentence
 
 # Everything a checkpoint needs, and no second copy of the weights (*.bin, *.pth, gguf).
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
@@ -52,10 +53,7 @@ def resolve_checkpoint(
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises many unrelated types: network, permission, cache, no such id
-        raise CheckpointError(
-            f"{name}: not a local folder, and the hub gave {type(error).__name__}: {error}. "
-            "Give a local folder, check the spelling, or download it first and unset HF_HUB_OFFLINE"
-        ) from error
+        raise CheckpointError(hub_sentence(name, error)) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""Checkpoints on the hub: the ids that are known, and sentences for what goes wrong on the way to them."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+
+KNOWN_IDS = (
+    "lmms-lab/LLaVA-Video-7B-Qwen2",
+    "lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only",
+    "lmms-lab/LLaVA-Video-72B-Qwen2",
+    "lmms-lab/llava-onevision-qwen2-0.5b-ov",
+    "lmms-lab/llava-onevision-qwen2-7b-ov",
+    "lmms-lab/llava-onevision-qwen2-72b-ov-sft",
+    "lmms-lab/llava-onevision-qwen2-72b-ov-chat",
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    "llava-hf/llava-onevision-qwen2-72b-ov-hf",
+    "Qwen/Qwen2-VL-2B-Instruct",
+    "Qwen/Qwen2-VL-7B-Instruct",
+    "Qwen/Qwen2-VL-72B-Instruct",
+)
+"""Published checkpoints that this package loads. Others of the same architectures load as well."""
+
+
+_REPOSITORY = re.compile(r"(?<![\w/.:])([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*[\w])(?![\w/])")
+
+
+def closest_id(name: str) -> str | None:
+    """The known id that ``name`` may have meant; None if it is one, or like none."""
+    if name in KNOWN_IDS:
+        return None
+    by_lower = {known.lower(): known for known in KNOWN_IDS}
+    longer = [known for known in by_lower if known.startswith(name.lower())]
+    close = longer or get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
+    return by_lower[close[0]] if close else None
+
+
+def hub_sentence(name: str, error: BaseException) -> str:
+    """Why the hub did not give the checkpoint ``name``, and what to do: one sentence.
+
+    Args:
+        error: what the hub's client raised.
+    """
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{name}"
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{name} is gated: accept its terms on {page}, then log in with that account (hf auth login, or HF_TOKEN)"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name} has no such revision: give a branch, tag or commit that {page} lists"
+    meant = closest_id(name)
+    hint = f"did you mean {meant}? If not, " if meant else ""
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{name}: not a local folder, and the hub gave nothing under that id: {hint}check the spelling; a private "
+            "one needs a login (hf auth login, or HF_TOKEN)"
+        )
+    return (
+        f"{name}: not a local folder, and the hub gave nothing that is not in the cache ({_reason(error)}): {hint}"
+        f"check spelling and network, or give a local folder, or fill the cache first: hf download {meant or name}"
+    )
+
+
+def data_set_sentence(error: BaseException) -> str:
+    """Why a task's data set could not be had, and what to do: one sentence."""
+    name = next(iter(_REPOSITORY.findall(str(error))), "")
+    what = f"the data set {name}" if name else "the data set of a task"
+    if "gated" in f"{type(error).__name__} {error}".lower():
+        page = f"https://huggingface.co/datasets/{name}" if name else "its page on the hub"
+        return (
+            f"{what} is gated: accept its terms on {page}, then log in with that account (hf auth login, or HF_TOKEN)"
+        )
+    return (
+        f"{what} could not be had ({_reason(error)}): check the network, or fill the cache where there is one (hf "
+        f"download {name or 'NAME'} --repo-type dataset), or take a task of ours, such as sttm_videomme, which reads "
+        "local data; 'sttm-lmms rehearse MODEL --task TASK' says what a task would download"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or "Offline" in type(error).__name__:
+        return "HF_HUB_OFFLINE is set"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
