@@ -13,7 +13,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
-from sttm_lmms.model_wrappers import screen
+from sttm_lmms.model_wrappers import exchange, screen
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.documents import (
     Document,
@@ -138,7 +138,12 @@ class STTMWrapper(lmms):
     # What lmms-eval calls.
 
     def generate_until(self, requests: list[Instance]) -> Sequence[GenerationResult]:
-        """Answers in the order of the requests, computed as they are taken."""
+        """Answers in the order of the requests, computed as they are taken.
+
+        With several processes, one video's questions are answered by one of them; all answers are then computed first.
+        """
+        if exchange.possible():
+            return self._answers_together(requests)
         return Results(len(requests), self._answers_one_by_one(requests))
 
     def _answers_one_by_one(self, requests: list[Instance]) -> Iterator[GenerationResult]:
@@ -156,6 +161,37 @@ class STTMWrapper(lmms):
                     index, answer = next(answers)
                     known[index] = answer
                 yield self._result(documents[position], messages[position], known.pop(position))
+
+    def _answers_together(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers of all processes' requests, each video's questions on one of them."""
+        with self._running("Answering", requests) as (documents, progress):
+            real = [instance for instance in requests if not is_padding(instance)]
+            messages = [self._messages(document, document.first_turn) for document in documents]
+            cards = exchange.gather([exchange.card(*pair) for pair in zip(real, messages, strict=True)])
+            moved = exchange.assign(cards)
+            here = [(self.rank, position) for position in range(len(real)) if (self.rank, position) not in moved]
+            guests = [address for address, rank in moved.items() if rank == self.rank]
+            like = {instance.task_name: instance for instance in requests}
+            for rank, position in guests:
+                item = cards[rank][position]
+                guest = read_instance(exchange.borrowed(like[item.task], item), self.task_dict, simple=self.is_simple)
+                documents.append(guest)
+                messages.append(self._messages(guest, guest.first_turn))
+            indices = [position for _, position in here] + list(range(len(real), len(documents)))
+            asked, said = [documents[i] for i in indices], [messages[i] for i in indices]
+            found = dict(zip([*here, *guests], self._finished(asked, said, progress), strict=True))
+            for others in exchange.gather({address: found[address] for address in guests}):
+                found |= {address: result for address, result in others.items() if address[0] == self.rank}
+            return _with_padding(
+                requests, [found[self.rank, position] for position in range(len(real))], GenerationResult("")
+            )
+
+    def _finished(
+        self, documents: Sequence[Document], messages: Sequence[Messages | None], progress: Progress
+    ) -> list[GenerationResult]:
+        """Results of all documents, in order."""
+        answers = dict(self._stream(documents, messages, progress))
+        return [self._result(documents[i], messages[i], answers[i]) for i in range(len(documents))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then the next."""
