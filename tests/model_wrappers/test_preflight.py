@@ -31,7 +31,7 @@ CASES = {
         "",
     ),
     "load_in_4bit=True": (r"pip install 'sttm-lmms\[quantize\]', or leave load_in_4bit out", ""),
-    "": ("Did you mean 'lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only'", "lmms-lab/LLaVA-Video-7B-Qwen2-VideoOnly"),
+    "": ("did you mean lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only", "lmms-lab/LLaVA-Video-7B-Qwen2-VideoOnly"),
     "budgt=0.5": ("unknown argument 'budgt'. Did you mean 'budget'", ""),
     "budget=5": (r"budget=5.0 is out of range; it must be in \(0.0, 1.0\]", ""),
 }
@@ -73,5 +73,5 @@ def test_a_gpu_beyond_the_last(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     requirements.check_device("cuda:1")
-    with pytest.raises(requirements.STTMError, match="device=cuda:2: the GPUs here are cuda:0 to cuda:1"):
+    with pytest.raises(requirements.STTMError, match="device=cuda:2: this machine has 2 GPUs, cuda:0 to cuda:1"):
         requirements.check_device("cuda:2")
