@@ -166,7 +166,7 @@ class LlavaFamily(Family):
     ) -> PreparedInput:
         check_visuals(messages, features)
         config: Any = model.config
-        newline = self.newline_mode(config, newline, reduced=False)
+        newline = self.newline_mode(config, newline, reduced=False) or self.default_newline
         check_choice("newline", newline, NEWLINES)
         timed = getattr(config, "add_time_instruction", None)
         timed = self.default_time_instruction if timed is None else timed
