@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: install demo results results-demo results-bench results-tiny test lint format test-fast test-matrix wheel clean
+.PHONY: install demo results results-demo results-bench results-compare results-tiny test lint format test-fast test-matrix wheel clean
 
 install: $(INSTALLED)
 
@@ -22,8 +22,8 @@ demo: $(INSTALLED)
 	$(BIN)/sttm-lmms demo
 
 # For maintainers: records anew what is committed under results/, file by file under the same names. The demo takes
-# minutes, the benchmarks half an hour on an idle machine, the small checkpoints hours.
-results: results-demo results-bench results-tiny
+# minutes, the benchmarks half an hour on an idle machine, the comparison and the small checkpoints hours.
+results: results-demo results-bench results-compare results-tiny
 
 results-demo: $(INSTALLED)
 	$(BIN)/sttm-lmms demo --out results/demo --no-pictures
@@ -33,10 +33,13 @@ results-bench: $(INSTALLED)
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_reuse.py --frames 8 --repeats 3
 
+results-compare: $(INSTALLED)
+	$(BIN)/sttm-lmms compare --tasks vnbench --videos 450 --tables results/compare
+
 results-tiny: $(INSTALLED)
 	for family in llava_video qwen2_vl; do \
-	  $(BIN)/python scripts/eval_tiny.py --family $$family --work outputs/tiny --out results/tiny/$$family \
-	  && $(BIN)/python scripts/plot_tiny.py results/tiny/$$family || exit 1; \
+	  $(BIN)/python -m training.evaluate --family $$family --work outputs/tiny --out results/tiny/$$family \
+	  && $(BIN)/python -m training.plot results/tiny/$$family || exit 1; \
 	done
 
 lint: $(INSTALLED)

@@ -39,7 +39,7 @@ class WrapperArguments:
         host_cache_gb: host memory for the prefixes of more videos, for runs that come back to them.
         features: folder of stored features; no video is opened then.
         min_pixels, max_pixels: frame size, Qwen families only.
-        load_in_4bit: bitsandbytes quantisation through transformers.
+        load_in_4bit: NF4 weights, computed in ``dtype``; bitsandbytes through transformers.
         method_settings: settings of the method, by name.
     """
 
@@ -57,7 +57,7 @@ class WrapperArguments:
     device: str | None = None
     device_map: str | None = None
     batch_size: int = 1
-    video_backend: Literal["auto", "decord", "pyav"] = "auto"
+    video_backend: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
     reproduce: bool = False
     on_error: Literal["skip", "raise"] = "skip"
     reuse: Literal["prefix", "features", "none"] = "prefix"

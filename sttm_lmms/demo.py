@@ -83,12 +83,17 @@ def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
     from sttm_lmms.benchmarks.mini import write_benchmark
     from sttm_lmms.benchmarks.mini.writer import FRAME_SIZES
 
-    square = family == "qwen2_vl"
-    root = folder / f"{count}-{'square-' if square else ''}videos"
-    if not (root / "complete.txt").is_file():
-        write_benchmark(root, videos=count, sizes=SQUARE_SIZES if square else FRAME_SIZES)
-        (root / "complete.txt").write_text("Written last: everything is there.\n")
+    root, complete = videos_folder(folder, count, family)
+    if not complete.is_file():
+        write_benchmark(root, videos=count, sizes=SQUARE_SIZES if family == "qwen2_vl" else FRAME_SIZES)
+        complete.write_text("Written last: everything is there.\n")
     return root
+
+
+def videos_folder(folder: Path, count: int, family: str) -> tuple[Path, Path]:
+    """Where :func:`make_videos` puts them, and the file that says that they are complete."""
+    root = folder / f"{count}-{'square-' if family == 'qwen2_vl' else ''}videos"
+    return root, root / "complete.txt"
 
 
 def find_checkpoint(family: str, folder: Path) -> Checkpoint:
@@ -115,7 +120,8 @@ def shipped(family: str) -> Path:
 def sampling(family: str) -> str:
     """The frames that a shipped checkpoint was trained on, as arguments of the wrapper."""
     video = QWEN_VIDEO if family == "qwen2_vl" else {"max_frames": 16}
-    return ",".join(f"{key}={value:g}" for key, value in video.items())
+    # Our tasks sample as the published runs did; these checkpoints learned from the model's own frames.
+    return ",".join([*(f"{key}={value:g}" for key, value in video.items()), "sampling=model"])
 
 
 def lmms_eval_args(checkpoint: Checkpoint, arguments: str) -> list[str]:

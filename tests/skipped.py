@@ -9,6 +9,7 @@ WAYS = {
     "Chromium": "install chromium or google-chrome, so that one is on the PATH",
     "CUDA": "run on a machine with an NVIDIA GPU and a CUDA build of torch",
     "annotation file": "put the benchmarks' published annotation files where the reason says",
+    "torchcodec": 'pip install "torchcodec>=0.7", and FFmpeg (Debian: apt-get install ffmpeg)',
     "root may": "run as an ordinary user",
     "could not import": "make install",
     "is not installed": "make install",

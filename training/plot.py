@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the curves of the training and the table of the evaluation: ``python scripts/plot_tiny.py FOLDER``.
+"""Draw the curves of the training and the table of the evaluation: ``python -m training.plot FOLDER``.
 
 Reads ``train.jsonl`` and ``accuracy.json`` there and writes ``curves.png`` and ``accuracy.png`` beside them.
 """

@@ -29,7 +29,7 @@ def calibrate(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
-    video_backend: Annotated[str, typer.Option(help="auto, decord or pyav.")] = "auto",
+    video_backend: Annotated[str, typer.Option(help="auto, torchcodec, decord or pyav.")] = "auto",
 ) -> None:
     """Find the spatial and temporal threshold with which a sample of videos meets a budget on average.
 

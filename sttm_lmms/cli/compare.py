@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ import typer
 
 from sttm_lmms.cli.launch import LMMS_EVAL, RESULTS, launch
 from sttm_lmms.errors import STTMError, unknown
+from sttm_lmms.methods import get_method, method_names
 
 COMMAND = "command.txt"
 TABLES = ("compare.md", "compare.json", "compare.html")
@@ -59,9 +60,11 @@ def compare(
         list[str] | None,
         typer.Option("--model_args", "--model-args", help="pretrained=...,max_frames=..., one for each --model."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the runs and tables.")] = Path("outputs/compare"),
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("outputs/compare"),
+    tables: Annotated[Path | None, typer.Option(help="Folder for tables and plots. Default: that of the runs.")] = None,
     reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "sttm",
     videos: Annotated[int | None, typer.Option(help="Make so many videos for vnbench (small checkpoints).")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for these videos.")] = Path("outputs/compare/work"),
     processes: Annotated[int, typer.Option(help="Processes of each run, one for each GPU.", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="Only so many questions of each task.")] = None,
     include_path: Annotated[
@@ -89,24 +92,25 @@ def compare(
             continue
         told = f"[{number}/{len(grid)}] {folder.parent.name} {cell.name}"
         if is_done(folder, command):
-            typer.echo(f"{told}: there already")
+            _tell(f"{told}: there already")
             files.append(folder / RESULTS)
             continue
         started = time.perf_counter()
-        typer.echo(f"{told}: {folder / 'log.txt'}")
+        _tell(f"{told}: {folder / 'log.txt'}")
         try:
-            environment = {**_under_launcher(number), **_data(cell, videos, out)}
+            environment = {**_under_launcher(number), **_data(cell, videos, work)}
             files.append(launch(args, folder, launcher=_launcher(processes), environment=environment))
         except STTMError as error:
             failed.append(f"{told}: {last_words(str(error))}")
-            typer.echo(failed[-1], err=True)
+            _tell(failed[-1])
         else:
-            typer.echo(f"{told}: {time.perf_counter() - started:.0f} s")
-    if dry_run or int(os.environ.get("RANK", 0)):
+            _tell(f"{told}: {time.perf_counter() - started:.0f} s")
+    if dry_run or _rank():
         return
     if files:
-        words = _words(tasks, methods, budgets, model, model_args, out, reference, videos, limit)
-        write_tables(files, out, models=models, reference=reference, command=words)
+        options = {"--reference": None if reference == "sttm" else reference, "--videos": videos, "--limit": limit}
+        words = _words(tasks, methods, budgets, models if model else (), {**options, "--out": out, "--tables": tables})
+        write_tables(files, tables or out, models=models, reference=reference, command=words)
     if failed:
         raise STTMError(f"{len(failed)} of {len(grid)} runs failed; the table is without them:\n" + "\n".join(failed))
 
@@ -157,6 +161,7 @@ def write_tables(
     figures = draw_plots(build_table(runs))
     svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()}
     markdown = render_board(board, "md")
+    out.mkdir(parents=True, exist_ok=True)
     texts = (markdown, to_json(rows, command), render_board(board, "html", plots=svgs))
     for name, text in zip(TABLES, texts, strict=True):
         (out / name).write_text(text, encoding="utf-8")
@@ -195,7 +200,6 @@ def _embedded(family: str) -> tuple[str, str]:
 
 
 def _methods(text: str | None, reference: str) -> list[str]:
-    from sttm_lmms.methods import get_method
 
     names = [name.strip() for name in (text or ",".join(_with_budget())).split(",") if name.strip()]
     for name in names:
@@ -210,6 +214,8 @@ def _methods(text: str | None, reference: str) -> list[str]:
 
 
 def _with_budget() -> list[str]:
+    from sttm_lmms.methods import get_method, method_names
+
     return [name for name in method_names() if _has_budget(get_method(name))]
 
 
@@ -242,6 +248,15 @@ def _launcher(processes: int) -> tuple[str, ...]:
     return (sys.executable, *start, *LMMS_EVAL[1:])
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _tell(line: str) -> None:
+    if not _rank():
+        typer.echo(line, err=True)
+
+
 def _under_launcher(number: int) -> dict[str, str]:
     """Where this process is one of several: they meet anew for each run, so each run gets a port of its own."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -250,12 +265,16 @@ def _under_launcher(number: int) -> dict[str, str]:
     return {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
-def _data(cell: Cell, videos: int | None, out: Path) -> dict[str, str]:
+def _data(cell: Cell, videos: int | None, work: Path) -> dict[str, str]:
     if videos is None:
         return {}
-    from sttm_lmms.demo import make_videos
+    from sttm_lmms.demo import make_videos, videos_folder
 
-    root = make_videos(out / "work", videos, cell.model.removeprefix("sttm_"))
+    family = cell.model.removeprefix("sttm_")
+    if _rank():  # the first process makes them
+        while not videos_folder(work, videos, family)[1].is_file():
+            time.sleep(1)
+    root = make_videos(work, videos, family)
     return {"STTM_DATA_ROOT": str(root), "HF_HUB_OFFLINE": "1"}
 
 
@@ -290,21 +309,11 @@ def _shown(path: Path) -> Path:
 
 
 def _words(
-    tasks: str,
-    methods: str | None,
-    budgets: str,
-    model: list[str] | None,
-    model_args: list[str] | None,
-    out: Path,
-    reference: str,
-    videos: int | None,
-    limit: int | None,
+    tasks: str, methods: str | None, budgets: str, models: Sequence[tuple[str, str]], options: Mapping[str, object]
 ) -> str:
     """What to type for the same table again."""
     words = ["sttm-lmms", "compare", "--tasks", tasks, *(["--methods", methods] if methods else [])]
     words += ["--budgets", budgets]
-    for name, args in zip(model or (), model_args or (), strict=True):
-        words += ["--model", name, "--model_args", args]
-    options = {"--reference": None if reference == "sttm" else reference, "--videos": videos, "--limit": limit}
+    words += [word for name, args in models for word in ("--model", name, "--model_args", args)]
     words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return shlex.join([*words, "--out", str(out)])
+    return shlex.join(words)

@@ -23,7 +23,7 @@ def extract(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
-    video_backend: Annotated[str, typer.Option(help="auto, decord or pyav.")] = "auto",
+    video_backend: Annotated[str, typer.Option(help="auto, torchcodec, decord or pyav.")] = "auto",
 ) -> None:
     """Run the vision tower once over the videos of a task and store what it sees; features=DIR then reads it.
 

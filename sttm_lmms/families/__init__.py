@@ -17,6 +17,7 @@ from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
 from sttm_lmms.families.qwen2_5_vl import Qwen25VL
 from sttm_lmms.families.qwen2_vl import Qwen2VL
 from sttm_lmms.families.qwen3_vl import Qwen3VL
+from sttm_lmms.families.requirements import check_attention, check_device
 
 __all__ = [
     "ARCHITECTURES",
@@ -144,7 +145,10 @@ def load_pretrained(
 
     Raises:
         CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
+        STTMError: the device, or the package of the attention implementation, is not there.
     """
+    check_device(device_map)
+    check_attention(attn_implementation)
     # The configuration first: a checkpoint that is not supported is refused before its weights are downloaded.
     found, commit = find_family(path_or_id, revision=revision)
     wanted = get_family(family) if family else found

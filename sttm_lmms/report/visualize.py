@@ -72,7 +72,7 @@ def visualize(
     if model is None:
         seen, merged = _by_pixels(video, sampling, method, configs)
     else:
-        seen, merged = _by_model(video, sampling, model, revision, device, configs, question)
+        seen, merged = _by_model(video, sampling, model, revision, device, method, asked, question)
     settings = [
         Setting(setting_words(settings) or "defaults", TokenMap.of(tokens), tokens.info)
         for settings, tokens in zip(asked, merged, strict=True)
@@ -166,14 +166,17 @@ def _by_model(
     checkpoint: str,
     revision: str | None,
     device: str | None,
-    configs: Sequence[Any],
+    method: str,
+    asked: Sequence[Mapping[str, str]],
     question: str,
 ) -> tuple[Video, list[MergedTokens]]:
-    """What really happens in the model at each config's stages."""
+    """What really happens in the model, at the stages that are asked for or from its family's own start layer on."""
     from sttm_lmms.families import family_of, load_pretrained
 
     model, processor = load_pretrained(checkpoint, revision=revision, device_map=device)
     family = family_of(model)
+    own = {name: str(value) for name, value in family.method_defaults(get_method(method)).items()}
+    configs = [make_config(method, {**own, **settings}) for settings in asked]
     video = family.read_video(path, sampling)
     features = family.vision_features(model, processor, video)
     return video, [merge_in_model(model, processor, features, config, question) for config in configs]

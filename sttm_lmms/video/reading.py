@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sttm_lmms.errors import VideoError
 from sttm_lmms.video.decord_reader import decode_decord, decord_available
-from sttm_lmms.video.index import build_index, open_video
+from sttm_lmms.video.index import FrameIndex, build_index, open_video
 from sttm_lmms.video.pyav_reader import decode_pyav
 from sttm_lmms.video.sampling import frame_times
 from sttm_lmms.video.settings import Video, VideoInfo, check_backend
+from sttm_lmms.video.torchcodec_reader import decode_torchcodec, torchcodec_available
+
+_Decoder = Callable[[str, FrameIndex, Sequence[int]], np.ndarray]
+_DECODERS: dict[str, _Decoder] = {"torchcodec": decode_torchcodec, "decord": decode_decord, "pyav": decode_pyav}
 
 
 def available_backends() -> list[str]:
     """The backends that can be used here, the one that ``"auto"`` takes first."""
-    return ["decord", "pyav"] if decord_available() else ["pyav"]
+    return [*["torchcodec"] * torchcodec_available(), *["decord"] * decord_available(), "pyav"]
 
 
 def probe(path: str | Path, backend: str = "auto") -> VideoInfo:
@@ -49,8 +53,8 @@ def read_frames(video: str | Path | VideoInfo, indices: Sequence[int], backend: 
     Args:
         video: a file, or what :func:`probe` said about it, which saves looking at the file twice.
         indices: frame numbers in presentation order, 0-based, in any order, repeated or not.
-        backend: ``"decord"``, ``"pyav"`` or ``"auto"``, which is decord where it is installed and can read this file,
-            and PyAV otherwise. The frames are the same.
+        backend: ``"torchcodec"``, ``"decord"``, ``"pyav"`` or ``"auto"``, which is the first of them that is installed
+            and can read this file. The frames are the same.
 
     Raises:
         VideoError: as :func:`probe`, or the backend cannot decode a frame.
@@ -76,16 +80,20 @@ def read_frames(video: str | Path | VideoInfo, indices: Sequence[int], backend: 
 
 def _decode(info: VideoInfo, numbers: list[int], backend: str) -> np.ndarray:
     assert info.index is not None
-    if backend == "decord" and not decord_available():
-        raise ValueError("video_backend='decord' needs the package decord: pip install decord, or take 'pyav'")
-    if backend == "pyav" or not decord_available():
-        return decode_pyav(info.path, info.index, numbers)
-    try:
-        return decode_decord(info.path, info.index, numbers)
-    except VideoError:
-        if backend == "decord":
-            raise
-        return decode_pyav(info.path, info.index, numbers)
+    if backend == "auto":
+        *others, last = available_backends()
+        for name in others:
+            try:
+                return _DECODERS[name](info.path, info.index, numbers)
+            except VideoError:
+                continue
+        return _DECODERS[last](info.path, info.index, numbers)
+    if backend not in available_backends():
+        needs = " and FFmpeg's shared libraries" if backend == "torchcodec" else ""
+        raise ValueError(
+            f"video_backend={backend!r} needs the package {backend}{needs}: pip install {backend}, or take 'pyav'"
+        )
+    return _DECODERS[backend](info.path, info.index, numbers)
 
 
 def _path(video: str | Path | VideoInfo) -> str | Path:

@@ -14,8 +14,8 @@ SAMPLINGS = ("model", "uniform_fps")
 """``model`` takes the frames that the model's own code takes, ``uniform_fps`` those of the published runs: one rule for
 all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is LLaVA's own."""
 
-VIDEO_BACKENDS = ("auto", "decord", "pyav")
-"""``auto`` takes decord where it can be imported and PyAV elsewhere."""
+VIDEO_BACKENDS = ("auto", "torchcodec", "decord", "pyav")
+"""``auto`` takes the first of the others that can be imported and reads the file; PyAV always can be."""
 
 
 def check_backend(name: str) -> None:

@@ -16,7 +16,12 @@ from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/leaderboards.md", "docs/reproducing.md", "CONTRIBUTING.md", "tasks/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "tasks/README.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+)
 PROGRAMS = "make|pip|python|lmms-eval|sttm-lmms|accelerate|scripts/reproduce.sh"
 COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{PROGRAMS}) \S.*")
 BIG = "lmms-lab/LLaVA-Video-7B-Qwen2"
@@ -25,7 +30,7 @@ SMALL = str(ROOT / "sttm_lmms" / "checkpoints" / "llava_video_tiny")
 
 HERE = "this file"
 """Run below, with small data and the shipped checkpoint put in."""
-MENTIONED = {"accelerate launch", "sttm-lmms eval"}
+MENTIONED = {"accelerate launch", "sttm-lmms eval", "sttm-lmms demo", "sttm-lmms compare", "make results"}
 """Names of commands, not commands."""
 NETWORK, TIME, GPU = (
     "needs the repository's address",
@@ -37,6 +42,7 @@ COVERED: dict[str, str] = {
     "make demo": "tests/cli/test_demo.py::test_the_demo",
     "make test": ".ci/run",
     "make format": TIME,
+    "make results-tiny": TIME,
     "make test-fast": TIME,
     "make test-matrix": TIME,
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
@@ -44,6 +50,13 @@ COVERED: dict[str, str] = {
     "sttm-lmms doctor": HERE,
     f"lmms-eval --model sttm_llava_video --model_args pretrained={PAPER},budget=0.5 "
     "--tasks videomme --log_samples --output_path runs/": HERE,
+    f"sttm-lmms compare --tasks vnbench --methods sttm,random --budgets 0.5,0.3,0.15 "
+    f"--model sttm_llava_video --model_args pretrained={PAPER}": HERE,
+    "sttm-lmms compare --tasks vnbench --methods sttm,random,frames,pool --budgets 0.5,0.3,0.15 --videos 12": (
+        "tests/cli/test_compare.py::test_the_whole_and_once_more"
+    ),
+    "accelerate launch --num_processes 8 -m sttm_lmms compare ...": GPU,
+    "python scripts/bench_merge.py --device cpu --reference PATH": "needs a checkout of the published code",
     "accelerate launch --num_processes 8 -m lmms_eval --model sttm_qwen2_vl ...": (
         "tests/model_wrappers/test_command_line.py::test_two_processes_give_the_answers_of_one"
     ),
@@ -56,6 +69,10 @@ COVERED: dict[str, str] = {
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,
     "sttm-lmms extract --model ... --task vnbench": HERE,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --out results/bench/merge": GPU,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --reference ~/STTM": (
+        "tests/scripts/test_bench_merge.py::test_beside_the_published_code"
+    ),
     "OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor "
     "--frames 128 32 16 --repeats 3": HERE,
     "OMP_NUM_THREADS=2 python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1": HERE,
@@ -89,7 +106,7 @@ def commands(page: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_run_by_a_test_or_listed(page):
     found = commands(page)
-    assert found
+    assert found or page.startswith("docs/")
     assert [command for command in found if command not in COVERED] == []
 
 
@@ -138,9 +155,10 @@ def video(data):
     return file
 
 
-def the(start: str, page: str = "README.md") -> str:
-    """The one command of a page that begins like this."""
-    (command,) = {command for command in commands(page) if command.startswith(start)}
+def the(start: str, *pages: str) -> str:
+    """The one command of the pages (README and docs/usage.md) that begins like this."""
+    shown = pages or ("README.md", "docs/usage.md")
+    (command,) = {command for page in shown for command in commands(page) if command.startswith(start)}
     return command
 
 
@@ -161,7 +179,7 @@ def test_prepare(tmp_path, data):
     raw = tmp_path / "VNBench-main-4try.json"
     raw.write_text(json.dumps(records))
     run(
-        the("sttm-lmms prepare"),
+        the("sttm-lmms prepare vnbench"),
         ("VNBench-main-4try.json", str(raw)),
         ("VNBench_videos/", str(data / "vnbench" / "videos")),
         ("--out datasets", f"--out {tmp_path}"),
@@ -182,6 +200,13 @@ def test_leaderboards(tmp_path):
     run(the("sttm-lmms leaderboard RUN_DIR... --out leaderboard.md", page), ("RUN_DIR...", runs), table)
     run(the("sttm-lmms leaderboard RUN_DIR... --check", page), ("RUN_DIR...", runs), table)
     assert {"a.html", "a.md", "p"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_compare(tmp_path, monkeypatch, capsys):
+    """What it would run; tests/cli/test_compare.py runs it."""
+    monkeypatch.chdir(tmp_path)
+    run(f"{the('sttm-lmms compare', 'README.md')}", (BIG, SMALL), ("--tasks vnbench", "--tasks vnbench --dry-run"))
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 3
 
 
 def test_pictures(tmp_path, video):

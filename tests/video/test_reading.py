@@ -6,11 +6,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from video_clips import CLIPS, DECORD_MISREADS, DECORD_READS, moving
+from video_clips import CLIPS, DECORD_MISREADS, DECORD_READS, TORCHCODEC_MISREADS, TORCHCODEC_READS, moving
 
 from sttm_lmms.errors import VideoError
-from sttm_lmms.video import available_backends, probe, read_frames, write_video
+from sttm_lmms.video import available_backends, probe, read_frames, reading, write_video
 from sttm_lmms.video.pyav_reader import FrameCursor, to_rgb
+from sttm_lmms.video.torchcodec_reader import torchcodec_available
 
 Clip = Callable[[str], Path]
 
@@ -47,6 +48,49 @@ def test_decord_and_pyav_give_the_same_pixels(clip: Clip, name: str) -> None:
         a, b = (read_frames(info, indices, backend) for backend in ("decord", "pyav"))
         np.testing.assert_array_equal(a.frames, b.frames)
         assert (a.timestamps, a.indices, a.fps, a.duration) == (b.timestamps, b.indices, b.fps, b.duration)
+
+
+@pytest.mark.parametrize("name", TORCHCODEC_READS)
+def test_torchcodec_and_pyav_give_the_same_pixels(clip: Clip, name: str) -> None:
+    _needs_torchcodec()
+    info = probe(clip(name))
+    every = list(range(info.total_frames))
+    for indices in [every, *(some_indices(info.total_frames, seed) for seed in range(8))]:
+        a, b = (read_frames(info, indices, backend) for backend in ("torchcodec", "pyav"))
+        np.testing.assert_array_equal(a.frames, b.frames)
+
+
+@pytest.mark.parametrize("name", TORCHCODEC_MISREADS)
+def test_torchcodec_is_refused_where_it_would_give_other_frames(clip: Clip, name: str) -> None:
+    _needs_torchcodec()
+    with pytest.raises(VideoError, match=f"{name}: torchcodec .*video_backend='pyav'"):
+        read_frames(clip(name), [0], "torchcodec")
+    info = probe(clip(name))
+    indices = [3, 7, info.total_frames - 1]
+    np.testing.assert_array_equal(read_frames(info, indices, "auto").frames, decode_all(clip(name))[indices])
+
+
+def _needs_torchcodec() -> None:
+    if not torchcodec_available():
+        pytest.skip("torchcodec is not installed, or finds no FFmpeg libraries")
+
+
+def test_a_missing_backend_is_named(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sttm_lmms.video.reading.torchcodec_available", lambda: False)
+    assert "torchcodec" not in available_backends()
+    with pytest.raises(ValueError, match="needs the package torchcodec and FFmpeg's shared libraries: pip install"):
+        read_frames(clip("plain.mp4"), [0], "torchcodec")
+
+
+def test_auto_takes_the_next_backend_where_one_cannot_read_a_file(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: object, index: object, numbers: object) -> np.ndarray:
+        raise VideoError(path, "no")
+
+    monkeypatch.setattr("sttm_lmms.video.reading.torchcodec_available", lambda: True)
+    monkeypatch.setitem(reading._DECODERS, "torchcodec", refuses)
+    assert available_backends()[0] == "torchcodec"
+    expected = read_frames(clip("plain.mp4"), [0, 9], "pyav").frames
+    np.testing.assert_array_equal(read_frames(clip("plain.mp4"), [0, 9], "auto").frames, expected)
 
 
 def test_decord_agrees_on_the_facts(clip: Clip) -> None:
@@ -137,6 +181,7 @@ def test_no_index_and_unknown_backends_are_refused(clip: Clip) -> None:
 
 
 def test_a_missing_decord_means_pyav(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sttm_lmms.video.reading.torchcodec_available", lambda: False)
     monkeypatch.setattr("sttm_lmms.video.reading.decord_available", lambda: False)
     assert available_backends() == ["pyav"]
     assert read_frames(clip("plain.mp4"), [7]).frames.shape == (1, 90, 130, 3)

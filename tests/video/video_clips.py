@@ -107,3 +107,5 @@ CLIPS: dict[str, Callable[[Path], Path]] = {
 }
 DECORD_MISREADS = ["cut.mp4", "open_gop.mp4", "stream.ts", "bframes.avi"]
 DECORD_READS = [name for name in CLIPS if name not in DECORD_MISREADS]
+TORCHCODEC_MISREADS = ["open_gop.mp4", "odd_420.mp4", "ten_bit.mp4", "stream.ts", "bframes.avi"]
+TORCHCODEC_READS = [name for name in CLIPS if name not in TORCHCODEC_MISREADS]

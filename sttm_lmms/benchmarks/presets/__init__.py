@@ -133,17 +133,19 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 def resolve_frames(family: str, task: str) -> Frames:
     """The frames of the published runs of a family on a task; tasks that are not in the paper get the family's default.
 
-    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else.
+    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else. Families that
+    the paper does not have are sampled as the model does in all tasks.
 
     Raises:
         ValueError: the family is unknown.
     """
-    families: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_FRAMES.read_text(encoding="utf-8"))
+    families: dict[str, dict[str, Any]] = yaml.safe_load(_FRAMES.read_text(encoding="utf-8"))
     if family not in families:
         raise unknown("family", family, families)
     known = families[family]
     ours = task == "vnbench" or task.startswith("sttm_")
-    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=UNIFORM_FPS if ours else "model")
+    rule = known.get("sampling", UNIFORM_FPS if ours else "model")
+    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=rule)
 
 
 def resolve_video(name: str, family: str) -> Frames:
