@@ -85,6 +85,8 @@ COVERED: dict[str, str] = {
     "sttm-lmms visualize VIDEO --pixels --out pictures/": HERE,
     "sttm-lmms prepare BENCHMARK --raw ... --videos ...": "tests/benchmarks/test_prepare.py::test_round_trip",
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
+    "sttm-lmms calibrate": "tests/cli/test_video_commands.py::test_calibrate_writes_a_preset_that_meets_the_budget",
+    "python scripts/bench_frames.py": "tests/scripts/test_bench_frames.py::test_a_small_run",
     "sttm-lmms visualize --method yours": "tests/report/test_visualize_command.py::test_every_method_can_be_drawn",
     f"python -m lmms_eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 "
     "--tasks sttm_videomme "

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 UNIFORM_FPS = "uniform_fps"
 """The frame sampling of all published runs, see ``VideoSettings``."""
 
+ALL_FRAMES = 1000.0
+"""A rate that no video has: ``max_frames`` frames are then taken from any video."""
+
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
 _VIDEO = _FOLDER / "video.yaml"
@@ -149,14 +152,19 @@ def resolve_frames(family: str, task: str) -> Frames:
 
 
 def resolve_video(name: str, family: str) -> Frames:
-    """The video settings called ``name`` (``"official"``: the maker's own) of a family.
+    """The video settings called ``name`` of a family.
+
+    ``official`` is what its makers use. ``frames-16`` (or any other number) is so many frames of every video, evenly
+    spread: with a budget, more frames at the same cost.
 
     Raises:
         ValueError: there are none of that name, or not for this family.
     """
+    if count := re.fullmatch(r"frames-([1-9]\d*)", name):
+        return Frames(int(count.group(1)), ALL_FRAMES)
     presets: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_VIDEO.read_text(encoding="utf-8"))
     if name not in presets:
-        raise unknown("video", name, presets)
+        raise unknown("video", name, [*presets, "frames-16, frames-32, ... (so many frames of every video)"])
     if family not in presets[name]:
         raise ValueError(f"video={name!r} has nothing for {family}. It has: {', '.join(presets[name])}")
     return Frames(**presets[name][family])
