@@ -38,8 +38,8 @@ results-compare: $(INSTALLED)
 
 results-tiny: $(INSTALLED)
 	for family in llava_video qwen2_vl; do \
-	  $(BIN)/python scripts/eval_tiny.py --family $$family --work outputs/tiny --out results/tiny/$$family \
-	  && $(BIN)/python scripts/plot_tiny.py results/tiny/$$family || exit 1; \
+	  $(BIN)/python -m training.evaluate --family $$family --work outputs/tiny --out results/tiny/$$family \
+	  && $(BIN)/python -m training.plot results/tiny/$$family || exit 1; \
 	done
 
 lint: $(INSTALLED)

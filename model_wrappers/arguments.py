@@ -22,7 +22,8 @@ class WrapperArguments:
         revision: branch, tag or commit on the hub.
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
-        video: ``official`` for the maker's own frames, fps and pixel limits; by default those of the published runs.
+        video: ``official`` for the maker's own frames, fps and pixel limits, ``frames-16`` (or another number) for so
+            many frames of every video; by default those of the published runs.
         max_frames, fps: frame sampling; by default those of ``video``, of the preset or of the family.
         sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of presets) or ``model``.
         newline: newline mode of the LLaVA family; by default the checkpoint's without reduction, ``no_token`` with it.

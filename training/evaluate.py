@@ -153,12 +153,13 @@ def percent(mean: float, interval: Sequence[float]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; 95% intervals in brackets, all numbers but the first in percent."""
-    lines = [
-        "| setting | questions | kept | retrieval | ordering | counting | all | relative to all tokens |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    spatial = any("removed_in_space" in row for row in rows)
+    head = ["setting", "questions", "kept", *(["removed in space"] if spatial else []), *KINDS, "all"]
+    lines = [f"| {' | '.join([*head, 'relative to all tokens'])} |", "|---" * (len(head) + 1) + "|"]
     for row in rows:
         cells = [row["setting"], str(row["questions"]), f"{100 * row['kept']:.1f}"]
+        if spatial:
+            cells.append(f"{100 * row['removed_in_space']:.1f}" if "removed_in_space" in row else "")
         cells += [percent(row[kind]["accuracy"], row[kind]["interval"]) for kind in (*KINDS, "all")]
         ratio, low, high = relative(row, rows[0])
         lines.append(f"| {' | '.join([*cells, percent(ratio, (low, high))])} |")

@@ -150,6 +150,7 @@ SUBJECTS = {
     "llava_video_fine": Subject("llava_video_fine", half=(1.0, 1.0), third=(1.0, 1.0), benchmark={"scenery": "plain"}),
 }
 SIDE = 150
+FEW = 100
 
 
 def settings(subject: Subject) -> tuple[Setting, ...]:
@@ -196,16 +197,17 @@ def ablation(subject: Subject) -> tuple[Setting, ...]:
             Setting(f"spatial only, {share}", OneHalfConfig(budget=budget, half="space")),
             Setting(f"temporal only, {share}", OneHalfConfig(budget=budget, half="time")),
         ]
-    for share in shares:
+    more: list[tuple[str, Any, Oracle | None]] = [
+        ("needle tokens removed (oracle)", RemoveCells(), "needles removed"),
+        ("as many other tokens removed (oracle)", RemoveCells(), "as many others removed"),
+    ]
+    for share, budget in shares.items():
         spatial, temporal = PUBLISHED[share]
         published = STTMConfig(spatial_threshold=spatial, temporal_threshold=temporal)
-        rows.append(Setting(f"published thresholds for {share}", published))
-    few = {"videos": SIDE}
-    rows.append(Setting("needle tokens removed (oracle)", RemoveCells(), "needles removed", **few))
-    rows.append(Setting("as many other tokens removed (oracle)", RemoveCells(), "as many others removed", **few))
-    for share, budget in shares.items():
-        rows.append(Setting(f"random tokens, {share}", RandomConfig(budget=budget), **few))
-        rows.append(Setting(f"average pooling, {share}", PoolConfig(budget=budget), **few))
+        more.append((f"published thresholds for {share}", published, None))
+        more.append((f"random tokens, {share}", RandomConfig(budget=budget), None))
+        more.append((f"average pooling, {share}", PoolConfig(budget=budget), None))
+    rows += [Setting(name, config, oracle, videos=FEW) for name, config, oracle in more]
     return tuple(rows)
 
 

@@ -66,8 +66,8 @@ class Student(nn.Module):
         return self.codes.time_code(self.shape.time(batch.step, batch.cell / batch.grid**2))
 
 
-def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> None:
-    """Take over all layers, and the words by what they say; the heads stay fresh.
+def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any, first: int = FRONT) -> None:
+    """Take over the layers from ``first`` on, and the words by what they say; the heads and layers before stay fresh.
 
     Args:
         student: to be started.
@@ -87,5 +87,5 @@ def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> N
         for name in ("model.embed_tokens", "lm_head"):
             student.decoder.get_submodule(name).weight[ours] = decoder.get_submodule(name).weight[old]
     student.decoder.model.norm.load_state_dict(decoder.model.norm.state_dict())
-    for number in range(LAYERS):
+    for number in range(first, LAYERS):
         student.decoder.model.layers[number].load_state_dict(decoder.model.layers[number].state_dict())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import control, fine, stages
 from .bank import Bank
+from .decoder import FRONT
 from .export import export, load_decoder
 from .loop import Schedule
 from .shapes import SHAPES
@@ -134,8 +135,9 @@ def train_model(
 
 def begin(student: Student, checkpoint: Path) -> None:
     """Take over what a LLaVA-Video-shaped checkpoint has learned and the new model can use."""
-    warm_start(student, *load_decoder(checkpoint))
-    if student.shape.family == "llava_video":
+    same_positions = student.shape.family == "llava_video"
+    warm_start(student, *load_decoder(checkpoint), first=0 if same_positions else FRONT)
+    if same_positions:
         fine.tile_vision(student, checkpoint)
 
 

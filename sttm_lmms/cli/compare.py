@@ -214,7 +214,7 @@ def _methods(text: str | None, reference: str) -> list[str]:
 
 
 def _with_budget() -> list[str]:
-    from sttm_lmms.methods import get_method, method_names
+    from sttm_lmms.methods import get_method
 
     return [name for name in method_names() if _has_budget(get_method(name))]
 

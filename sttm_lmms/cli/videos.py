@@ -74,12 +74,11 @@ def video_settings(
     sampling: str | None = None,
 ) -> VideoSettings:
     """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
-    frames = resolve_frames(family, f"sttm_{benchmark_of(task) or task}")
-    return VideoSettings(
-        max_frames=frames.max_frames if max_frames is None else max_frames,
-        fps=frames.fps if fps is None else fps,
+    return resolve_frames(family, f"sttm_{benchmark_of(task) or task}").settings(
+        max_frames=max_frames,
+        fps=fps,
         backend=backend,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
-        sampling=sampling or frames.sampling,
+        sampling=sampling,
     )

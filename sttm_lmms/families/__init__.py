@@ -51,10 +51,12 @@ _CODED_TIME = (
 REFUSED: dict[str, str] = {
     "Glm4vForConditionalGeneration": _CODED_TIME,
     "Glm4vMoeForConditionalGeneration": _CODED_TIME,
+    "Glm46VForConditionalGeneration": _CODED_TIME,
     "Qwen3_5ForConditionalGeneration": _RECURRENT,
     "Qwen3_5MoeForConditionalGeneration": _RECURRENT,
     "glm4v": _CODED_TIME,
     "glm4v_moe": _CODED_TIME,
+    "glm46v": _CODED_TIME,
     "qwen3_5": _RECURRENT,
     "qwen3_5_moe": _RECURRENT,
 }

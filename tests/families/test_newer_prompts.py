@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from newer_families import CASES, IMAGE, NEWER, VIDEO, shown, stock_inputs, user
 from PIL import Image
 
-from sttm_lmms.errors import UnsupportedModelError, VideoError
-from sttm_lmms.families import family_of_config
+from sttm_lmms.errors import CheckpointError, UnsupportedModelError, VideoError
+from sttm_lmms.families import REFUSED, family_of, family_of_config, load_pretrained
 from sttm_lmms.families.internvl import sample_middles
 from sttm_lmms.families.qwen2_vl import mrope_positions
+from sttm_lmms.runtime.spans import locate_spans
 from sttm_lmms.video import VideoSettings
 
 
@@ -199,6 +204,24 @@ def test_what_are_no_frames(loaded):
     ):
         with pytest.raises(VideoError, match=match):
             family.read_video(source, VideoSettings())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_there_yet_is_refused_with_what_is_missing(name, tmp_path):
+    reason = re.escape(REFUSED[name])
+    if not name[0].isupper():
+        with pytest.raises(UnsupportedModelError, match=f"{name}' is not supported yet: {reason}"):
+            locate_spans(SimpleNamespace(model_type=name), torch.zeros(1, 4, dtype=torch.long), None)
+        return
+    with pytest.raises(UnsupportedModelError, match=f"{name} is not supported yet: {reason}"):
+        family_of(type(name, (torch.nn.Module,), {})())
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+    with pytest.raises(CheckpointError, match=f"are not supported yet: {reason}"):
+        load_pretrained(tmp_path)
+
+
+def test_refused_classes_are_those_of_transformers():
+    assert all(hasattr(transformers, name) for name in REFUSED if name[0].isupper())
 
 
 def test_positions_in_time():

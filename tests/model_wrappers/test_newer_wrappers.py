@@ -97,6 +97,18 @@ def test_the_makers_settings_by_name():
         parse_arguments({"pretrained": "x", "preset": "paper-50", "video": "official"})
 
 
+def test_a_number_of_frames_by_name():
+    for frames, budget in ((16, None), (32, 0.5), (64, 0.25), (160, 0.1)):
+        how = {"method": "none"} if budget is None else {"budget": budget}
+        arguments = parse_arguments({"pretrained": "x", "video": f"frames-{frames}", **how})
+        for family in ("llava_video", "qwen3_vl", "internvl"):
+            video = task_settings(arguments, family, "vnbench").video
+            assert (video.max_frames, video.fps) == (frames, 1000.0)
+    arguments = parse_arguments({"pretrained": "x", "method": "none", "video": "frames"})
+    with pytest.raises(ValueError, match=r"unknown video 'frames'.*frames-16"):
+        task_settings(arguments, "qwen3_vl", "vnbench")
+
+
 @families
 def test_a_checkpoint_of_another_family_is_refused(family, newer):
     other = next(name for name in WRAPPERS if name != family)

@@ -9,7 +9,7 @@ import torch
 from counting import Work, made_up_gpu
 
 from sttm_lmms.methods.sttm import STTMConfig, dense, merge_video_tokens
-from sttm_lmms.methods.sttm.dense import DenseVideo
+from sttm_lmms.methods.sttm.dense import Count, DenseVideo
 from sttm_lmms.methods.sttm.dense_union import rounds_for
 from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Thresholds
 
@@ -37,9 +37,10 @@ def work_of(size: Size, config: STTMConfig, monkeypatch: pytest.MonkeyPatch, kep
     def smooth(point: Thresholds) -> float:
         return 0.01 + 0.98 * (point.spatial - LOWEST.spatial) / (HIGHEST.spatial - LOWEST.spatial)
 
-    def count(self: DenseVideo, points: Sequence[Thresholds], limit: int) -> tuple[list[int], list[int]]:
+    def count(self: DenseVideo, points: Sequence[Thresholds], limit: int) -> list[Count]:
         original(self, points, limit)
-        return [int(smooth(point) * size[0] * size[1] * size[2]) for point in points], [5] * len(points)
+        whole = size[0] * size[1] * size[2]
+        return [Count(int(smooth(point) * whole), whole, 5) for point in points]
 
     original = DenseVideo._count
     monkeypatch.setattr(dense, "to_host", to_host)
@@ -82,7 +83,7 @@ def test_more_frames_cost_no_more_operations_but_for_rounds(
     assert reads == 1
 
 
-@pytest.mark.parametrize(("budget", "operations"), [(0.5, 253), (0.3, 253)])
+@pytest.mark.parametrize(("budget", "operations"), [(0.5, 267), (0.3, 267)])
 def test_budget(budget: float, operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
     work, reads = work_of((128, 14, 14, 3584), STTMConfig(budget=budget), monkeypatch)
     assert (work.total, reads) == (operations, 3)
