@@ -22,7 +22,8 @@ class WrapperArguments:
         revision: branch, tag or commit on the hub.
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
-        video: ``official`` for the maker's own frames, fps and pixel limits; by default those of the published runs.
+        video: ``official`` for the maker's own frames, fps and pixel limits, ``frames-16`` (or another number) for so
+            many frames of every video; by default those of the published runs.
         max_frames, fps: frame sampling; by default those of ``video``, of the preset or of the family.
         sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of presets) or ``model``.
         newline: newline mode of the LLaVA family; by default the checkpoint's without reduction, ``no_token`` with it.
@@ -39,7 +40,7 @@ class WrapperArguments:
         host_cache_gb: host memory for the prefixes of more videos, for runs that come back to them.
         features: folder of stored features; no video is opened then.
         min_pixels, max_pixels: frame size, Qwen families only.
-        load_in_4bit: bitsandbytes quantisation through transformers.
+        load_in_4bit: NF4 weights, computed in ``dtype``; bitsandbytes through transformers.
         method_settings: settings of the method, by name.
     """
 

@@ -295,20 +295,15 @@ class STTMWrapper(lmms):
             checkpoint=self.arguments.pretrained,
             family=self.family,
             video=replace(settings.video, backend=_backend(settings.video), sampling=self._sampling(settings.video)),
-            newline=self._newline(settings),
+            newline=get_family(self.family).newline_mode(
+                self.model.config, self.arguments.newline, reduced=settings.config is not None
+            ),
             reuse=self.arguments.reuse,
         )
 
     def _sampling(self, video: VideoSettings) -> str:
         """The frame sampling that ran, by its own name."""
         return get_family(self.family).model_sampling if video.sampling == "model" else video.sampling
-
-    def _newline(self, settings: TaskSettings) -> str | None:
-        """The newline mode that is in force, as :class:`Engine` decides it; None where a family has none."""
-        if "newline" in self.refused:
-            return None
-        own = getattr(self.model.config, "mm_newline_position", None)
-        return self.arguments.newline or (own if settings.config is None else "no_token")
 
 
 def _backend(video: VideoSettings) -> str:

@@ -66,7 +66,9 @@ def read_instance(instance: Instance, datasets: Mapping[str, Any], *, simple: bo
         return Document(task, lambda: user_turn(doc_to_visual(doc), context), continuation=str(text))
     if not simple:
         _, doc_to_messages, gen_kwargs = args[:3]
-        return Document(task, lambda: _messages(doc_to_messages(doc)), _chat_rounds(doc_to_messages, doc), gen_kwargs)
+        return Document(
+            task, lambda: chat_messages(doc_to_messages(doc)), _chat_rounds(doc_to_messages, doc), gen_kwargs
+        )
     context, gen_kwargs, doc_to_visual = args[:3]
     rounds = _simple_rounds(args[3], doc) if instance.request_type == "generate_until_multi_round" else None
     return Document(task, lambda: user_turn(doc_to_visual(doc), context), rounds, gen_kwargs)
@@ -82,7 +84,7 @@ def make_turn(document: Document, make: Callable[[], Any]) -> Any:
 
 def user_turn(visuals: Sequence[Any] | None, text: str) -> Messages:
     """One user message from ``doc_to_visual`` and ``doc_to_text``, made by lmms-eval's own rule for chat models."""
-    return _messages(ConfigurableMessagesTask._build_user_turn(visuals, text))
+    return chat_messages(ConfigurableMessagesTask._build_user_turn(visuals, text))
 
 
 def generation_settings(gen_kwargs: Mapping[str, Any]) -> GenerationSettings:
@@ -119,7 +121,8 @@ def first_video(messages: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-def _messages(raw: Sequence[Mapping[str, Any]]) -> Messages:
+def chat_messages(raw: Sequence[Mapping[str, Any]]) -> Messages:
+    """A task's messages in the layout of chat templates; images are opened."""
     messages = ChatMessages(messages=list(raw)).to_hf_messages()
     return [{"role": m["role"], "content": [_part(part) for part in m["content"]]} for m in messages]
 
@@ -155,7 +158,7 @@ def _chat_rounds(doc_to_messages: Callable[..., Any], doc: Any) -> Callable[[int
         if not isinstance(turn, tuple):
             return None, True, outputs, notes
         raw, over, outputs, notes = turn
-        return (None if over else _messages(raw)), over, outputs, notes
+        return (None if over else chat_messages(raw)), over, outputs, notes
 
     return next_turn
 

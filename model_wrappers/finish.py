@@ -12,7 +12,6 @@ import torch.distributed as dist
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 
-from sttm_lmms.errors import NothingReducedError
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime import Counters, Engine, Failure
 from sttm_lmms.runtime.summary import Totals
@@ -48,11 +47,7 @@ def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds
     counters = _sum_counters([share.counters for share in shares])
     failures = [failure for share in shares for failure in share.failures]
     totals = reduce(add, (share.totals for share in shares))
-    if asked and totals.answered and not totals.reduced:
-        raise NothingReducedError(
-            f"{asked} was asked for, but none of {totals.answered} answers saw fewer visual tokens; the score would be "
-            "the baseline's under another name. Were there videos, and can these settings merge anything?"
-        )
+    totals.check_reduced(asked)
     if counters.questions:  # else every answer came out of the response cache
         memories = [share.peak_memory for share in shares if share.peak_memory is not None]
         summary = totals.summary(counters, failures, engine.config, max(memories, default=None))

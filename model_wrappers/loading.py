@@ -10,6 +10,7 @@ from torch import nn
 
 from sttm_lmms.errors import CheckpointError
 from sttm_lmms.families import find_family, get_family, load_pretrained
+from sttm_lmms.families.requirements import check_attention, check_quantization
 
 
 def check_family(arguments: WrapperArguments, family: str) -> None:
@@ -23,20 +24,20 @@ def check_family(arguments: WrapperArguments, family: str) -> None:
         raise CheckpointError(f"{arguments.pretrained} is a {found.name} checkpoint: use --model sttm_{found.name}")
 
 
+def check_packages(arguments: WrapperArguments) -> None:
+    """Raise ``STTMError`` if an argument needs a package that is not installed."""
+    check_attention(arguments.attn_implementation)
+    check_quantization(arguments.load_in_4bit)
+
+
 def load(arguments: WrapperArguments, placement: Placement, family: str) -> tuple[nn.Module, Any]:
     """Model and processor.
 
     Raises:
         CheckpointError: it cannot be read, or is of another architecture.
     """
+    check_packages(arguments)
     check_family(arguments, family)
-    options: dict[str, Any] = {}
-    if arguments.load_in_4bit:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_compute_dtype=placement.dtype, bnb_4bit_quant_type="nf4"
-        )
     # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where it says nothing,
     # the family that was asked for decides.
     return load_pretrained(
@@ -46,5 +47,5 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
         device_map=placement.device_map,
         attn_implementation=arguments.attn_implementation,
         family=family,
-        **options,
+        load_in_4bit=arguments.load_in_4bit,
     )

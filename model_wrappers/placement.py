@@ -10,6 +10,8 @@ import torch
 from loguru import logger
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 
+from sttm_lmms.families.requirements import check_device
+
 _LAUNCHER = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
 
@@ -38,6 +40,7 @@ def place(arguments: WrapperArguments) -> Placement:
     process for the only one unless it was told to use the CPU.
 
     Raises:
+        STTMError: the device is not in this machine.
         ValueError: several processes were told to use the same device, or a device map over all of them.
     """
     rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
@@ -46,6 +49,7 @@ def place(arguments: WrapperArguments) -> Placement:
             f"device_map={arguments.device_map!r} spreads one model over the devices, but {world_size} processes were "
             "started; start one process, or leave out device_map"
         )
+    check_device(arguments.device)
     device = torch.device(arguments.device or _best_device_type())
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))

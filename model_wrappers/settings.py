@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
@@ -50,6 +50,4 @@ def _config(arguments: WrapperArguments, family: str) -> Any:
 
 def _video(arguments: WrapperArguments, frames: Frames) -> VideoSettings:
     names = ("max_frames", "fps", "min_pixels", "max_pixels", "sampling")
-    chosen = {name: getattr(arguments, name) for name in names}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return VideoSettings(**{**asdict(frames), **given, "backend": arguments.video_backend})
+    return frames.settings(**{name: getattr(arguments, name) for name in names}, backend=arguments.video_backend)

@@ -3,11 +3,13 @@
 
     python scripts/bench_merge.py
     OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor     (a machine that is not idle)
+    python scripts/bench_merge.py --reference PATH        (beside the merger of a checkout of github.com/HYUNJS/STTM)
 
-Needs torch only (matplotlib for the plot); set PYTHONPATH=. where the package is not installed. Starts from one case,
-the first value of every list, and varies one thing at a time; data type and kept share are crossed. Features are made
-up (``sttm_lmms.testing.synthetic``), thresholds are those that the budget search finds for the share. Writes JSON, a
-table and a plot into results/bench/merge/.
+Needs torch only (matplotlib for the plot, einops for the published code); set PYTHONPATH=. where the package is not
+installed. Starts from one case, the first value of every list, and varies one thing at a time; data type and kept share
+are crossed. Features are made up (``sttm_lmms.testing.synthetic``), thresholds are those that the budget search finds
+for the share. Writes JSON and a table into results/bench/merge/ after every case, a plot at the end; no case starts
+after --minutes.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import argparse
 import ctypes
 import gc
 import os
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +44,27 @@ COLUMNS = (
     ("merge_ms", ".1f"),
     ("with_search_ms", ".1f"),
     ("search_steps", ""),
+    ("sparse_ms", ".1f"),
     ("pairwise_ms", ".1f"),
+    ("reference_ms", ".1f"),
     ("speedup", ".1f"),
     ("merge_memory", ".2f"),
     ("with_search_memory", ".2f"),
     ("pairwise_memory", ".2f"),
+    ("reference_memory", ".2f"),
+    ("merge_waits", ""),
+    ("with_search_waits", ""),
+    ("reference_waits", ""),
 )
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 NOTES = """# Merging alone
 
 `merge`: thresholds given; `with search`: budget given; `pairwise`: the straightforward formulation of
-`sttm_lmms/methods/sttm/pairwise.py`. Medians, of the wall clock or, with `--clock processor`, of the
-processor time of all threads. Memory is the peak beyond the input, result included, in multiples of the input (resident
-memory on a CPU, the allocator's count on a GPU). Speed-up is pairwise / merge.
+`sttm_lmms/testing/pairwise.py`; `reference`: the published merger (`--reference`); `sparse`: on a GPU, thresholds on
+the path of CPUs. Medians, of the wall clock or, with `--clock processor`, of the processor time of all threads. Memory
+is the peak beyond the input, result included, in multiples of the input (resident memory on a CPU, the allocator's
+count on a GPU). Waits: on a GPU, how often a call made the host wait. Speed-up is reference, or else pairwise, / merge.
 
 """
 
@@ -99,14 +111,55 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         "merge": lambda: merge_video_tokens(features, by_thresholds),
         "with_search": lambda: merge_video_tokens(features, by_budget),
     }
+    if device == "cuda":
+        ways["sparse"] = lambda: merge_video_tokens(features, by_thresholds, _path="sparse")
     if input_bytes <= options.pairwise_limit * 2**30:
         ways["pairwise"] = lambda: merge_pairwise(features, by_thresholds)
+        if options.reference is not None:
+            published = published_merger(options.reference)
+            # The published code takes channels first, as a view of the hidden states.
+            video, root = features.movedim(-1, 1), by_thresholds.root_level
+            ways["reference"] = lambda: published(video, row["spatial_threshold"], row["temporal_threshold"], root)
+            row["reference_kept"] = len(ways["reference"]()[0]) / row["tokens"]
     for name, run in ways.items():
         row[f"{name}_memory"] = extra_bytes(run, device) / input_bytes
         row[f"{name}_ms"] = 1e3 * median(timed(run, repeats=options.repeats, warmup=1, device=device, clock=clock))
-    if "pairwise" in ways:
-        row["speedup"] = row["pairwise_ms"] / row["merge_ms"]
+        row[f"{name}_waits"] = waits(run, device)
+    slow = next((name for name in ("reference", "pairwise") if name in ways), None)
+    if slow is not None:
+        row["speedup"] = row[f"{slow}_ms"] / row["merge_ms"]
     return row
+
+
+def published_merger(checkout: Path) -> Callable[..., Any]:
+    """``quadtree_build_video`` of a checkout of the published code.
+
+    Raises:
+        SystemExit: it is not there, or cannot be imported.
+    """
+    if not (checkout / "token_merging_utils" / "quadtree_builder.py").is_file():
+        raise SystemExit(f"--reference {checkout}: no token_merging_utils/quadtree_builder.py; give a checkout's root")
+    sys.path.insert(0, str(checkout.resolve()))
+    try:
+        return import_module("token_merging_utils.quadtree_builder").quadtree_build_video
+    except ImportError as error:
+        raise SystemExit(f"--reference {checkout} cannot be imported: {error} (it needs einops)") from error
+    finally:
+        sys.path.pop(0)
+
+
+def waits(run: Callable[[], Any], device: str) -> int | None:
+    """How often a call made the host wait for the device; None on CPUs."""
+    if device != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
 def extra_bytes(run: Callable[[], Any], device: str) -> float:
@@ -137,6 +190,8 @@ def extra_bytes(run: Callable[[], Any], device: str) -> float:
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Time against tokens, one colour per grid, for the first data type, share and number of channels."""
+    if not rows:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,7 +201,7 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     sweep = [row for row in rows if all(row[key] == rows[0][key] for key in ("channels", "dtype", "share"))]
     sweep.sort(key=lambda row: row["tokens"])
     for color, grid in enumerate(dict.fromkeys(row["grid"] for row in rows)):
-        for name, style in (("merge", "o-"), ("with_search", "^:"), ("pairwise", "s--")):
+        for name, style in (("merge", "o-"), ("with_search", "^:"), ("pairwise", "s--"), ("reference", "x--")):
             points = [
                 (row["tokens"], row[f"{name}_ms"]) for row in sweep if row["grid"] == grid and f"{name}_ms" in row
             ]
@@ -161,6 +216,13 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     plt.close(figure)
 
 
+def write(rows: list[dict[str, Any]], path: Path, header: dict[str, Any]) -> None:
+    """JSON and table of the cases so far; columns that no case has are left out of the table."""
+    columns = [(key, spec) for key, spec in COLUMNS if any(row.get(key) is not None for row in rows)]
+    write_json(path.with_suffix(".json"), header=header, rows=rows)
+    path.with_suffix(".md").write_text(NOTES + markdown_table(rows, columns, header))
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -172,6 +234,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: on a CPU that is not idle")
     parser.add_argument("--pairwise-limit", type=float, default=0.5, help="GiB of input up to which pairwise is run")
+    parser.add_argument(
+        "--reference", type=Path, metavar="PATH", help="checkout of the published code to run beside ours"
+    )
+    parser.add_argument("--minutes", type=float, default=9.0, help="no case starts later than that")
     parser.add_argument("--out", type=Path, default=Path("results/bench/merge"))
     return parser.parse_args(arguments)
 
@@ -179,14 +245,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     header = about(options.device) | {"load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
-    rows = []
-    for case in cases(options):
+    rows: list[dict[str, Any]] = []
+    began, path = time.monotonic(), options.out / options.device
+    todo = cases(options)
+    for case in todo:
+        if time.monotonic() - began > 60 * options.minutes:
+            print(f"--minutes {options.minutes:g} are over: {len(todo) - len(rows)} cases left out")
+            break
         rows.append(measure(case, options))
         print(markdown_table(rows[-1:], COLUMNS, header).splitlines()[2], flush=True)
-
-    path = options.out / options.device
-    write_json(path.with_suffix(".json"), header=header, rows=rows)
-    path.with_suffix(".md").write_text(NOTES + markdown_table(rows, COLUMNS, header))
+        write(rows, path, header)
     try:
         plot(rows, path.with_suffix(".png"), f"Merging alone, {header['device']}")
     except ImportError:

@@ -1,1 +1,1 @@
-"""Training of the embedded checkpoint; `scripts/train_tiny.py` runs it."""
+"""How the checkpoints in ``sttm_lmms/checkpoints`` are made and measured; see README.md here."""

@@ -35,12 +35,11 @@ class Bank:
 @torch.no_grad()
 def build_bank(vision: nn.Module, eye: Eye, rng: np.random.Generator, clips: int, per_object: int) -> Bank:
     """Draw footage and needles and run the vision side over them."""
-    device = next(vision.parameters()).device
     scenery, grid = eye.scenery, eye.scenery.grid
     made = []
     for _ in range(clips):
         views = eye.clip(rng, scenery.footage(rng, eye.steps))
-        made.append(vision(eye.prepare(views, rng).to(device)).half().cpu())
+        made.append(vision(eye.prepare(views, rng)).half())
     needles, cells = [], torch.zeros(len(OBJECTS), per_object, dtype=torch.long)
     scenes = [scenery.scene(rng) for _ in range(64)]
     for index in range(len(OBJECTS)):
@@ -54,7 +53,7 @@ def build_bank(vision: nn.Module, eye: Eye, rng: np.random.Generator, clips: int
             x, y = (column + 0.5 + dx) / grid, (row + 0.5 + dy) / grid
             views.append(eye.prepare(eye.paint(rng, eye.view(rng, scene), index, x, y, size), rng))
             cells[index, i] = row * grid + column
-        needles.append(vision(torch.cat(views).to(device)).half().cpu())
+        needles.append(vision(torch.cat(views)).half())
     return Bank(torch.stack(made), torch.stack(needles), cells)
 
 

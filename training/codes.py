@@ -7,7 +7,7 @@ background and colour; the first two decoder layers are taught to add the time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -31,12 +31,9 @@ class Codes:
     colour: torch.Tensor
     time: torch.Tensor
 
-    def to(self, device: torch.device | str) -> Codes:
-        return Codes(*(getattr(self, field.name).to(device) for field in fields(self)))
-
     def time_code(self, frames: torch.Tensor) -> torch.Tensor:
         """Smooth code ``[..., C]`` of (fractional) frame numbers, of norm ``TIME_NORM``."""
-        rates = torch.tensor([0.5, 1.0, 2.0, 4.0], device=frames.device)
+        rates = torch.tensor([0.5, 1.0, 2.0, 4.0])
         phase = frames.float()[..., None] * (math.pi / MAX_FRAMES) * rates
         waves = torch.cat((phase.cos(), phase.sin()), -1)
         return TIME_NORM * 0.5 * waves @ self.time

@@ -92,14 +92,14 @@ class Positions:
         return torch.cat((self.context, text), -1)
 
 
-def in_a_row(size: int, device: torch.device) -> Positions:
+def in_a_row(size: int) -> Positions:
     """0, 1, 2, ... on all axes: how the LLaVA family counts."""
-    return Positions(torch.arange(size, device=device).expand(3, 1, -1), size)
+    return Positions(torch.arange(size).expand(3, 1, -1), size)
 
 
 def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin ``[B or 1, 1, n, width]`` of (multimodal) rotary position embeddings of positions ``[3, ..., n]``."""
-    rates = THETA ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
+    rates = THETA ** (-torch.arange(0, width, 2).float() / width)
     parts = (positions.float()[..., None] * rates).split(SECTIONS, -1)
     angles = torch.cat([part[axis] for axis, part in enumerate(parts)], -1)
     angles = torch.cat((angles, angles), -1)[:, None]
@@ -144,14 +144,14 @@ def run(
     """
     trace = Trace({}, {}, {})
     size = context.shape[1]
-    mask = text_mask(lengths).to(text.device)
+    mask = text_mask(lengths)
     if blank is not None:
-        unseen = torch.zeros(blank.shape, device=text.device).masked_fill(blank, -torch.inf)
+        unseen = torch.zeros(blank.shape).masked_fill(blank, -torch.inf)
         unseen = unseen[:, None, None].expand(-1, 1, len(mask), -1)
         mask = torch.cat((unseen, mask.expand(len(unseen), 1, -1, -1)), -1)
     else:
         mask = F.pad(mask, (size, 0))
-    places = (positions or in_a_row(size, text.device)).with_text(text_offsets(lengths).to(text.device))
+    places = (positions or in_a_row(size)).with_text(text_offsets(lengths))
     turns = rotation(places, model.config.hidden_size // HEADS)
     hidden = torch.cat((context, text), 1)
     for number in layers:

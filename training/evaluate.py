@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Measure an embedded checkpoint on held-out Mini-VNBench videos, reduced in different ways.
 
-``python scripts/eval_tiny.py --family llava_video --work WORK --out results/tiny/llava_video`` generates the test
+``python -m training.evaluate --subject llava_video --work WORK --out results/tiny/llava_video`` generates the test
 videos (once), runs every setting through the engine on real mp4 files, and writes ``accuracy.json`` and
-``accuracy.md``, with 95% intervals clustered by video.
+``accuracy.md``, with 95% intervals clustered by video. Stopped, it goes on with the settings that are missing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from sttm_lmms import load_pretrained
+from sttm_lmms import STTMConfig, load_pretrained
 from sttm_lmms.benchmarks.data import load_benchmark
 from sttm_lmms.benchmarks.mini import MiniVideo, plan_video, write_benchmark
 from sttm_lmms.benchmarks.mini.writer import TRIES
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.scores import score_reply, vnbench_kind
 from sttm_lmms.families import family_of
+from sttm_lmms.methods.sttm import merge_video_tokens
 from sttm_lmms.report.stats import clustered_interval
 from sttm_lmms.runtime import Engine
+from sttm_lmms.runtime.hidden import video_states
 from sttm_lmms.types import VisionFeatures
-from training.fixed import ask
-from training.settings import SUBJECTS, Setting, Subject, needle_cells, oracle_config, settings
+
+from .fixed import ask
+from .settings import SUBJECTS, TABLES, Setting, Subject, needle_cells, oracle_config
 
 KINDS = ("retrieval", "ordering", "counting")
 SEED = 100
@@ -42,6 +45,7 @@ class Seen:
 
     features: dict[str, VisionFeatures]
     cells: dict[str, set[tuple[int, int, int]]]
+    grid: int
 
     def load(self, vid: str) -> VisionFeatures:
         return self.features[vid]
@@ -62,7 +66,7 @@ class Test:
 
 def prepare(subject: Subject, work: Path, videos: int) -> Test:
     """The test videos, written once, and how they were planned."""
-    root = work / f"test-{subject.family}-{videos}"
+    root = work / f"test-{subject.videos}-{videos}"
     if not (root / "vnbench" / "annotations").is_dir():
         write_benchmark(root, videos=videos, seed=SEED, split="test", **subject.benchmark)
     plans = [plan_video(number, seed=SEED, split="test", **subject.benchmark) for number in range(videos)]
@@ -73,10 +77,10 @@ def prepare(subject: Subject, work: Path, videos: int) -> Test:
 def see(model: Any, processor: Any, test: Test, subject: Subject) -> Seen:
     """Read every mp4 file and run the vision tower over its sampled frames."""
     family = family_of(model)
-    seen = Seen({}, {})
+    seen = Seen({}, {}, next(iter(test.plans.values())).scenery.grid)
     for name, plan in test.plans.items():
         video = family.read_video(test.folder / f"{name}.mp4", subject.video)
-        seen.features[name] = family.vision_features(model, processor, video)
+        seen.features[name] = family.project(model, family.vision_features(model, processor, video))
         seen.cells[name] = needle_cells(plan, video.timestamps, subject.frames_per_step)
     return seen
 
@@ -87,7 +91,7 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     began = time.monotonic()
     questions = [q for q in test.questions if setting.videos is None or test.number(q) < setting.videos]
     requests = [
-        ask(question, test.folder, oracle_config(seen.cells[question.video_id], setting.oracle))
+        ask(question, test.folder, oracle_config(seen.cells[question.video_id], seen.grid, setting.oracle))
         for question in questions
     ]
     answers = engine.generate(requests, batch_size=4)
@@ -107,9 +111,24 @@ def measure(model: Any, processor: Any, test: Test, seen: Seen, setting: Setting
     for kind, values in scores.items():
         row[kind] = {"accuracy": sum(values) / len(values), "interval": clustered_interval(values, videos[kind])}
     row["smallest"] = smallest(questions)
+    if isinstance(setting.config, STTMConfig):
+        row["removed_in_space"] = removed_in_space(model, processor, seen, setting.config)
     row["per_question"] = "".join(str(int(value)) for value in scores["all"])
     row["seconds"] = round(time.monotonic() - began, 1)
     return row
+
+
+@torch.inference_mode()
+def removed_in_space(model: Any, processor: Any, seen: Seen, config: STTMConfig, videos: int = 60) -> float:
+    """Share of the removed tokens that merging in space removes, over the first ``videos``; the rest goes in time."""
+    in_space = removed = 0
+    for name in list(seen.features)[:videos]:
+        states = video_states(model, processor, seen.load(name), config.start_layer)
+        merged = merge_video_tokens(states, config)
+        total = merged.source_map.numel()
+        in_space += total - int(merged.info["after_spatial"])
+        removed += total - len(merged)
+    return in_space / removed
 
 
 def smallest(questions: Sequence[Question]) -> float:
@@ -134,12 +153,13 @@ def percent(mean: float, interval: Sequence[float]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown; 95% intervals in brackets, all numbers but the first in percent."""
-    lines = [
-        "| setting | questions | kept | retrieval | ordering | counting | all | relative to all tokens |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    spatial = any("removed_in_space" in row for row in rows)
+    head = ["setting", "questions", "kept", *(["removed in space"] if spatial else []), *KINDS, "all"]
+    lines = [f"| {' | '.join([*head, 'relative to all tokens'])} |", "|---" * (len(head) + 1) + "|"]
     for row in rows:
         cells = [row["setting"], str(row["questions"]), f"{100 * row['kept']:.1f}"]
+        if spatial:
+            cells.append(f"{100 * row['removed_in_space']:.1f}" if "removed_in_space" in row else "")
         cells += [percent(row[kind]["accuracy"], row[kind]["interval"]) for kind in (*KINDS, "all")]
         ratio, low, high = relative(row, rows[0])
         lines.append(f"| {' | '.join([*cells, percent(ratio, (low, high))])} |")
@@ -148,24 +168,27 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=SUBJECTS, required=True)
+    parser.add_argument("--subject", choices=SUBJECTS, required=True, help="checkpoint and videos")
+    parser.add_argument("--table", choices=TABLES, default="controls", help="which settings")
     parser.add_argument("--checkpoint", type=Path, help="by default the one that comes with the package")
     parser.add_argument("--work", type=Path, required=True, help="folder for the generated test videos")
     parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and accuracy.md")
     parser.add_argument("--videos", type=int, default=900, help="test videos, a third for each kind; four tries each")
     parser.add_argument("--only", nargs="*", help="names of settings to run, by default all")
     options = parser.parse_args()
-    subject = SUBJECTS[options.family]
+    subject = SUBJECTS[options.subject]
     model, processor = load_pretrained(options.checkpoint or subject.checkpoint, dtype=torch.float32, device_map="cpu")
     test = prepare(subject, options.work, options.videos)
     seen = see(model, processor, test, subject)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for setting in settings(subject):
-        if options.only is None or setting.name in options.only:
+    path = options.out / "accuracy.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for setting in TABLES[options.table](subject):
+        wanted = options.only is None or setting.name in options.only
+        if wanted and setting.name not in [row["setting"] for row in rows]:
             rows.append(measure(model, processor, test, seen, setting))
             print(table([rows[0], rows[-1]]).splitlines()[-1], f"{rows[-1]['seconds']} s", flush=True)
-            (options.out / "accuracy.json").write_text(json.dumps(rows, indent=1) + "\n")
+            path.write_text(json.dumps(rows, indent=1) + "\n")
             (options.out / "accuracy.md").write_text(table(rows))
 
 

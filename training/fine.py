@@ -1,9 +1,10 @@
 """The fine model: 14x14 tokens a frame on plain footage, from the 7x7 LLaVA-Video-shaped one.
 
-1. ``vision``: the tower, tiled to four times the area, on single frames.
-2. ``coarse``: layers 2 and up read what STTM makes of a video at random thresholds. What merges is decided by the
+1. ``project``: the tower is the small one, tiled to four times the area; only the projector learns, from what the tower
+   says of a few hundred frames.
+2. ``time``: layers 0 and 1 learn how many tokens a step has now; they hardly read the video from before.
+3. ``coarse``: layers 2 and up read what STTM makes of a video at random thresholds. What merges is decided by the
    features alone: no needle is spared here.
-3. ``front``: as for the first model (see ``stages.py``).
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from sttm_lmms.methods.sttm import merge_video_tokens
 
 from .bank import Bank
 from .decoder import FRONT, LAYERS, run
-from .loop import Schedule, train
+from .loop import Schedule, save, train
 from .losses import losses
 from .stages import Place, layout_of, make_videos
 from .stream import Batch
 from .student import Student
+from .vision import vision_loss, vision_scores
 
 VIDEOS = 4
+FRAMES = 360
 
 
 @torch.no_grad()
@@ -49,13 +52,37 @@ def tile_vision(student: Student, folder: Path) -> None:
     student.vision.projector[2].load_state_dict(model.model.multi_modal_projector.linear_2.state_dict())
 
 
+def project_stage(student: Student, place: Place, schedule: Schedule) -> None:
+    """Teach the projector; the tower is not touched, so that every frame goes through it once."""
+    pixels, labels, colours = [], [], []
+    path = place.folder / "patches.pt"
+    if not path.exists():
+        for number in range(FRAMES // 8):
+            drawn = student.shape.eye.batch(np.random.default_rng((5, number)))
+            with torch.no_grad():
+                pixels.append(student.vision.patches(drawn[0]))
+            labels.append(drawn[1])
+            colours.append(drawn[2])
+        save(path, {"patches": torch.cat(pixels), "labels": torch.cat(labels), "colours": torch.cat(colours)})
+    seen = torch.load(path, weights_only=True)
+
+    def step(_: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = rng.integers(0, FRAMES, 6)
+        features = student.vision.pool(student.vision.projector(seen["patches"][chosen]))
+        labels, colours = seen["labels"][chosen], seen["colours"][chosen]
+        return vision_loss(features, labels, colours, student.codes), vision_scores(features, labels, student.codes)
+
+    parameters = student.vision.projector.parameters()
+    train("vision", schedule, student.vision, parameters, step, folder=place.folder, log=place.log, seed=9)
+
+
 def random_config(rng: np.random.Generator) -> STTMConfig:
-    """Thresholds from published ones up: either half alone in a quarter of the cases, both else."""
-    spatial, gap = 1.01 - float(rng.uniform(0, 0.5)) ** 2, float(rng.uniform(0.0, 0.35))
+    """Thresholds from published ones up: either half alone in some of the cases, both else."""
+    spatial, gap = 0.999 - float(rng.uniform(0, 0.45)) ** 2, float(rng.uniform(0.02, 0.3))
     which = rng.random()
     if which < 0.25:
         return STTMConfig(spatial_threshold=spatial, temporal_threshold=0.0)
-    if which < 0.4:
+    if which < 0.35:
         return STTMConfig(spatial_threshold=1.01, temporal_threshold=spatial)
     return STTMConfig(spatial_threshold=spatial, temporal_threshold=spatial - gap)
 
@@ -84,7 +111,7 @@ def coarse_stage(student: Student, place: Place, schedule: Schedule, bank: Bank)
         batch = make_videos(student, rng, layout_of(number, ordering=2), student.shape.grid**2, bank, videos=VIDEOS)
         timed = replace(batch, visual=batch.visual + student.time_code(batch))
         config = random_config(rng)
-        merged, blank = (timed, None) if rng.random() < 0.15 else merge_batch(timed, config)
+        merged, blank = (timed, None) if rng.random() < 0.1 else merge_batch(timed, config)
         words = student.decoder.model.embed_tokens(batch.ids)
         context = student.context(merged.visual)
         if blank is not None:
@@ -93,4 +120,15 @@ def coarse_stage(student: Student, place: Place, schedule: Schedule, bank: Bank)
         loss, report = losses(student, trace, merged)
         return loss, report | {"kept": merged.visual.shape[1] / batch.visual.shape[1]}
 
-    train("coarse", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=8)
+    train(
+        "coarse",
+        schedule,
+        student,
+        student.core(),
+        step,
+        folder=place.folder,
+        log=place.log,
+        seed=8,
+        every=20,
+        log_every=20,
+    )

@@ -55,18 +55,19 @@ def train(
     log: Path,
     seed: int,
     every: int = 100,
+    log_every: int = 50,
 ) -> None:
     """Train ``module`` in place; a stage that was interrupted goes on from ``folder/{name}.pt``.
 
     The random stream of a step depends on (seed, step) alone, so that a resumed run sees what an unbroken one sees.
-    ``log`` gets one JSON line for every 50 steps: running means of what ``step_fn`` reports.
+    ``log`` gets one JSON line for every ``log_every`` steps: running means of what ``step_fn`` reports.
     """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01)
     path = folder / f"{name}.pt"
     first = 0
     if path.exists():
-        state = torch.load(path, weights_only=True, map_location=trained[0].device)
+        state = torch.load(path, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])
@@ -83,7 +84,7 @@ def train(
         for key, value in {"loss": loss.item(), **report}.items():
             means[key] = value if key not in means else 0.95 * means[key] + 0.05 * value
         done = step + 1
-        if done % 50 == 0 or done == schedule.steps:
+        if done % log_every == 0 or done == schedule.steps:
             line = {"stage": name, "step": done, "seconds": round(time.monotonic() - began, 1)}
             line |= {key: round(value, 4) for key, value in sorted(means.items())}
             with log.open("a") as file:

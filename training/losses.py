@@ -18,8 +18,8 @@ def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str
     """Per head: rows, text positions and classes. ``object_of[id]`` is the object a token names, or -1."""
     found: dict[str, list[tuple[int, int, int]]] = {k: [] for k in ("present", "time", "count", "later", "right")}
     starts = [sum(batch.lengths[:i]) for i in range(len(batch.lengths))]
-    ids = batch.ids.cpu()
-    named = object_of.cpu()[ids]
+    ids = batch.ids
+    named = object_of[ids]
     for row, video in enumerate(batch.drawn):
         seen = Counter(event.index for event in video.events)
         first = {event.index: event.second for event in reversed(video.events)}
@@ -41,7 +41,7 @@ def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str
                 for i, word in enumerate(words):
                     if i % 4:
                         found["later"].append((row, word, int(times[i] > times[i - 1])))
-    return {k: tuple(torch.tensor(v, device=batch.ids.device).T) for k, v in found.items() if v}
+    return {k: tuple(torch.tensor(v).T) for k, v in found.items() if v}
 
 
 def ordinal_targets(needle: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def losses(
     """
     heads, size = student.heads, len(student.prefix)
     report: dict[str, float] = {}
-    total = torch.zeros((), device=batch.ids.device)
+    total = torch.zeros(())
     for name, (rows, places, classes) in text_targets(batch, student.object_of, student.period).items():
         state = trace.text[FRONT + DEPTH[name]][rows, places]
         logits = getattr(heads, name)(F.rms_norm(state, (HIDDEN,)))
@@ -84,7 +84,7 @@ def losses(
         looking = counting_attention(trace.attention[FRONT + 1], batch, student.object_of, size)
         total = total + 0.5 * looking
         report["looking"] = looking.item()
-    ends = torch.tensor(batch.lengths, device=batch.ids.device).cumsum(0) - 1
+    ends = torch.tensor(batch.lengths).cumsum(0) - 1
     final = student.decoder.model.norm(trace.text[LAYERS - 1])
     letters = batch.ids[:, ends]
     logits = student.decoder.lm_head(final[:, ends - 1])
@@ -104,12 +104,11 @@ def counting_attention(shares: torch.Tensor, batch: Batch, object_of: torch.Tens
     That is evenly at every needle of its object and at the first token of the sequence: what the first token gets,
     1/(n + 1), is then the count, whatever else has been dropped.
     """
-    device = batch.ids.device
-    counted = torch.tensor([question.kind == "cnt" for question in batch.drawn[0].questions], device=device)
-    asked = torch.repeat_interleave(counted, torch.tensor(batch.lengths, device=device))
+    counted = torch.tensor([question.kind == "cnt" for question in batch.drawn[0].questions])
+    asked = torch.repeat_interleave(counted, torch.tensor(batch.lengths))
     rows, words = ((object_of[batch.ids] >= 0) & asked).nonzero().T
     same = batch.needle[rows] == object_of[batch.ids[rows, words]][:, None]
-    wanted = torch.zeros(len(rows), shares.shape[-1], device=device)
+    wanted = torch.zeros(len(rows), shares.shape[-1])
     wanted[:, 0] = 1
     wanted[:, prefix : prefix + batch.needle.shape[1]] = same.float()
     wanted = wanted / wanted.sum(-1, keepdim=True)

@@ -52,7 +52,7 @@ class PairVision(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         n = len(pixels)
         hidden = F.linear(patchify(pixels), self.tower.patch_embed.proj.weight.flatten(1))
-        cos, sin = axial_rotation(WIDTH // HEADS, hidden.device)
+        cos, sin = axial_rotation(WIDTH // HEADS)
         for block in self.tower.blocks:
             hidden = hidden + attend(block.attn, block.norm1(hidden), cos, sin)
             hidden = hidden + block.mlp(block.norm2(hidden))
@@ -77,13 +77,13 @@ def patchify(pixels: torch.Tensor) -> torch.Tensor:
     return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(n, (GRID * MERGE) ** 2, -1)
 
 
-def axial_rotation(width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def axial_rotation(width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin ``[196, width]`` of the rows and columns of all patches, in the order of :func:`patchify`."""
-    place = torch.arange(GRID * MERGE, device=device).view(GRID, MERGE)
+    place = torch.arange(GRID * MERGE).view(GRID, MERGE)
     shape = (GRID, GRID, MERGE, MERGE)
     row = place[:, None, :, None].expand(shape).flatten()
     column = place[None, :, None, :].expand(shape).flatten()
-    rates = 10_000.0 ** (-torch.arange(0, width // 2, 2, device=device).float() / (width // 2))
+    rates = 10_000.0 ** (-torch.arange(0, width // 2, 2).float() / (width // 2))
     angles = torch.cat((row[:, None] * rates, column[:, None] * rates), 1).repeat(1, 2)
     return angles.cos(), angles.sin()
 

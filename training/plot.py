@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Draw the curves of the training and the table of the evaluation: ``python scripts/plot_tiny.py FOLDER``.
+"""Draw the curves of a training and the tables of an evaluation: ``python -m training.plot FOLDER``.
 
-Reads ``train.jsonl`` and ``accuracy.json`` there and writes ``curves.png`` and ``accuracy.png`` beside them.
+In a folder with ``train.jsonl`` and ``accuracy.json`` that gives ``curves.png`` and ``accuracy.png``; in a folder of
+folders with ablation tables it gives one ``accuracy.png`` for all of them.
 """
 
 from __future__ import annotations
@@ -83,7 +84,46 @@ def draw_accuracy(table: Path, target: Path) -> None:
     figure.savefig(target, dpi=110)
 
 
+HALVES = {
+    "both": "STTM, both steps",
+    "spatial only": "spatial step only",
+    "temporal only": "temporal step only",
+    "random": "random tokens",
+    "average": "average pooling",
+}
+
+
+def draw_ablation(folders: list[Path], target: Path) -> None:
+    """Accuracy over kept share with 95% intervals, a panel for each folder, a line for each way to remove tokens."""
+    figure, panels = plt.subplots(1, len(folders), figsize=(4 * len(folders), 3.8), sharey=True, squeeze=False)
+    for axes, folder in zip(panels[0], folders, strict=True):
+        rows = json.loads((folder / "accuracy.json").read_text())
+        for start, label in HALVES.items():
+            points = [row for row in rows if row["setting"].startswith(start)]
+            plot_points(axes, sorted([*points, rows[0]], key=lambda row: row["kept"]), label, "o-")
+        published = [row for row in rows if row["setting"].startswith("published")]
+        if published:
+            plot_points(axes, published, "published thresholds", "D")
+        axes.axhline(0.25, color="0.6", linestyle=":", zorder=0)
+        axes.set(title=folder.name, xlabel="kept visual tokens / all", xlim=(0, 1.03), ylim=(0, 1.03))
+    panels[0, 0].set_ylabel("accuracy, all questions")
+    panels[0, -1].legend(loc="lower right", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(target, dpi=110)
+
+
+def plot_points(axes: Any, rows: list[dict[str, Any]], label: str, style: str) -> None:
+    means = [row["all"]["accuracy"] for row in rows]
+    low = [max(0.0, mean - row["all"]["interval"][0]) for mean, row in zip(means, rows, strict=True)]
+    high = [max(0.0, row["all"]["interval"][1] - mean) for mean, row in zip(means, rows, strict=True)]
+    kept = [row["kept"] for row in rows]
+    axes.errorbar(kept, means, yerr=[low, high], label=label, fmt=style, markersize=4, capsize=2)
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    draw(folder / "train.jsonl", folder / "curves.png")
-    draw_accuracy(folder / "accuracy.json", folder / "accuracy.png")
+    if (folder / "accuracy.json").exists():
+        draw(folder / "train.jsonl", folder / "curves.png")
+        draw_accuracy(folder / "accuracy.json", folder / "accuracy.png")
+    else:
+        draw_ablation(sorted(path.parent for path in folder.glob("*/accuracy.json")), folder / "accuracy.png")

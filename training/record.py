@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Record what the shipped checkpoints answer on a fixed set of videos: ``python scripts/record_tiny.py``.
+"""Record what the shipped checkpoints answer on a fixed set of videos: ``python -m training.record``.
 
 Writes tests/golden/tiny/FAMILY.json; to be run after a training, never to make a test pass.
 """
@@ -10,8 +10,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from training.fixed import fixed_answers
-from training.settings import SUBJECTS
+from .fixed import fixed_answers
+from .settings import SUBJECTS
 
 TARGET = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
 

@@ -94,19 +94,19 @@ def place_in_sequence(step: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 def three_axes(batch: Batch, opening: int) -> Positions:
     """Qwen2-VL's positions: a token keeps its step, row and column, whatever has been dropped before it."""
-    before = torch.arange(opening, device=batch.step.device).expand(3, len(batch.visual), -1)
+    before = torch.arange(opening).expand(3, len(batch.visual), -1)
     video = opening + torch.stack((batch.step, batch.cell // GRID, batch.cell % GRID))
     return Positions(torch.cat((before, video), -1), opening + max(batch.steps, GRID))
 
 
-def frame_eye(scenery: Scenery, steps: int) -> Eye:
-    """Of the LLaVA-Video-shaped models."""
+def frame_eye(scenery: Scenery, steps: int, batch: int, shots: int) -> Eye:
+    """Of the LLaVA-Video-shaped models; training views come ``batch`` at a time, from so many shots."""
     grid = scenery.grid
     return Eye(
         scenery=scenery,
         steps=steps,
         build=partial(vision.Vision, grid),
-        batch=partial(vision.frame_batch, scenery=scenery),
+        batch=partial(vision.frame_batch, scenery=scenery, batch=batch, shots=shots),
         clip=partial(vision.clip, grid=grid, steps=steps),
         view=partial(vision.view, grid=grid),
         paint=partial(vision.paint_view, grid=grid),
@@ -119,14 +119,14 @@ LLAVA_VIDEO = Shape(
     special=SPECIAL,
     opening=PREFIX,
     lead="\n",
-    eye=frame_eye(TEXTURED, MAX_FRAMES),
+    eye=frame_eye(TEXTURED, MAX_FRAMES, 64, 16),
     length=frame_length,
     time=place_in_sequence,
     positions=lambda batch, opening: None,
 )
 LLAVA_VIDEO_FINE = replace(
     LLAVA_VIDEO,
-    eye=frame_eye(PLAIN, 8),
+    eye=frame_eye(PLAIN, 8, 8, 8),
     length=partial(frame_length, least=6, most=8),
     codes=make_spread_codes,
 )

@@ -52,8 +52,8 @@ def layout_of(step: int, ordering: int = 5) -> str:
 
 def vision_stage(student: Student, place: Place, schedule: Schedule) -> None:
     def step(_: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        pixels, labels, colours = (value.to(student.device) for value in student.shape.eye.batch(rng))
-        features, codes = student.vision(pixels), student.codes.to(student.device)
+        pixels, labels, colours = student.shape.eye.batch(rng)
+        features, codes = student.vision(pixels), student.codes
         return vision_loss(features, labels, colours, codes), vision_scores(features, labels, codes)
 
     train(
@@ -90,14 +90,13 @@ def make_videos(
     return make_batch(rng, student.tokenizer, drawn, features, per_step, student.shape.lead)
 
 
-def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+def core_step(student: Student, batch: Batch, *, needle_labels: bool = True) -> tuple[torch.Tensor, dict[str, float]]:
     """Layers ``FRONT`` and up, on visual tokens to which the time is added by hand."""
-    batch = batch.to(student.device)
     words = student.decoder.model.embed_tokens(batch.ids)
     context = student.context(batch.visual + student.time_code(batch))
     layers, positions = range(FRONT, LAYERS), student.positions(batch)
     trace = run(student.decoder, context, words, batch.lengths, layers=layers, positions=positions)
-    return losses(student, trace, batch)
+    return losses(student, trace, batch, needle_labels=needle_labels)
 
 
 def core_stage(student: Student, place: Place, schedule: Schedule) -> None:
@@ -119,17 +118,30 @@ def video_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     train("video", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=4)
 
 
-def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
-    """Layers 0 and 1: visual tokens get their time, text passes unchanged and does not look at the video."""
+def front_stage(
+    student: Student,
+    place: Place,
+    schedule: Schedule,
+    bank: Bank,
+    *,
+    name: str = "front",
+    afresh: bool = True,
+    reading_costs: bool = True,
+    videos: int = 3,
+) -> None:
+    """Layers 0 and 1: visual tokens get their time, text passes unchanged; that it looks at the video costs.
+
+    ``afresh`` starts with layers that do next to nothing instead of those that are there.
+    """
     words = student.decoder.model.embed_tokens.weight.detach()
     front = nn.ModuleList(student.decoder.model.layers[:FRONT])
-    for layer in front:
+    for layer in front if afresh else ():
         nn.init.normal_(layer.self_attn.o_proj.weight, std=0.01)  # type: ignore[union-attr, arg-type]
         nn.init.normal_(layer.mlp.down_proj.weight, std=0.01)  # type: ignore[union-attr, arg-type]
     size = len(student.prefix)
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number), student.shape.grid**2, bank, videos=3).to(student.device)
+        batch = make_videos(student, rng, layout_of(number), student.shape.grid**2, bank, videos=videos)
         text = words[batch.ids]
         context = student.context(batch.visual).detach()
         positions = student.positions(batch)
@@ -139,9 +151,9 @@ def front_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
         start = (trace.context[1][:, :size] - context[:, :size]).pow(2).sum(-1).mean()
         mass = trace.mass(0, size) + trace.mass(1, size)
         report = {"visual": seen.item(), "text": kept.item(), "mass": mass.item()}
-        return seen + kept + start + mass, report
+        return seen + kept + start + (mass if reading_costs else 0), report
 
-    train("front", schedule, front, front.parameters(), step, folder=place.folder, log=place.log, seed=2)
+    train(name, schedule, front, front.parameters(), step, folder=place.folder, log=place.log, seed=2)
 
 
 def drop_background(
@@ -179,6 +191,12 @@ def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
     train("dense", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=6)
 
 
+def load_vision(student: Student, place: Place) -> None:
+    """Take over the vision side of another run."""
+    state = torch.load(place.folder / "vision.pt", weights_only=True)
+    student.vision.load_state_dict(state["module"])
+
+
 def make_bank(student: Student, place: Place, clips: int, per_object: int) -> Bank:
     """The bank of a run, made once."""
     path = place.folder / "bank.pt"
@@ -195,7 +213,3 @@ def settle_stage(student: Student, place: Place, schedule: Schedule, bank: Bank)
         return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng, 0.25), priority)))
 
     train("settle", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=7)
-
-
-FREE_STAGES = {"vision": vision_stage, "core": core_stage}
-BANK_STAGES = {"video": video_stage, "dense": dense_stage, "settle": settle_stage, "front": front_stage}

@@ -91,10 +91,6 @@ class Batch:
     lengths: list[int]
     drawn: list[Drawn]
 
-    def to(self, device: torch.device | str) -> Batch:
-        moved = {name: getattr(self, name).to(device) for name in ("visual", "step", "cell", "needle", "ids")}
-        return replace(self, **moved)
-
     def keep(self, places: torch.Tensor) -> Batch:
         """Only the visual tokens at ``places [B, K]``."""
         visual = self.visual.gather(1, places[..., None].expand(-1, -1, self.visual.shape[-1]))

@@ -36,14 +36,10 @@ class Student(nn.Module):
         self.heads = Heads()
         object_of = torch.full((VOCABULARY,), -1)
         object_of[ids] = torch.arange(len(OBJECTS))
-        self.register_buffer("object_of", object_of, persistent=False)
+        self.object_of = object_of
         self.period: int = self.tokenizer.convert_tokens_to_ids(".")
         prefix = torch.tensor(self.tokenizer(shape.opening)["input_ids"])
-        self.register_buffer("prefix", prefix, persistent=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.device
+        self.prefix = prefix
 
     def layers(self, numbers: range) -> Iterator[nn.Parameter]:
         for number in numbers:
@@ -67,11 +63,11 @@ class Student(nn.Module):
 
     def time_code(self, batch: Batch) -> torch.Tensor:
         """What the front layers have to add to the visual tokens ``[B, N, C]``."""
-        return self.codes.to(self.device).time_code(self.shape.time(batch.step, batch.cell / batch.grid**2))
+        return self.codes.time_code(self.shape.time(batch.step, batch.cell / batch.grid**2))
 
 
-def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> None:
-    """Take over the trained core layers, and the words by what they say; the heads and front layers stay fresh.
+def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any, first: int = FRONT) -> None:
+    """Take over the layers from ``first`` on, and the words by what they say; the heads and layers before stay fresh.
 
     Args:
         student: to be started.
@@ -91,5 +87,5 @@ def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any) -> N
         for name in ("model.embed_tokens", "lm_head"):
             student.decoder.get_submodule(name).weight[ours] = decoder.get_submodule(name).weight[old]
     student.decoder.model.norm.load_state_dict(decoder.model.norm.state_dict())
-    for number in range(FRONT, LAYERS):
+    for number in range(first, LAYERS):
         student.decoder.model.layers[number].load_state_dict(decoder.model.layers[number].state_dict())

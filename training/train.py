@@ -1,84 +1,144 @@
 #!/usr/bin/env python
-"""Train the embedded checkpoints from scratch: ``python scripts/train_tiny.py --work WORK``.
+"""Train the embedded checkpoints from scratch: ``python -m training.train --work WORK``.
 
-The LLaVA-Video-shaped model comes first; the decoder of the Qwen2-VL-shaped one starts from it. The stages of a model
-(see ``tiny/stages.py``) run one after the other; each keeps its state in WORK/FAMILY every 100 steps and goes on from
-there when the command is given again. The log is WORK/FAMILY/train.jsonl, the checkpoint WORK/FAMILY/checkpoint.
+The stages of a model (see ``stages.py``, ``fine.py`` and ``control.py``) run one after the other. Each keeps its state
+in WORK/NAME and goes on from there when the command is given again. The log is WORK/NAME/train.jsonl, the checkpoint
+WORK/NAME/checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
+from . import control, fine, stages
+from .bank import Bank
+from .decoder import FRONT
+from .export import export, load_decoder
+from .loop import Schedule
+from .shapes import SHAPES
+from .student import Student, warm_start
 
-from training import stages
-from training.export import export, load_decoder
-from training.loop import Schedule
-from training.shapes import LLAVA_VIDEO, QWEN2_VL, SHAPES
+FreeStage = Callable[[Student, stages.Place, Schedule], None]
+BankStage = Callable[[Student, stages.Place, Schedule, Bank], None]
 
-PLANS: dict[str, dict[str, tuple[int, float]]] = {
-    LLAVA_VIDEO.family: {
-        "vision": (1800, 3e-3),
-        "core": (800, 2e-3),
-        "video": (600, 1.5e-3),
-        "dense": (1500, 1.2e-3),
-        "settle": (500, 5e-4),
-        "front": (500, 3e-3),
-    },
-    QWEN2_VL.family: {
-        "vision": (1800, 3e-3),
-        "dense": (1400, 1.2e-3),
-        "settle": (500, 5e-4),
-        "front": (500, 3e-3),
-    },
+
+@dataclass(frozen=True)
+class Plan:
+    """How one model is trained.
+
+    Attributes:
+        shape: name in ``SHAPES``.
+        stages: in order, with optimizer steps and peak learning rate; those of ``BANK`` need features of real views.
+        start: model whose checkpoint it starts from.
+        eyes: model whose vision side and bank it takes over.
+        bank: clips, and views for each object.
+    """
+
+    shape: str
+    stages: dict[str, tuple[int, float]]
+    start: str | None = None
+    eyes: str | None = None
+    bank: tuple[int, int] = (400, 150)
+
+
+PLANS = {
+    "llava_video": Plan(
+        "llava_video",
+        {
+            "vision": (1800, 3e-3),
+            "core": (800, 2e-3),
+            "video": (600, 1.5e-3),
+            "dense": (1500, 1.2e-3),
+            "settle": (500, 5e-4),
+            "front": (500, 3e-3),
+        },
+    ),
+    "qwen2_vl": Plan(
+        "qwen2_vl",
+        {"vision": (1800, 3e-3), "dense": (1400, 1.2e-3), "settle": (500, 5e-4), "front": (500, 3e-3)},
+        start="llava_video",
+    ),
+    "llava_video_fine": Plan(
+        "llava_video_fine",
+        {"project": (600, 4e-3), "time": (150, 2e-3), "coarse": (160, 8e-4)},
+        start="llava_video",
+        bank=(60, 16),
+    ),
+    "control": Plan(
+        "llava_video_fine",
+        {"time": (150, 2e-3), "whole": (160, 8e-4)},
+        start="llava_video",
+        eyes="llava_video_fine",
+        bank=(60, 16),
+    ),
 }
-"""Optimizer steps and peak learning rate of every stage."""
+FREE: dict[str, FreeStage] = {
+    "vision": stages.vision_stage,
+    "core": stages.core_stage,
+    "project": fine.project_stage,
+}
+BANK: dict[str, BankStage] = {
+    "video": stages.video_stage,
+    "dense": stages.dense_stage,
+    "settle": stages.settle_stage,
+    "front": stages.front_stage,
+    "coarse": fine.coarse_stage,
+    "time": partial(stages.front_stage, name="time", afresh=False, reading_costs=False, videos=1),
+    "whole": control.whole_stage,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state of the stages")
-    parser.add_argument("--family", choices=SHAPES, help="only this model, by default both")
-    parser.add_argument(
-        "--start", type=Path, help="LLaVA-Video-shaped checkpoint that the Qwen2-VL-shaped model starts from"
-    )
-    parser.add_argument("--until", choices=PLANS[LLAVA_VIDEO.family], help="last stage to run, by default all")
+    parser.add_argument("--model", choices=PLANS, nargs="+", default=list(PLANS), help="by default all, in this order")
+    parser.add_argument("--start", type=Path, help="checkpoint to start from instead of the one in WORK")
+    parser.add_argument("--until", choices=[*FREE, *BANK], help="last stage to run, by default all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, for a quick try")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu", help="cuda is faster; videos are drawn on the CPU either way")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    families = [options.family] if options.family else list(SHAPES)
-    for family in families:
-        if options.until and options.until not in PLANS[family]:
-            parser.error(f"{family} has no stage {options.until}; its stages are {', '.join(PLANS[family])}")
-    for family in families:
-        start = options.start or options.work / LLAVA_VIDEO.family / "checkpoint"
-        print(train_family(family, options.work / family, start, options.scale, options.until, options.device))
+    for name in options.model:
+        print(train_model(name, options.work, options.start, options.scale, options.until))
 
 
-def train_family(
-    family: str, folder: Path, start: Path, scale: float = 1.0, until: str | None = None, device: str = "cpu"
-) -> Path:
-    """All stages of one model, as far as they have not been done; returns the folder of the checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    student = stages.Student(SHAPES[family])
-    if "core" not in PLANS[family]:
-        stages.warm_start(student, *load_decoder(start))
-    student.to(device)
-    place = stages.Place(folder, folder / "train.jsonl")
-    for name, (steps, rate) in PLANS[family].items():
+def train_model(
+    name: str, work: Path, start: Path | None = None, scale: float = 1.0, until: str | None = None
+) -> Path | None:
+    """All stages of one model, as far as they have not been done.
+
+    Returns:
+        The folder of the checkpoint; None where ``until`` was not the last stage.
+    """
+    plan = PLANS[name]
+    place = stages.Place(work / name, work / name / "train.jsonl")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    student = Student(SHAPES[plan.shape])
+    if plan.start:
+        begin(student, start or work / plan.start / "checkpoint")
+    eyes = stages.Place(work / plan.eyes, place.log) if plan.eyes else place
+    for stage, (steps, rate) in plan.stages.items():
         schedule = Schedule(max(1, round(steps * scale)), rate)
-        if name in stages.BANK_STAGES:
-            sizes = {"clips": max(1, round(400 * scale)), "per_object": max(1, round(150 * scale))}
-            stages.BANK_STAGES[name](student, place, schedule, stages.make_bank(student, place, **sizes))
+        if stage in FREE:
+            FREE[stage](student, place, schedule)
         else:
-            stages.FREE_STAGES[name](student, place, schedule)
-        if name == until:
-            break
-    return export(student.cpu().eval(), folder / "checkpoint")
+            if plan.eyes:
+                stages.load_vision(student, eyes)
+            clips, per_object = (max(1, round(size * scale)) for size in plan.bank)
+            BANK[stage](student, place, schedule, stages.make_bank(student, eyes, clips, per_object))
+        if stage == until:
+            return None
+    return export(student.eval(), place.folder / "checkpoint")
+
+
+def begin(student: Student, checkpoint: Path) -> None:
+    """Take over what a LLaVA-Video-shaped checkpoint has learned and the new model can use."""
+    same_positions = student.shape.family == "llava_video"
+    warm_start(student, *load_decoder(checkpoint), first=0 if same_positions else FRONT)
+    if same_positions:
+        fine.tile_vision(student, checkpoint)
 
 
 if __name__ == "__main__":

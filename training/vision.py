@@ -57,10 +57,11 @@ class Vision(nn.Module):
         return self.inner.encoder(inputs_embeds=hidden).last_hidden_state
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        projected = self.projector(self.patches(pixels))
-        n, _, c = projected.shape
-        side = 2 * self.grid
-        grid = projected.view(n, side, side, c).permute(0, 3, 1, 2)
+        return self.pool(self.projector(self.patches(pixels)))
+
+    def pool(self, projected: torch.Tensor) -> torch.Tensor:
+        """Projected patches ``[n, 4 G * G, C]`` to tokens ``[n, G * G, C]``."""
+        grid = projected.unflatten(1, (2 * self.grid, -1)).permute(0, 3, 1, 2)
         pooled = F.interpolate(grid, (self.grid, self.grid), mode="bilinear", align_corners=False)
         return pooled.flatten(2).transpose(1, 2)
 
@@ -93,7 +94,11 @@ def random_cell(rng: np.random.Generator, size: float, grid: int) -> tuple[int, 
 
 
 def scatter(rng: np.random.Generator, grid: int) -> Iterator[tuple[int, int, int, float, float, float]]:
-    """Needles apart from each other, up to four for every 49 cells: row and column of the centre's cell, object, x, y, size."""
+    """Needles apart from each other, up to four for every 49 cells.
+
+    Yields:
+        Row and column of the centre's cell, object, x, y, size.
+    """
     taken: list[tuple[int, int]] = []
     for _ in range(int(rng.integers(0, grid * grid * 4 // 49 + 1))):
         size = float(rng.uniform(*SIZES))
@@ -107,9 +112,9 @@ def scatter(rng: np.random.Generator, grid: int) -> Iterator[tuple[int, int, int
 
 
 def frame_batch(
-    rng: np.random.Generator, scenery: Scenery, batch: int = 64, shots: int = 16
+    rng: np.random.Generator, scenery: Scenery, batch: int, shots: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(frames [n, 3, 8 G, 8 G] in [-1, 1], labels [n, G * G], mean cell colours [n, G * G, 3])`` from a few fresh shots.
+    """A few fresh shots: ``(frames [n, 3, 8 G, 8 G] in [-1, 1], labels [n, G * G], mean cell colours [n, G * G, 3])``.
 
     A label is the object whose centre lies in the cell, or ``len(OBJECTS)`` for background.
     """

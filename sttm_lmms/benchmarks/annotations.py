@@ -10,6 +10,7 @@ from typing import Any
 from sttm_lmms.benchmarks.formats import Format, get_format, vnbench_task_type
 from sttm_lmms.benchmarks.question import LETTERS, Question
 from sttm_lmms.errors import AnnotationError
+from sttm_lmms.ids import safe_id
 
 MAX_OPTIONS = 8
 
@@ -59,7 +60,7 @@ def parse_record(record: Any, fmt: Format) -> Question:
     """One checked record; ``ValueError`` says what is wrong with it."""
     if not isinstance(record, Mapping):
         raise ValueError(f"expected an object, found {_kind(record)}")
-    video_id = check_id(_get(record, fmt.video_key, (str, int)), fmt.video_key)
+    video_id = safe_id(str(_get(record, fmt.video_key, (str, int))), fmt.video_key)
     question_id = str(_get(record, fmt.question_key, (str, int)))
     question = str(_get(record, "question", (str,)))
     if not question.strip():
@@ -69,14 +70,6 @@ def parse_record(record: Any, fmt: Format) -> Question:
     if fmt.name == "vnbench":
         categories["task_type"] = vnbench_task_type(video_id, categories["task_type"])
     return Question(video_id, question_id, question, options, _answer(record, fmt, len(options)), categories)
-
-
-def check_id(value: Any, key: str) -> str:
-    """``value`` as the name of a file inside a folder; ``ValueError`` if it could lead out of it."""
-    name = str(value)
-    if not name.strip() or name in (".", "..") or any(c in "/\\\0:" or ord(c) < 32 for c in name):
-        raise ValueError(f"{key} {name!r} is not a plain file name")
-    return name
 
 
 def _get(record: Mapping[str, Any], key: str, types: tuple[type, ...]) -> Any:

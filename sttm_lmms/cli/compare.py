@@ -15,6 +15,7 @@ import typer
 
 from sttm_lmms.cli.launch import LMMS_EVAL, RESULTS, launch
 from sttm_lmms.errors import STTMError, unknown
+from sttm_lmms.methods import get_method, method_names
 
 COMMAND = "command.txt"
 TABLES = ("compare.md", "compare.json", "compare.html")
@@ -199,7 +200,6 @@ def _embedded(family: str) -> tuple[str, str]:
 
 
 def _methods(text: str | None, reference: str) -> list[str]:
-    from sttm_lmms.methods import get_method
 
     names = [name.strip() for name in (text or ",".join(_with_budget())).split(",") if name.strip()]
     for name in names:
@@ -214,7 +214,7 @@ def _methods(text: str | None, reference: str) -> list[str]:
 
 
 def _with_budget() -> list[str]:
-    from sttm_lmms.methods import get_method, method_names
+    from sttm_lmms.methods import get_method
 
     return [name for name in method_names() if _has_budget(get_method(name))]
 

@@ -22,11 +22,16 @@ def evaluate(args: Sequence[str]) -> None:
     Under several processes: accelerate launch --num_processes 8 -m sttm_lmms eval ...
 
     Raises:
+        STTMError, ValueError: the model's arguments cannot work here; said before lmms-eval starts.
         STTMError: an output path was given and there is no new result file in the end.
     """
     from sttm_lmms.model_wrappers.harness import run_lmms_eval
+    from sttm_lmms.model_wrappers.preflight import check_run
 
     args = with_our_tasks(args)
+    model, model_args, device = (option(args, name) for name in ("--model", "--model_args", "--device"))
+    if model is not None and model_args is not None:
+        check_run(model, model_args, {} if device is None else {"device": device})
     output = option(args, "--output_path")
     if option(args, "--use_cache") is not None:
         os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sttm_lmms.benchmarks import FORMATS, data_root, find_video, load_benchmark, video_folder
-from sttm_lmms.benchmarks.presets import UNIFORM_FPS, benchmark_of, resolve_frames
+from sttm_lmms.benchmarks.presets import benchmark_of, resolve_frames
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import family_of, load_pretrained
 from sttm_lmms.families.base import Family
@@ -74,12 +74,11 @@ def video_settings(
     sampling: str | None = None,
 ) -> VideoSettings:
     """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
-    frames = resolve_frames(family, task)
-    return VideoSettings(
-        max_frames=frames.max_frames if max_frames is None else max_frames,
-        fps=frames.fps if fps is None else fps,
+    return resolve_frames(family, f"sttm_{benchmark_of(task) or task}").settings(
+        max_frames=max_frames,
+        fps=fps,
         backend=backend,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
-        sampling=sampling or UNIFORM_FPS,
+        sampling=sampling,
     )

@@ -17,6 +17,7 @@ from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
 from sttm_lmms.families.qwen2_5_vl import Qwen25VL
 from sttm_lmms.families.qwen2_vl import Qwen2VL
 from sttm_lmms.families.qwen3_vl import Qwen3VL
+from sttm_lmms.families.requirements import check_attention, check_device
 
 __all__ = [
     "ARCHITECTURES",
@@ -50,10 +51,12 @@ _CODED_TIME = (
 REFUSED: dict[str, str] = {
     "Glm4vForConditionalGeneration": _CODED_TIME,
     "Glm4vMoeForConditionalGeneration": _CODED_TIME,
+    "Glm46VForConditionalGeneration": _CODED_TIME,
     "Qwen3_5ForConditionalGeneration": _RECURRENT,
     "Qwen3_5MoeForConditionalGeneration": _RECURRENT,
     "glm4v": _CODED_TIME,
     "glm4v_moe": _CODED_TIME,
+    "glm46v": _CODED_TIME,
     "qwen3_5": _RECURRENT,
     "qwen3_5_moe": _RECURRENT,
 }
@@ -144,7 +147,10 @@ def load_pretrained(
 
     Raises:
         CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
+        STTMError: the device, or the package of the attention implementation, is not there.
     """
+    check_device(device_map)
+    check_attention(attn_implementation)
     # The configuration first: a checkpoint that is not supported is refused before its weights are downloaded.
     found, commit = find_family(path_or_id, revision=revision)
     wanted = get_family(family) if family else found

@@ -33,6 +33,8 @@ class Family(ABC):
     """Whether ``min_pixels`` and ``max_pixels`` bound the size of its frames."""
     newlines: ClassVar[bool] = False
     """Whether it has newline tokens, and so modes of them."""
+    default_newline: ClassVar[str | None] = None
+    """The mode of checkpoints that do not say theirs."""
     poolable: ClassVar[bool] = False
     """Whether its features may be stored in the form ``"pooled"``."""
 
@@ -54,6 +56,21 @@ class Family(ABC):
         layer in place of the paper's."""
         layer = getattr(method, "start_layer", None)
         return {"start_layer": self.start_layer} if layer == Family.start_layer else {}
+
+    def newline_mode(self, config: Any, asked: str | None, *, reduced: bool) -> str | None:
+        """The newline mode in force; None for families without newline tokens.
+
+        Args:
+            config: the loaded model's config.
+            asked: what the user wants; None is the checkpoint's own for the baseline, and ``no_token`` (the published
+                setting) where tokens are reduced.
+            reduced: whether a method reduces tokens.
+        """
+        if not self.newlines:
+            return None
+        return (
+            asked or ("no_token" if reduced else getattr(config, "mm_newline_position", None)) or self.default_newline
+        )
 
     @abstractmethod
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:

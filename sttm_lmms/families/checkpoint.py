@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from sttm_lmms.errors import CheckpointError
 from sttm_lmms.families.hub import explain
@@ -74,11 +75,13 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Name, shape and file of every tensor of a checkpoint, from the headers of its safetensors files.
 
     Raises:
-        CheckpointError: no safetensors, a shard that the index lists is absent, or a truncated file.
+        CheckpointError: no safetensors, a shard or tensor that the index lists is absent, or a truncated file.
     """
     index = folder / "model.safetensors.index.json"
+    listed: Mapping[str, str] = {}
     if index.is_file():
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
+        listed = read_json(index).get("weight_map", {})
+        files = sorted(set(listed.values()))
     elif (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
     else:
@@ -93,6 +96,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
                     headers[name] = TensorHeader(name, tuple(tensors.get_slice(name).get_shape()), file)
         except SafetensorError as error:
             raise CheckpointError(f"{folder / file}: truncated or broken ({error}); download it again") from error
+    for name, file in listed.items():
+        if name not in headers or headers[name].file != file:
+            raise CheckpointError(
+                f"{index} lists {name} in {file}, which does not hold it; download the index and that file again"
+            )
     return headers
 
 
@@ -158,6 +166,7 @@ def load_model(
     config: PreTrainedConfig | None = None,
     key_mapping: dict[str, str] | None = None,
     checked: bool = False,
+    headers: Mapping[str, TensorHeader] | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """``from_pretrained`` that turns a tensor it could not place into an error instead of a warning.
@@ -168,19 +177,29 @@ def load_model(
     Args:
         key_mapping: regular expression -> replacement, applied to the names in the files.
         checked: the caller has compared the headers (:func:`check_tensors`); only missing tensors are looked for.
+        headers: of the tensors. The model is then built on the meta device, by the same steps but without any weights;
+            the folder needs no more than ``*.json``.
         kwargs: for ``from_pretrained``; ``load_in_4bit`` / ``load_in_8bit`` become a ``BitsAndBytesConfig``.
 
     Raises:
         CheckpointError: a missing, unexpected or mis-shaped tensor.
     """
-    headers = read_headers(folder)
-    kwargs = _with_quantization(kwargs)
+    source: Path | None = folder
+    if headers is None:
+        headers = read_headers(folder)
+        kwargs = _with_quantization(folder, kwargs)
+    else:
+        source, config = None, config or getattr(model_class, "config_class").from_pretrained(folder)  # noqa: B009
+        empty = {h.name: torch.empty(h.shape, device="meta") for h in headers.values()}
+        kwargs |= {"device_map": {"": "meta"}, "state_dict": empty}
     if config is not None:
         kwargs["config"] = config
     loaded: Any = model_class.from_pretrained(
-        folder, key_mapping=key_mapping, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        source, key_mapping=key_mapping, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     model, info = loaded
+    if source is None and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     missing = [name for name in sorted(info["missing_keys"]) if not _OPTIONAL.search(name)]
     extra, shaped = [], []
     if not checked:
@@ -209,13 +228,24 @@ def _where(headers: Mapping[str, TensorHeader], name: str) -> str:
     return f" in {file}" if file else ""
 
 
-def _with_quantization(kwargs: dict[str, Any]) -> dict[str, Any]:
-    flags = {name: kwargs[name] for name in ("load_in_4bit", "load_in_8bit") if kwargs.get(name)}
+def _with_quantization(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """``load_in_4bit`` and ``load_in_8bit`` as a ``BitsAndBytesConfig``: the only place that says how.
+
+    Four bits are NF4, the type for normally distributed weights (arXiv 2305.14314), computed in the model's dtype;
+    bitsandbytes' own defaults are FP4, computed in float32.
+    """
     rest = {name: value for name, value in kwargs.items() if name not in ("load_in_4bit", "load_in_8bit")}
+    flags = {name: True for name in ("load_in_4bit", "load_in_8bit") if kwargs.get(name)}
     if flags:
         from transformers import BitsAndBytesConfig
 
-        rest["quantization_config"] = BitsAndBytesConfig(**flags)
+        dtype = kwargs.get("dtype", "auto")
+        if dtype in ("auto", None):
+            config = read_json(folder / "config.json")
+            dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+        rest["quantization_config"] = BitsAndBytesConfig(
+            **flags, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     return rest
 
 

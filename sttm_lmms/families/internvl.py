@@ -38,7 +38,12 @@ class InternVL(TemplateFamily):
     tail: ClassVar[str] = "</img>\n"
 
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
-        """``settings.fps`` frames a second, at most ``max_frames``, in the middles of equal parts."""
+        """``settings.fps`` frames a second, at most ``max_frames``, in the middles of equal parts (or as ``sampling``
+        says)."""
+        from sttm_lmms.video import sample_uniform_fps
+
+        if settings.sampling == "uniform_fps":
+            return sample_uniform_fps(info, settings.fps, settings.max_frames)
         wanted = math.floor(info.total_frames / info.fps * settings.fps)
         return sample_middles(info.total_frames, max(1, min(wanted, settings.max_frames, info.total_frames)))
 

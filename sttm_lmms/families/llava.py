@@ -166,8 +166,8 @@ class LlavaFamily(Family):
     ) -> PreparedInput:
         check_visuals(messages, features)
         config: Any = model.config
-        newline = newline or getattr(config, "mm_newline_position", None) or self.default_newline
-        check_choice("newline", newline, NEWLINES)
+        mode = self.newline_mode(config, newline, reduced=False) or self.default_newline
+        check_choice("newline", mode, NEWLINES)
         timed = getattr(config, "add_time_instruction", None)
         timed = self.default_time_instruction if timed is None else timed
         instructions = {
@@ -177,7 +177,7 @@ class LlavaFamily(Family):
         }
         alone = sum(feature.kind == "image" for feature in features) == 1
         visuals = [
-            _video_tokens(model, feature, newline) if feature.kind == "video" else _image_tokens(model, feature, alone)
+            _video_tokens(model, feature, mode) if feature.kind == "video" else _image_tokens(model, feature, alone)
             for feature in features
         ]
         tail = instructions.get(len(features) - 1)

@@ -25,7 +25,15 @@ from transformers import (
 )
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.families.checkpoint import check_tensors, is_optional, is_unused, load_model, read_headers, read_json
+from sttm_lmms.families.checkpoint import (
+    TensorHeader,
+    check_tensors,
+    is_optional,
+    is_unused,
+    load_model,
+    read_headers,
+    read_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -158,20 +166,25 @@ def model_config(config: Mapping[str, Any], folder: Path) -> LlavaOnevisionConfi
     return result
 
 
-def load(path: Path, *, config: Mapping[str, Any], **kwargs: Any) -> PreTrainedModel:
-    """The model of an original checkpoint. Every tensor is checked by name and shape before any is loaded."""
+def load(
+    path: Path, *, config: Mapping[str, Any], headers: Mapping[str, TensorHeader] | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """The model of an original checkpoint. Every tensor is checked by name and shape before any is loaded.
+
+    Args:
+        headers: as in :func:`~sttm_lmms.families.checkpoint.load_model`.
+    """
     hf_config = model_config(config, path)
-    _check(path, hf_config)
-    return load_model(
-        LlavaOnevisionForConditionalGeneration, path, config=hf_config, key_mapping=KEY_MAPPING, checked=True, **kwargs
-    )
+    _check(path, hf_config, read_headers(path) if headers is None else headers)
+    kwargs |= {"config": hf_config, "key_mapping": KEY_MAPPING, "checked": True, "headers": headers}
+    return load_model(LlavaOnevisionForConditionalGeneration, path, **kwargs)
 
 
-def _check(folder: Path, config: Any) -> None:
+def _check(folder: Path, config: Any, headers: Mapping[str, TensorHeader]) -> None:
     with torch.device("meta"):
         empty = LlavaOnevisionForConditionalGeneration(config)
     expected = {_plain(name): tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    found = {_plain(rename(name)): header for name, header in read_headers(folder).items()}
+    found = {_plain(rename(name)): header for name, header in headers.items()}
     dropped = f"model.vision_tower.encoder.layers.{config.vision_config.num_hidden_layers}."
     optional = [name for name in expected if is_optional(name)]
     if config.tie_word_embeddings:

@@ -40,8 +40,9 @@ class Qwen3VL(Qwen2VL):
         device = device_of(model.model.visual)
         seen = model.model.get_video_features(patches.to(device), grid_thw.to(device))
         (tokens,) = seen.pooler_output
-        layers = [tokens, *(layer for (layer,) in seen.deepstack_features)]
-        return torch.cat(layers, dim=-1).reshape(t, h // side, w // side, -1)
+        # Newer versions of transformers split each layer's features by visual, as the tokens.
+        layers = [layer if isinstance(layer, torch.Tensor) else layer[0] for layer in seen.deepstack_features]
+        return torch.cat([tokens, *layers], dim=-1).reshape(t, h // side, w // side, -1)
 
     def feature_channels(self, config: Any) -> int:
         return (1 + len(config.vision_config.deepstack_visual_indexes)) * super().feature_channels(config)

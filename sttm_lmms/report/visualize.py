@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +54,9 @@ def visualize(
     film: Annotated[Film, typer.Option(help="Kind of film of each setting.")] = Film.gif,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda; by default the CPU.")] = None,
+    question: Annotated[
+        str, typer.Option(help="What the prompt asks; methods that read attention keep what matters to it.")
+    ] = "What happens in the video?",
 ) -> None:
     """Draw which visual tokens of a video merge: a sheet and a film for each setting, and one page with sliders.
 
@@ -69,7 +72,7 @@ def visualize(
     if model is None:
         seen, merged = _by_pixels(video, sampling, method, configs)
     else:
-        seen, merged = _by_model(video, sampling, model, revision, device, configs)
+        seen, merged = _by_model(video, sampling, model, revision, device, method, asked, question)
     settings = [
         Setting(setting_words(settings) or "defaults", TokenMap.of(tokens), tokens.info)
         for settings, tokens in zip(asked, merged, strict=True)
@@ -163,32 +166,41 @@ def _by_model(
     checkpoint: str,
     revision: str | None,
     device: str | None,
-    configs: Sequence[Any],
+    method: str,
+    asked: Sequence[Mapping[str, str]],
+    question: str,
 ) -> tuple[Video, list[MergedTokens]]:
-    """What really happens in the model, in front of each config's start layer."""
+    """What really happens in the model, at the stages that are asked for or from its family's own start layer on."""
     from sttm_lmms.families import family_of, load_pretrained
 
     model, processor = load_pretrained(checkpoint, revision=revision, device_map=device)
     family = family_of(model)
+    own = {name: str(value) for name, value in family.method_defaults(get_method(method)).items()}
+    configs = [make_config(method, {**own, **settings}) for settings in asked]
     video = family.read_video(path, sampling)
     features = family.vision_features(model, processor, video)
-    return video, [merge_in_model(model, processor, features, config) for config in configs]
+    return video, [merge_in_model(model, processor, features, config, question) for config in configs]
 
 
-def merge_in_model(model: Any, processor: Any, features: Any, config: Any) -> MergedTokens:
-    """Run the decoder over a video's prefix and return what the reduction did to it (without features).
+def merge_in_model(model: Any, processor: Any, features: Any, config: Any, question: str = " ") -> MergedTokens:
+    """Run the decoder and return what the reduction did to a video (without features).
+
+    The decoder sees the prompt up to the end of the video, or all of it for methods that depend on the question.
 
     Args:
         model, processor: from :func:`sttm_lmms.load_pretrained`.
         features: ``VisionFeatures`` of the video.
         config: settings of a reduction method.
+        question: the prompt's text after the video.
     """
     from sttm_lmms.families import family_of
     from sttm_lmms.runtime.prefix import prefill_prefix
     from sttm_lmms.runtime.reducer import TokenReducer
 
-    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": " "}]}]
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
     prepared = family_of(model).prepare(model, processor, messages, [features], newline="no_token")
+    if not config.shares_prefix:
+        prepared = replace(prepared, prefix_length=prepared.input_ids.shape[1])
     with TokenReducer(model, config) as reducer:
         (reduction,) = prefill_prefix(reducer, prepared).reductions
     if reduction.merged is None:

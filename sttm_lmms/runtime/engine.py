@@ -12,7 +12,7 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from sttm_lmms.config import check_choice, check_integer
-from sttm_lmms.errors import FeatureError, NothingReducedError, VideoError
+from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method
@@ -25,7 +25,7 @@ from sttm_lmms.runtime.report import Timeline
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
 from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key
 from sttm_lmms.runtime.summary import Totals
-from sttm_lmms.runtime.timing import FirstForward, Mark, Stopwatch, clock, peak_memory
+from sttm_lmms.runtime.timing import FirstForward, Mark, Stopwatch, peak_memory
 from sttm_lmms.types import PreparedInput
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Engine:
         features: a feature store; no video file is opened then.
         keep: prefixes (and features) kept at a time.
         host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
-        timing: synchronise the device around each phase, so that times are true.
+        timing: times of the device's work instead of the host's; by events on one CUDA device, so that nothing waits.
     """
 
     def __init__(
@@ -101,9 +101,8 @@ class Engine:
         self._refused: set[Method] = set()
         if self.config is not None and not self._shares_prefix(self.config):
             self.reuse = "features" if reuse == "prefix" else reuse
-        self._now = clock(model, enabled=timing)
         self._stopwatch = Stopwatch(model, enabled=timing)
-        self._reader = SourceReader(model, processor, self.family, self._now, store=features, keep=keep)
+        self._reader = SourceReader(model, processor, self.family, self._stopwatch, store=features, keep=keep)
         self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
 
@@ -130,11 +129,7 @@ class Engine:
 
     def check_reduced(self) -> None:
         """Raise :class:`NothingReducedError` if a reduction was asked for and no answer had fewer tokens."""
-        if self.config is not None and self._totals.answered and not self._totals.reduced:
-            raise NothingReducedError(
-                f"{self.config.name} was asked for, but none of {self._totals.answered} answers saw fewer "
-                f"visual tokens (settings: {self.config}); the result would be the baseline's under another name"
-            )
+        self._totals.check_reduced(None if self.config is None else f"{self.config.name} ({self.config})")
 
     # -- questions ---------------------------------------------------------------------------------------------
 
@@ -202,9 +197,6 @@ class Engine:
             logger.warning("%s depends on the question, so a prefix cannot be shared: reuse=features", config.name)
         return False
 
-    def _newline(self, config: Any) -> str | None:
-        return self.newline or ("no_token" if config is not None else None)
-
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
         """Requests that share visuals and settings, in order of first appearance."""
         groups: dict[Hashable, list[tuple[int, Request]]] = {}
@@ -247,9 +239,11 @@ class Engine:
                 yield from self._answer_batch(reducer, batch)
 
     def _prepare(self, request: Request, encoded: Encoded, config: Any) -> PreparedInput:
+        # A mode that was asked for goes on in any family, so that one without newline tokens can refuse it.
+        newline = self.newline or self.family.newline_mode(self.model.config, None, reduced=config is not None)
         with torch.inference_mode():
             prepared = self.family.prepare(
-                self.model, self.processor, request.messages, encoded.features, newline=self._newline(config)
+                self.model, self.processor, request.messages, encoded.features, newline=newline
             )
         videos = sum(feature.kind == "video" for feature in encoded.features)
         if config is not None and len(prepared.spans) < videos:
@@ -387,8 +381,9 @@ class Engine:
         layer_tokens: float,
         kv: tuple[float, float],
     ) -> Answer:
-        timing = {**encoded.timing, **phases, "prefill": prefill, "ttft": prefill, "decode": decode}
-        timing["end_to_end"] = sum(encoded.timing.values()) + prefill + decode
+        seeing = encoded.timing()
+        timing = {**seeing, **phases, "prefill": prefill, "ttft": prefill, "decode": decode}
+        timing["end_to_end"] = sum(seeing.values()) + prefill + decode
         return Answer(
             text=answer_text(self.processor, ids, request.generation.until),
             visual_tokens=visual[0],

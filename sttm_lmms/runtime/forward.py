@@ -118,13 +118,10 @@ class Forward:
 
     def after(self) -> CacheState:
         """The state of the cache after the pass."""
-        # Text goes on after the largest coordinate so far. That is the last token's, except where the prompt let its
-        # text overlap a video that reaches further in time than in space, as transformers 5.17 to 5.23 do.
+        # Rows end together, so the last token is real; text goes on after its largest coordinate, as in generate.
         following = None
         if self.mrope:
-            following = (self.positions.amax(dim=(0, 2))[None, :, None] + 1).expand(3, -1, -1)
-            if self.state.next_position is not None:
-                following = following.maximum(self.state.next_position.to(following.device))
+            following = (self.positions[..., -1:].amax(dim=0, keepdim=True) + 1).expand(3, -1, -1)
         return replace(
             self.state,
             tracks=tuple(self.tracks),

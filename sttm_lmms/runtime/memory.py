@@ -253,19 +253,24 @@ def ways_out(work: Work, *, host_cache_gb: float = 0.0) -> list[str]:
     return ways
 
 
-def sizes_of(model: nn.Module, itemsize: int | None = None, *, vision: bool = True) -> ModelSizes:
+def sizes_of(
+    model: nn.Module, itemsize: int | None = None, *, vision: bool = True, four_bit: bool = False
+) -> ModelSizes:
     """Sizes of a transformers model, which may be on the meta device.
 
     Args:
         itemsize: bytes of a value; by default the model's own.
+        four_bit: linear layers are quantised by bitsandbytes: 4 bits, and a float32 for each 64 values.
         vision: False if features are stored and the tower is not run.
     """
-    parameters = {id(p): p for p in model.parameters()}.values()  # tied ones count once
     config: Any = model.config
     text = config.get_text_config()
-    own = itemsize or next(iter(parameters)).element_size()
+    own = itemsize or next(model.parameters()).element_size()
+    parameters = {id(p): p.numel() for p in model.parameters()}  # tied ones count once
+    linear = {id(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"}
+    packed = sum(parameters[key] for key in linear & parameters.keys()) if four_bit else 0
     return ModelSizes(
-        weights=sum(p.numel() for p in parameters) * own,
+        weights=(sum(parameters.values()) - packed) * own + int(packed * 4.5 / 8),
         itemsize=own,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,

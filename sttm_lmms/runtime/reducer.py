@@ -92,7 +92,7 @@ class TokenReducer:
         devices = {parameter.device for parameter in self.decoder.layers.parameters()}
         self._plain = decode_step.is_plain(self.decoder, layers_on_one_device=len(devices) == 1)
         self._states: WeakKeyDictionary[Cache, CacheState] = WeakKeyDictionary()
-        self._tables: WeakKeyDictionary[Cache, list[decode_step.RotaryTable]] = WeakKeyDictionary()
+        self._steps = decode_step.DecodeSteps(self.decoder, self.method)
         self._input_ids: torch.Tensor | None = None
         self._pass: Forward | None = None
         self._probes: dict[int, AttentionInputs] = {}
@@ -162,10 +162,8 @@ class TokenReducer:
         cache, embeds = kwargs["past_key_values"], kwargs["inputs_embeds"]
         past = cache.get_seq_length() if cache is not None else 0
         state = self._states.get(cache) if cache is not None else None
-        if state is not None and past > 0 and embeds.shape[1] == 1 and self._plain and not state.padded:
-            step = self._decode_step(kwargs, cache, state)
-            if step is not None:
-                return (), step
+        if state is not None and past > 0 and embeds.shape[1] == 1 and self._plain and self._steps.covers(state):
+            return (), self._decode_step(kwargs, cache, state)
         spans = self._find_spans(kwargs, past)
         if past == 0:
             self.report.prefills += 1
@@ -221,6 +219,8 @@ class TokenReducer:
                 notes = [(v.scratch, e, v.span.length) for v, e in zip(run.videos, entries, strict=True)]
                 state = replace(state, videos=tuple(notes))
             self._states[run.cache] = state
+            if self._plain:
+                self._steps.prepare(run.cache, state, output[0])  # type: ignore[index]
 
     def _end_pass(self) -> None:
         self._pass = None
@@ -438,36 +438,15 @@ class TokenReducer:
 
     # -- decode steps ------------------------------------------------------------------------------------------
 
-    def _decode_step(self, kwargs: dict[str, Any], cache: Cache, state: CacheState) -> dict[str, Any] | None:
-        """Arguments of the decoder for one unpadded token; None where the general way is needed."""
-        if (self.edits_cache and state.videos) or not isinstance(state.full, int):
-            return None
-        rows, device = kwargs["inputs_embeds"].shape[0], kwargs["inputs_embeds"].device
-        follow_full = (
-            self.method is None
-            or self.method.positions == "keep"
-            or (getattr(self.method, "decode_positions", "continue") == "reference" and not state.in_prompt)
-        )
-        if state.next_position is not None:
-            positions = state.next_position.to(device)
-        else:
-            runs = decode_step.track_positions(state, follow_full)
-            positions = torch.full((rows, 1), runs[0][1], device=device)
-            self._splice(cache, kwargs["inputs_embeds"], runs[1:])
-        self._states[cache] = decode_step.advance(state)
-        return {**kwargs, "attention_mask": None, "position_ids": positions}
-
-    def _splice(self, cache: Cache, hidden: torch.Tensor, runs: Sequence[tuple[int, int]]) -> None:
-        tables = self._tables.setdefault(cache, [])
-        for number, (layer, position) in enumerate(runs):
-            table = tables[number] if number < len(tables) else None
-            if table is None or table.layer != layer or not table.first <= position < table.first + decode_step.AHEAD:
-                table = decode_step.rotary_table(self.decoder, hidden, layer, position)
-                tables[number:] = [table]
-            hook = partial(decode_step.splice, table, position)
+    def _decode_step(self, kwargs: dict[str, Any], cache: Cache, state: CacheState) -> dict[str, Any]:
+        """Arguments of the decoder for one token of sequences without padding."""
+        positions, hooks = self._steps.step(cache, state, kwargs["inputs_embeds"])
+        for layer, hook in hooks:
             self._pass_handles.append(
                 self.decoder.layers[layer].register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
             )
+        self._states[cache] = decode_step.advance(state)
+        return {**kwargs, "attention_mask": None, "position_ids": positions}
 
     def _edit_cache(self, run: Forward, layer: int) -> None:
         """Let the method edit the cache in front of ``layer`` of a decode step."""

@@ -13,6 +13,24 @@ from sttm_lmms.runtime.timing import Mark, Stopwatch
 from sttm_lmms.types import MergedTokens
 
 
+def check_reduced(asked: str, reduced: int, seen: str) -> None:
+    """The one check that something was reduced, of a report, an engine and a run of several processes.
+
+    Args:
+        asked: what was asked for, in words.
+        reduced: how many of what was seen were reduced.
+        seen: what was seen, in words.
+
+    Raises:
+        NothingReducedError: nothing was.
+    """
+    if not reduced:
+        raise NothingReducedError(
+            f"{asked} was asked for, but none of {seen} had fewer visual tokens: the result would be the baseline's "
+            "under another name; check that the prompts contain videos and that the settings can merge anything"
+        )
+
+
 class StageEvent(NamedTuple):
     """One video reduced at one stage: its tokens before and after; ``began`` and ``ended`` are marks of a stopwatch."""
 
@@ -163,8 +181,5 @@ class Report:
 
     def check_reduced(self) -> None:
         """Raise :class:`NothingReducedError` unless at least one video lost tokens (or entries of its KV cache)."""
-        if not any(min(event.layer_tokens) < event.before for event in self.events) and self.kv_share >= 1.0:
-            raise NothingReducedError(
-                f"a reduction was asked for, but none of {len(self.events)} videos in {self.prefills} prefills lost a "
-                "token; check that the prompts contain videos and that the thresholds or the budget can merge anything"
-            )
+        reduced = any(min(event.layer_tokens) < event.before for event in self.events) or self.kv_share < 1.0
+        check_reduced("a reduction", reduced, f"{len(self.events)} videos in {self.prefills} prefills")

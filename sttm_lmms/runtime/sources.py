@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,11 +14,14 @@ from torch import nn
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family
 from sttm_lmms.runtime.requests import Counters, Failure, Request
-from sttm_lmms.runtime.timing import ForwardSeconds
+from sttm_lmms.runtime.timing import ForwardMarks, Mark, Stopwatch
 from sttm_lmms.types import VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
+
+
+_PHASES = ("video_decode", "preprocess", "vision")
 
 
 class Store(Protocol):
@@ -29,11 +32,25 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The visuals of one request and what they cost (0 where they were reused)."""
+    """The visuals of one request.
+
+    Attributes:
+        features: one for each visual.
+        stopwatch: whose marks the phases are.
+        phases: ``(name, began, ended)`` of what was done for them; nothing where they were reused.
+    """
 
     features: list[VisionFeatures]
-    timing: dict[str, float]
-    """Seconds of ``video_decode``, ``preprocess`` and ``vision``."""
+    stopwatch: Stopwatch
+    phases: tuple[tuple[str, Mark, Mark], ...] = ()
+
+    def timing(self) -> dict[str, float]:
+        """Seconds of ``video_decode``, ``preprocess`` and ``vision``; waits for the device, so ask at the end."""
+        seconds = dict.fromkeys((*_PHASES, "encode"), 0.0)
+        for name, began, ended in self.phases:
+            seconds[name] += self.stopwatch.seconds(began, ended)
+        seconds["preprocess"] = seconds.pop("encode") - seconds["vision"]
+        return seconds
 
 
 def source_key(request: Request, video: VideoSettings) -> Hashable:
@@ -57,12 +74,12 @@ class SourceReader:
         model: nn.Module,
         processor: Any,
         family: Family,
-        now: Callable[[], float],
+        stopwatch: Stopwatch,
         *,
         store: Store | None = None,
         keep: int = 1,
     ) -> None:
-        self._model, self._processor, self._family, self._now = model, processor, family, now
+        self._model, self._processor, self._family, self._stopwatch = model, processor, family, stopwatch
         self._store, self._keep = store, max(1, keep)
         self._recent: OrderedDict[Hashable, list[VisionFeatures]] = OrderedDict()
         self.counters = Counters()
@@ -77,30 +94,30 @@ class SourceReader:
     def encode(self, request: Request, video: VideoSettings, *, reuse: bool) -> Encoded:
         """Vision features of all visuals of ``request``. Raises ``VideoError`` or ``FeatureError``."""
         key = source_key(request, video)
-        timing = {"video_decode": 0.0, "preprocess": 0.0, "vision": 0.0}
+        mark, phases = self._stopwatch.mark, []
         if reuse and key in self._recent:
             self._recent.move_to_end(key)
-            return Encoded(self._recent[key], timing)
+            return Encoded(self._recent[key], self._stopwatch)
         features = []
         for kind, source in request.sources:
-            began = self._now()
+            began = mark()
             visual = self._open(kind, source, request, video)
-            opened = self._now()
-            timing["video_decode"] += opened - began
+            opened = mark()
+            phases.append(("video_decode", began, opened))
             if not isinstance(visual, VisionFeatures):
-                with ForwardSeconds(self._family.tower(self._model), self._now) as tower:
+                with ForwardMarks(self._family.tower(self._model), mark) as tower:
                     visual = self._family.vision_features(self._model, self._processor, visual)
                 self.counters.vision_passes += 1
-                timing["vision"] += tower.seconds
-                timing["preprocess"] += self._now() - opened - tower.seconds
-            seen = self._now()
+                phases += [("vision", *times) for times in tower.passes]
+            seen = mark()
             features.append(self._family.project(self._model, visual))
-            timing["vision"] += self._now() - seen
+            ended = mark()
+            phases += [("vision", seen, ended), ("encode", opened, ended)]
         if reuse:
             self._recent[key] = features
             while len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
-        return Encoded(features, timing)
+        return Encoded(features, self._stopwatch, tuple(phases))
 
     def _open(self, kind: str, source: Any, request: Request, video: VideoSettings) -> Any:
         if kind == "image":

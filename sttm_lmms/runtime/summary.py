@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sttm_lmms.provenance import RunSummary
+from sttm_lmms.runtime.report import check_reduced
 from sttm_lmms.runtime.requests import Answer, Counters, Failure
 
 PHASES = ("video_decode", "preprocess", "vision", "prefill_before", "merge", "prefill_after", "prefill")
@@ -56,6 +57,12 @@ class Totals:
             self._shares.append(after / before)
             self._layer_tokens.append(layer_tokens)
             self._kv_shares.append(kv_share)
+
+    def check_reduced(self, asked: str | None) -> None:
+        """Raise :class:`NothingReducedError` if a reduction was ``asked`` for (in words, None for the baseline) and no
+        answer had fewer tokens."""
+        if asked is not None and self.answered:
+            check_reduced(asked, self.reduced, f"{self.answered} answers")
 
     def __add__(self, other: Totals) -> Totals:
         """The totals of two processes."""

@@ -65,17 +65,6 @@ def synchronizer(model: nn.Module) -> Callable[[], None]:
     return _nothing
 
 
-def clock(model: nn.Module, enabled: bool = True) -> Callable[[], float]:
-    """Seconds since some start; waits for the device first if ``enabled``."""
-    synchronize = synchronizer(model) if enabled else _nothing
-
-    def now() -> float:
-        synchronize()
-        return time.perf_counter()
-
-    return now
-
-
 class FirstForward:
     """Context that notes when the first forward pass of ``model`` inside it has ended: the time to first token."""
 
@@ -95,15 +84,15 @@ class FirstForward:
             self.ended = self._mark()
 
 
-class ForwardSeconds:
-    """Context that adds up the time spent in forward passes of ``module``."""
+class ForwardMarks:
+    """Context that notes the beginning and the end of each forward pass of ``module`` in ``passes``."""
 
-    def __init__(self, module: nn.Module, now: Callable[[], float]) -> None:
-        self._module, self._now = module, now
-        self._began = 0.0
-        self.seconds = 0.0
+    def __init__(self, module: nn.Module, mark: Callable[[], Mark]) -> None:
+        self._module, self._mark = module, mark
+        self._began: Mark = None
+        self.passes: list[tuple[Mark, Mark]] = []
 
-    def __enter__(self) -> ForwardSeconds:
+    def __enter__(self) -> ForwardMarks:
         self._handles = [
             self._module.register_forward_pre_hook(self._begin),
             self._module.register_forward_hook(self._end),
@@ -115,10 +104,10 @@ class ForwardSeconds:
             handle.remove()
 
     def _begin(self, *_: Any) -> None:
-        self._began = self._now()
+        self._began = self._mark()
 
     def _end(self, *_: Any) -> None:
-        self.seconds += self._now() - self._began
+        self.passes.append((self._began, self._mark()))
 
 
 def peak_memory(model: nn.Module) -> int | None:

@@ -180,7 +180,7 @@ def reduce_grid(method: Method, features: torch.Tensor, head_dim: int | None = N
     """
     stages = method.stages(1_000_000)
     if method.reads == "attention" or not stages:
-        raise ValueError(f"method={method.name} needs a model: features alone do not say what it keeps")
+        raise ValueError(f"method={method.name} needs a model (--model): features alone do not say what it keeps")
     span = VideoSpan(0, (features.shape[0], features.shape[1], features.shape[2]))
     video = VideoTokens.of(span, 0, features, head_dim)
     stage = stages[0] if isinstance(stages[0], Stage) else Stage(stages[0])

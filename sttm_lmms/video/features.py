@@ -22,9 +22,9 @@ from safetensors.torch import save
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import FeatureError
+from sttm_lmms.ids import safe_id
 from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video.feature_forms import FORMS, shape_error, to_form
-from sttm_lmms.video.ids import safe_id
 from sttm_lmms.video.published_features import load_published
 
 _EXTRACT = "delete it and run 'sttm-lmms extract' again"

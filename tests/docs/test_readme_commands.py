@@ -51,7 +51,7 @@ COVERED: dict[str, str] = {
     f"lmms-eval --model sttm_llava_video --model_args pretrained={PAPER},budget=0.5 "
     "--tasks videomme --log_samples --output_path runs/": HERE,
     f"sttm-lmms compare --tasks vnbench --methods sttm,random --budgets 0.5,0.3,0.15 "
-    f"--model sttm_llava_video --model_args pretrained={BIG}": HERE,
+    f"--model sttm_llava_video --model_args pretrained={PAPER}": HERE,
     "sttm-lmms compare --tasks vnbench --methods sttm,random,frames,pool --budgets 0.5,0.3,0.15 --videos 12": (
         "tests/cli/test_compare.py::test_the_whole_and_once_more"
     ),
@@ -69,6 +69,10 @@ COVERED: dict[str, str] = {
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,
     "sttm-lmms extract --model ... --task vnbench": HERE,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --out results/bench/merge": GPU,
+    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --reference ~/STTM": (
+        "tests/scripts/test_bench_merge.py::test_beside_the_published_code"
+    ),
     "OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor "
     "--frames 128 32 16 --repeats 3": HERE,
     "OMP_NUM_THREADS=2 python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1": HERE,
@@ -81,6 +85,8 @@ COVERED: dict[str, str] = {
     "sttm-lmms visualize VIDEO --pixels --out pictures/": HERE,
     "sttm-lmms prepare BENCHMARK --raw ... --videos ...": "tests/benchmarks/test_prepare.py::test_round_trip",
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
+    "sttm-lmms calibrate": "tests/cli/test_video_commands.py::test_calibrate_writes_a_preset_that_meets_the_budget",
+    "python scripts/bench_frames.py": "tests/scripts/test_bench_frames.py::test_a_small_run",
     "sttm-lmms visualize --method yours": "tests/report/test_visualize_command.py::test_every_method_can_be_drawn",
     f"python -m lmms_eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 "
     "--tasks sttm_videomme "

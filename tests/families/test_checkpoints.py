@@ -191,7 +191,10 @@ def test_device_maps_of_transformers(loaded, checkpoint, name, layout):
 
 
 @pytest.mark.parametrize(("name", "layout"), [("llava_video", "original"), ("qwen2_vl", "hf")])
-def test_four_bit_loading_reaches_transformers(checkpoint, monkeypatch, name, layout):
+@pytest.mark.parametrize(
+    ("dtype", "computed"), [({}, "float32"), ({"dtype": "bfloat16"}, "bfloat16"), ({"dtype": torch.float16}, "float16")]
+)
+def test_four_bit_loading_reaches_transformers(checkpoint, monkeypatch, name, layout, dtype, computed):
     seen = {}
 
     def from_pretrained(*args, **kwargs):
@@ -200,8 +203,10 @@ def test_four_bit_loading_reaches_transformers(checkpoint, monkeypatch, name, la
 
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", from_pretrained)
     with pytest.raises(InterruptedError):
-        load_pretrained(checkpoint(name, layout), load_in_4bit=True, max_memory={"cpu": "1GB"})
-    assert seen["quantization_config"].load_in_4bit
+        load_pretrained(checkpoint(name, layout), load_in_4bit=True, max_memory={"cpu": "1GB"}, **dtype)
+    settings = seen["quantization_config"]
+    assert (settings.load_in_4bit, settings.bnb_4bit_quant_type) == (True, "nf4")
+    assert settings.bnb_4bit_compute_dtype == getattr(torch, computed)
     assert seen["max_memory"] == {"cpu": "1GB"}
 
 

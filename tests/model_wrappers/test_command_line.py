@@ -7,6 +7,7 @@ import socket
 import sys
 
 import pytest
+import torch
 from wrapper_runs import FAMILIES, HERE, QUESTIONS, VIDEOS, lmms_eval
 
 pytestmark = pytest.mark.slow
@@ -29,6 +30,14 @@ def free_port():
 def run(data, checkpoints, tmp_path_factory):
     """One run of LLaVA-Video that several tests look at."""
     return lmms_eval(data, tmp_path_factory.mktemp("run"), *arguments(checkpoints, "llava_video"))
+
+
+def test_what_cannot_work_is_said_last_by_lmms_eval_too(data, checkpoints, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    failed = lmms_eval(data, tmp_path, *arguments(checkpoints, "llava_video", "method=none,device=cuda"))
+    assert failed.results is None
+    assert "leave device out, say device=cpu" in failed.printed.strip().splitlines()[-1]
 
 
 def test_a_run_has_a_score_and_says_what_it_did(run):

@@ -13,12 +13,14 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 from loguru import logger
 from PIL import Image
+from sttm_lmms.model_wrappers import loading
 from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
 from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision, SimpleLlavaOneVision
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo, SimpleLlavaVideo
 from sttm_lmms.model_wrappers.qwen2_vl import Qwen2VL, SimpleQwen2VL
 
 from sttm_lmms.errors import CheckpointError, NothingReducedError, STTMError, VideoError
+from sttm_lmms.families import load_pretrained
 
 THRESHOLDS = {"spatial_threshold": 0.6, "temporal_threshold": 0.5}
 WRAPPERS = {"llava_video": LlavaVideo, "llava_onevision": LlavaOneVision, "qwen2_vl": Qwen2VL}
@@ -359,6 +361,22 @@ def test_a_checkpoint_of_another_family_is_refused_before_its_weights_are_fetche
     with pytest.raises(CheckpointError, match="is a qwen2_vl checkpoint: use --model sttm_qwen2_vl"):
         LlavaVideo(pretrained="Qwen/Qwen2-VL-7B-Instruct", revision="main", budget=0.5, device="cpu")
     assert asked == [("Qwen/Qwen2-VL-7B-Instruct", "main", ["config.json"])]
+
+
+def test_four_bits_mean_the_same_as_in_load_pretrained(checkpoints, monkeypatch):
+    seen = []
+
+    def from_pretrained(*args, **kwargs):
+        seen.append(kwargs["quantization_config"].to_dict())
+        raise InterruptedError
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading, "check_packages", lambda arguments: None)  # bitsandbytes is not installed here
+    with pytest.raises(InterruptedError):
+        LlavaVideo(pretrained=str(checkpoints["llava_video"]), method="none", device="cpu", load_in_4bit=True)
+    with pytest.raises(InterruptedError):
+        load_pretrained(checkpoints["llava_video"], dtype=torch.float32, load_in_4bit=True)
+    assert seen[0] == seen[1]
 
 
 def test_model_args_win_over_the_options_of_lmms_eval(checkpoints):

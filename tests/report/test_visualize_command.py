@@ -1,15 +1,25 @@
 """The visualize command on a small video: every file it writes, with a model and without."""
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
+import torch
 import typer
+from method_settings import NAMES, method
 from PIL import Image
 from typer.testing import CliRunner
 
-from sttm_lmms.methods import BUILT_IN, get_method
-from sttm_lmms.report.visualize import make_config, merge_in_model, parse_settings, pixel_features, visualize
+from sttm_lmms.families import family_of
+from sttm_lmms.report.page import Setting
+from sttm_lmms.report.pictures import TokenMap
+from sttm_lmms.report.visualize import (
+    Film,
+    make_config,
+    merge_in_model,
+    parse_settings,
+    pixel_features,
+    visualize,
+    write_pictures,
+)
 from sttm_lmms.testing.tiny import build_tiny_checkpoint, tiny_model
 from sttm_lmms.video import Video, read_frames, write_video
 
@@ -36,6 +46,10 @@ def frames():
 @pytest.fixture(scope="module")
 def video(frames, tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("video") / "square.mp4", frames, fps=2)
+
+
+def clip_of(frames):
+    return Video(frames, [n / 2 for n in range(6)], list(range(6)), 2.0, 3.0, "square.mp4", 2.0)
 
 
 def test_pixels_preview(video, tmp_path):
@@ -67,10 +81,7 @@ def test_with_a_model(video, tmp_path, family):
 
 def test_the_map_is_that_of_the_models_own_reduction(frames):
     model, processor = tiny_model("llava_onevision")
-    from sttm_lmms.families import family_of
-
-    video = Video(frames, [n / 2 for n in range(6)], list(range(6)), 2.0, 3.0, "square.mp4", 2.0)
-    features = family_of(model).vision_features(model, processor, video)
+    features = family_of(model).vision_features(model, processor, clip_of(frames))
     none = merge_in_model(
         model,
         processor,
@@ -86,11 +97,41 @@ def test_the_map_is_that_of_the_models_own_reduction(frames):
     assert some.budget < 1
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_every_method_can_be_drawn(video, tmp_path, name):
-    if "budget" not in [field.name for field in fields(get_method(name))]:
-        pytest.skip(f"{name} has no budget; its own settings are tested with it")
-    result = invoke(video, "--pixels", "--method", name, "--setting", "budget=0.5", "--out", tmp_path, "--film", "none")
+@pytest.fixture(scope="module")
+def seen(frames):
+    """A small model and its features of the video."""
+    model, processor = tiny_model("llava_video")
+    return model, processor, family_of(model).vision_features(model, processor, clip_of(frames))
+
+
+@pytest.mark.filterwarnings("ignore::sttm_lmms.methods.base.BudgetWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_can_be_drawn_with_a_model(seen, frames, tmp_path, name):
+    merged = merge_in_model(*seen, method(name), "What moves?")
+    assert merged.grid == (6, 7, 7)
+    assert len(merged) < 6 * 49 or name == "streaming_llm"
+    setting = Setting(name, TokenMap.of(merged), merged.info)
+    files = list(write_pictures(frames, [setting], tmp_path, name, film=Film.none))
+    assert all(file.is_file() for file in files)
+    assert len(files) == 2
+
+
+def test_what_a_method_that_reads_attention_keeps_depends_on_the_question(seen):
+    first, same, other = (
+        merge_in_model(*seen, method("fastv"), text).source_map for text in ("What moves?", "What moves?", "Why? 123")
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_is_drawn_from_pixels_or_refused(video, tmp_path, name):
+    options = ("--pixels", "--method", name, "--setting", "budget=0.5", "--film", "none")
+    result = invoke(video, *options, "--out", tmp_path)
+    if method(name).reads == "attention" or name == "streaming_llm":
+        assert result.exit_code == 1
+        assert f"method={name} needs a model (--model)" in str(result.exception)
+        return
     assert result.exit_code == 0, result.output
     assert (tmp_path / "sheet-budget-0.5.png").is_file()
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sttm_lmms.runtime.timing import clock, peak_memory, synchronizer
+from sttm_lmms.runtime.timing import Stopwatch, peak_memory, synchronizer
 
 
 def model_on(*devices: str) -> SimpleNamespace:
@@ -36,10 +36,13 @@ def asked(monkeypatch) -> list[str]:
 def test_only_devices_with_parameters_are_waited_for(asked, devices, waited):
     synchronizer(model_on(*devices))()
     assert asked == waited
-    clock(model_on(*devices))()
-    assert asked == waited * 2
-    clock(model_on(*devices), enabled=False)()
-    assert asked == waited * 2
+
+
+def test_several_devices_are_waited_for_at_each_mark(asked):
+    Stopwatch(model_on("cuda:0", "cuda:1")).mark()
+    assert asked == ["cuda:0", "cuda:1"]
+    Stopwatch(model_on("cuda:0", "cuda:1"), enabled=False).mark()
+    assert asked == ["cuda:0", "cuda:1"]
 
 
 def test_memory_is_that_of_the_same_devices(asked):

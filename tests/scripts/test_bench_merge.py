@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def test_writes_numbers_with_their_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import bench_merge
+    return import_module("bench_merge")
 
+
+def test_writes_numbers_with_their_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench_merge = script(monkeypatch)
     sizes = [
         "--frames",
         "6",
@@ -37,3 +42,36 @@ def test_writes_numbers_with_their_command(tmp_path: Path, monkeypatch: pytest.M
         assert row["kept"] <= 0.5
         assert min(row["merge_ms"], row["with_search_ms"], row["pairwise_ms"]) > 0
     assert "6x6x10x16" in (tmp_path / "cpu.md").read_text()
+
+
+TINY = ["--device", "cpu", "--repeats", "1", "--frames", "4", "--grids", "7x7", "--channels", "16", "--shares", "0.5"]
+PUBLISHED = """
+from sttm_lmms.methods.sttm import STTMConfig
+from sttm_lmms.testing.pairwise import merge_pairwise
+
+def quadtree_build_video(_video_feature, threshold, temporal_thresh=-1.0, root_level=0):
+    merged = merge_pairwise(_video_feature.permute(0, 2, 3, 1), STTMConfig(threshold, temporal_thresh, root_level))
+    return merged.features, merged.counts, merged.boxes
+"""
+
+
+def test_beside_the_published_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published code is called as its repository lays it out; here another formulation stands in for it."""
+    folder = tmp_path / "checkout" / "token_merging_utils"
+    folder.mkdir(parents=True)
+    (folder / "quadtree_builder.py").write_text(PUBLISHED)
+    arguments = ["--dtypes", "float32", "--reference", str(folder.parent), "--out", str(tmp_path)]
+    script(monkeypatch).main([*TINY, *arguments])
+    (row,) = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert row["reference_kept"] == row["kept"]
+    assert row["speedup"] == row["reference_ms"] / row["merge_ms"]
+
+
+def test_a_reference_that_is_not_there_and_time_that_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    bench_merge = script(monkeypatch)
+    with pytest.raises(SystemExit, match="no token_merging_utils"):
+        bench_merge.main([*TINY, "--reference", str(tmp_path), "--out", str(tmp_path)])
+    bench_merge.main([*TINY, "--minutes", "0", "--out", str(tmp_path)])
+    assert "2 cases left out" in capsys.readouterr().out

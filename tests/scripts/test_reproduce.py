@@ -7,21 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sttm_lmms.benchmarks import FORMATS
-from sttm_lmms.benchmarks.presets import resolve_frames, resolve_preset
+from sttm_lmms.config import STTMConfig
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.sh"
 TASKS = Path(__file__).parents[2] / "tasks"
-SHORT_LIST = ("vnbench", "videomme", "longvideobench")  # what the paper has for Qwen2-VL
-LLAVA = [
-    (model, b, budget)
-    for model in ("llava-video-7b", "llava-onevision-7b")
-    for b in FORMATS
-    for budget in ("100", "50", "30")
+CELLS = yaml.safe_load((Path(__file__).parents[1] / "golden" / "reproduce" / "cells.yaml").read_text())
+
+
+def budgets(model: str) -> list[str]:
+    return ["100", "50", "30", *(["50-root2", "30-root2"] if "qwen2" in model else ["100-newline"])]
+
+
+ALL = [
+    (model, b, budget) for model, row in CELLS["models"].items() for b in row["thresholds"] for budget in budgets(model)
 ]
-QWEN = [("qwen2-vl-7b", b, budget) for b in SHORT_LIST for budget in ("100", "50", "30", "50-root2", "30-root2")]
-LARGE = [("llava-video-72b", "videomme", budget) for budget in ("100", "50", "30")]
 
 
 def run(*arguments):
@@ -35,26 +37,87 @@ def option(words, name):
     return words[words.index(name) + 1]
 
 
-@pytest.mark.slow  # sixty processes
-@pytest.mark.parametrize(("model", "benchmark", "budget"), LLAVA + QWEN + LARGE)
-def test_every_cell(model, benchmark, budget, tmp_path):
-    done = run(model, benchmark, budget, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    words = shlex.split(done.stdout)
-    family = option(words, "--model").removeprefix("sttm_")
-    arguments = dict(pair.split("=") for pair in option(words, "--model_args").split(","))
-    assert family.replace("_", "-") == model.rsplit("-", 1)[0]
+def settings_of(words):
+    """What the wrapper makes of the command's arguments, with the checkpoint's own newline layout filled in."""
+    from lmms_eval.utils import simple_parse_args_string
+    from sttm_lmms.model_wrappers.arguments import parse_arguments
+    from sttm_lmms.model_wrappers.settings import task_settings
+
+    from sttm_lmms.families import get_family
+
+    family = get_family(option(words, "--model").removeprefix("sttm_"))
+    arguments = parse_arguments(simple_parse_args_string(option(words, "--model_args")))
+    settings = task_settings(arguments, family.name, option(words, "--tasks"))
+    newline = arguments.newline or ("no_token" if settings.config else getattr(family, "default_newline", None))
+    return arguments, settings, newline
+
+
+def check_cell(model, benchmark, budget, words):
+    cell = CELLS["models"][model]
+    arguments, settings, newline = settings_of(words)
+    assert option(words, "--model") == cell["wrapper"]
+    assert arguments.pretrained == cell["checkpoint"]
+    frames = cell["max_frames"].get(benchmark, cell["max_frames"]["default"])
+    video = settings.video
+    assert (video.max_frames, video.fps, video.sampling) == (frames, cell["fps"], CELLS["sampling"])
+    if cell["newline"] is not None:
+        assert newline == cell["newline"].get(budget, cell["newline"]["default"])
+    if budget.startswith("100"):
+        assert settings.config is None
+    else:
+        spatial, temporal = cell["thresholds"][benchmark][budget.removesuffix("-root2")]
+        assert settings.config == STTMConfig(
+            spatial,
+            temporal,
+            root_level=2 if budget.endswith("root2") else cell["root_level"],
+            start_layer=cell["start_layer"],
+            decode_positions=cell["decode_positions"],
+        )
     assert option(words, "--tasks") == f"sttm_{benchmark}"
     assert (TASKS / benchmark / f"sttm_{benchmark}.yaml").is_file()
+    assert "**Prompt.**" in (TASKS.parent / CELLS["prompts"].format(benchmark=benchmark)).read_text()
     assert "--log_samples" in words
-    assert model.rsplit("-", 1)[1] in arguments["pretrained"].lower()
-    if budget == "100":
-        frames = resolve_frames(family, f"sttm_{benchmark}")
-        assert (arguments["method"], int(arguments["max_frames"])) == ("none", frames.max_frames)
-        assert ("newline" in arguments) == (family != "qwen2_vl")
-    else:
-        assert resolve_preset(arguments["preset"], family=family, task=f"sttm_{benchmark}").max_frames > 0
     assert ("CUDA_VISIBLE_DEVICES=0,1,2,3" in words) == ("72b" in model)
+
+
+def dry_run(model, benchmark, budget):
+    done = run(model, benchmark, budget, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout)
+
+
+@pytest.mark.slow  # more than sixty processes
+@pytest.mark.parametrize(("model", "benchmark", "budget"), ALL)
+def test_every_cell(model, benchmark, budget, monkeypatch):
+    pytest.importorskip("lmms_eval")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    check_cell(model, benchmark, budget, dry_run(model, benchmark, budget))
+
+
+@pytest.mark.parametrize(
+    ("model", "benchmark", "budget"),
+    [
+        ("llava-video-7b", "mlvu", "50"),
+        ("llava-onevision-7b", "vnbench", "100-newline"),
+        ("qwen2-vl-7b", "videomme", "30-root2"),
+        ("llava-video-72b", "videomme", "30"),
+    ],
+)
+def test_a_cell_of_each_model(model, benchmark, budget, monkeypatch):
+    test_every_cell(model, benchmark, budget, monkeypatch)
+
+
+def test_the_table_has_every_cell_of_the_paper():
+    models = CELLS["models"]
+    assert {model: len(row["thresholds"]) for model, row in models.items()} == {
+        "llava-video-7b": 6,
+        "llava-video-72b": 1,
+        "llava-onevision-7b": 6,
+        "qwen2-vl-7b": 3,
+    }
+    assert (
+        set(models["llava-video-7b"]["thresholds"]) == set(models["llava-onevision-7b"]["thresholds"]) == set(FORMATS)
+    )
 
 
 @pytest.mark.parametrize(

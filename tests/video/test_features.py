@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from sttm_lmms import STTMConfig
 from sttm_lmms.errors import FeatureError
+from sttm_lmms.ids import safe_id
 from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video import VideoSettings
 from sttm_lmms.video.feature_forms import to_form
 from sttm_lmms.video.features import FeatureKey, FeatureStore, OtherKeyError
 from sttm_lmms.video.fingerprint import feature_key, fingerprint
-from sttm_lmms.video.ids import safe_id
 
 KEY = FeatureKey("weights-a", "processor-a", max_frames=8, fps=1.0, dtype="float32")
 METADATA = {"vid": "clip", "video_time": 3.5, "frame_time": "0.00s,1.00s", "num_frames": 2}

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,8 +26,14 @@ from sttm_lmms.benchmarks.formats import FORMATS
 from sttm_lmms.errors import unknown
 from sttm_lmms.methods.base import DecodePositions
 
+if TYPE_CHECKING:
+    from sttm_lmms.video import VideoSettings
+
 UNIFORM_FPS = "uniform_fps"
 """The frame sampling of all published runs, see ``VideoSettings``."""
+
+ALL_FRAMES = 1000.0
+"""A rate that no video has: ``max_frames`` frames are then taken from any video."""
 
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
@@ -47,6 +53,12 @@ class Frames:
     sampling: str = "model"
     min_pixels: int | None = None
     max_pixels: int | None = None
+
+    def settings(self, **chosen: Any) -> VideoSettings:
+        """These frames, but for what was ``chosen``: fields of ``VideoSettings`` by name; None leaves one as it is."""
+        from sttm_lmms.video import VideoSettings
+
+        return VideoSettings(**{**asdict(self), **{name: value for name, value in chosen.items() if value is not None}})
 
 
 @dataclass(frozen=True)
@@ -124,28 +136,35 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 def resolve_frames(family: str, task: str) -> Frames:
     """The frames of the published runs of a family on a task; tasks that are not in the paper get the family's default.
 
-    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else.
+    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else. Families that
+    the paper does not have are sampled as the model does in all tasks.
 
     Raises:
         ValueError: the family is unknown.
     """
-    families: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_FRAMES.read_text(encoding="utf-8"))
+    families: dict[str, dict[str, Any]] = yaml.safe_load(_FRAMES.read_text(encoding="utf-8"))
     if family not in families:
         raise unknown("family", family, families)
     known = families[family]
     ours = task == "vnbench" or task.startswith("sttm_")
-    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=UNIFORM_FPS if ours else "model")
+    rule = known.get("sampling", UNIFORM_FPS if ours else "model")
+    return Frames(**known.get(benchmark_of(task) or "", known["default"]), sampling=rule)
 
 
 def resolve_video(name: str, family: str) -> Frames:
-    """The video settings called ``name`` (``"official"``: the maker's own) of a family.
+    """The video settings called ``name`` of a family.
+
+    ``official`` is what its makers use. ``frames-16`` (or any other number) is so many frames of every video, evenly
+    spread: with a budget, more frames at the same cost.
 
     Raises:
         ValueError: there are none of that name, or not for this family.
     """
+    if count := re.fullmatch(r"frames-([1-9]\d*)", name):
+        return Frames(int(count.group(1)), ALL_FRAMES)
     presets: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_VIDEO.read_text(encoding="utf-8"))
     if name not in presets:
-        raise unknown("video", name, presets)
+        raise unknown("video", name, [*presets, "frames-16, frames-32, ... (so many frames of every video)"])
     if family not in presets[name]:
         raise ValueError(f"video={name!r} has nothing for {family}. It has: {', '.join(presets[name])}")
     return Frames(**presets[name][family])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,8 @@ import torch
 from sttm_lmms.methods.sttm.dense_average import Groups
 from sttm_lmms.methods.sttm.dense_similarity import Measured, measure
 from sttm_lmms.methods.sttm.dense_tables import Tables, tables_for
-from sttm_lmms.methods.sttm.dense_union import rounds_for, tokens_at
+from sttm_lmms.methods.sttm.dense_union import Tokens, rounds_for, tokens_at
+from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
 from sttm_lmms.methods.sttm.quadtree import check_features
 from sttm_lmms.methods.sttm.search import Thresholds, turning_points
 from sttm_lmms.types import MergedTokens
@@ -42,9 +43,10 @@ def to_host(*values: torch.Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class Count:
-    """Tokens kept at a pair of thresholds, and the rounds of the union that it took."""
+    """Tokens kept at a pair of thresholds, those of the spatial step alone, and the rounds that the union took."""
 
     kept: int
+    spatial: int
     rounds: int
 
 
@@ -87,20 +89,48 @@ class DenseVideo:
         )
         return cls(features, tables, measured, config.weighted_avg)
 
+    @property
+    def tokens(self) -> int:
+        """T*H*W."""
+        return math.prod(self.features.shape[:3])
+
     def profile(self) -> DenseVideo:
         """What a search for thresholds asks: this video itself, which is measured already."""
         return self
 
-    def merge_at(self, thresholds: Thresholds) -> MergedTokens:
-        """The tokens at a pair of thresholds; ``info`` holds the two."""
+    def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
+        """The tokens at a pair of thresholds, see :meth:`SparseVideo.merge_at`."""
         count = self.counts.get(thresholds)
-        if count is not None:
-            tokens = tokens_at(self.measured, self.tables, *_effective(thresholds), limit=count.rounds, settled=True)
-            groups, kept = Groups.of(tokens, self.tables), count.kept
-        else:
+        if count is None and wanted:
+            self.ahead([thresholds])
+            count = self.counts[thresholds]
+        if count is None:
             groups, kept = self._groups(_effective(thresholds))
+        else:
+            tokens = tokens_at(self.measured, self.tables, *_effective(thresholds), limit=count.rounds, settled=True)
+            kept = max(wanted, count.kept)
+            groups = Groups.of(self._split(tokens, count, kept), self.tables)
         merged = groups.average(self.features, kept, weighted_avg=self.weighted_avg)
         return MergedTokens(*merged, info={f"{name}_threshold": value for name, value in thresholds._asdict().items()})
+
+    def _split(self, tokens: Tokens, count: Count, wanted: int) -> Tokens:
+        """Tokens of one pair of thresholds, split until there are as many as wanted."""
+        if wanted <= count.kept:
+            return tokens
+        level, anchor, owner = tokens.level.flatten(), tokens.anchor.flatten(), tokens.owner.flatten()
+        if wanted <= count.spatial and tokens.link is not None:
+            later, link = tokens.anchor[1:].flatten(), tokens.link.flatten()
+            labels = leave_groups(Labels(level, anchor, owner), later, link, wanted - count.kept)
+        else:
+            agreement = self.measured.agreement[:, self.tables.over].movedim(1, 0)
+            labels = split_nodes(Labels(level, anchor, anchor), agreement, self.tables.anchor, wanted - count.spatial)
+        shape = tokens.cell.shape
+        return replace(
+            tokens,
+            level=labels.level.view(shape),
+            anchor=labels.anchor.view(shape),
+            owner=labels.owner.view(shape),
+        )
 
     def _groups(self, thresholds: Thresholds) -> tuple[Groups, int]:
         """The groups and their number, with one host read but for a union that takes unusually many rounds."""
@@ -116,35 +146,37 @@ class DenseVideo:
     def share(self, thresholds: Thresholds) -> float:
         """Kept tokens / all tokens."""
         self.ahead([thresholds])
-        return self.counts[thresholds].kept / self.features[..., 0].numel()
+        return self.counts[thresholds].kept / self.tokens
 
     def ahead(self, points: Sequence[Thresholds]) -> None:
         """Count at all of these pairs of thresholds, with one host read, so that ``share`` need not."""
         points = [point for point in dict.fromkeys(points) if point not in self.counts]
         limit = rounds_for(len(self.features))
         while points:
-            kept, rounds = self._count(points, limit)
-            found = zip(points, kept, rounds, strict=True)
-            self.counts.update({point: Count(n, made + 1) for point, n, made in found if made < limit})
+            counts = self._count(points, limit)
+            found = {point: count for point, count in zip(points, counts, strict=True) if count.rounds <= limit}
+            self.counts.update(found)
             points = [point for point in points if point not in self.counts]
             limit *= 2
 
-    def _count(self, points: list[Thresholds], limit: int) -> tuple[list[int], list[int]]:
-        """Kept tokens and unstable rounds at each pair of thresholds."""
+    def _count(self, points: list[Thresholds], limit: int) -> list[Count]:
+        """The counts at each pair of thresholds; one whose rounds are beyond ``limit`` is not known yet."""
         table = torch.tensor([_effective(point) for point in points], dtype=torch.float32)[..., None]
         table = table.to(self.features.device, non_blocking=True)
         # int64 tables of a union: one a round, and about twelve others.
-        a_point = 8 * self.features[..., 0].numel() * (limit + 12)
+        a_point = 8 * self.tokens * (limit + 12)
         step = max(1, int(POINTS_SHARE * self.features.numel() * self.features.element_size()) // a_point)
-        kept, rounds = [], []
+        kept, spatial_kept, rounds = [], [], []
         for start in range(0, len(points), step):
             spatial, temporal = table[start : start + step].unbind(1)
             number = len(spatial)
             tokens = tokens_at(self.measured, self.tables, spatial, temporal, points=number, limit=limit)
             kept.append(tokens.survives.sum((0, 2)))
+            spatial_kept.append(tokens.starts.sum((0, 2)))
             rounds.append(tokens.rounds)
-        values = to_host(*kept, *rounds)
-        return values[: len(points)], values[len(points) :]
+        values = iter(to_host(*kept, *spatial_kept, *rounds))
+        columns = [[next(values) for _ in points] for _ in range(3)]
+        return [Count(n, most, unstable + 1) for n, most, unstable in zip(*columns, strict=True)]
 
     def turning_points(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The spatial and the temporal thresholds at which the share can change, ascending, on the host."""

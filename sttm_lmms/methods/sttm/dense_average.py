@@ -59,12 +59,15 @@ class Groups:
 
     def _means(self, features: torch.Tensor, start: torch.Tensor, weighted_avg: bool) -> torch.Tensor:
         rows = features.flatten(0, 2)
-        if weighted_avg:
+        half = features.dtype == torch.float16
+        if weighted_avg and not half:
             return F.embedding_bag(self.order, rows, start, mode="mean")
         share = self.tables.share.gather(0, self.tokens.level.flatten(0, 1)).flatten()
+        if weighted_avg:
+            share = torch.ones_like(share)
         # A node's shares sum up to 1. All are powers of two: the sum is exact, in any order.
         members = share.new_zeros(len(share)).index_add_(0, self.token, share)
-        if features.dtype == torch.float16:
+        if half:
             # Sums would overflow: divided by the next power of two before, by the rest afterwards, which is as exact.
             below = members - 0.5
             scale = torch.frexp(below).mantissa / below

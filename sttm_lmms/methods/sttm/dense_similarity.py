@@ -62,25 +62,27 @@ def measure(
 ) -> Measured:
     """Measure ``[T, H, W, C]``; with ``head_dim`` similarities are averages over heads."""
     fine, coarse = features.flatten(1, 2), pool(features, tables, weighted_avg)
-    node = torch.empty(0)
-    if head_dim is None:
-        parts = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float32) for part in (fine, coarse)]
-        node = torch.cat(parts, 1) if tables.coarse else parts[0]
-
-    agreement = features.new_empty(len(features), 0, dtype=torch.float32)
-    if tables.coarse:
+    node = None if head_dim is not None else _norms(fine, coarse)
+    if not tables.coarse:
+        agreement = coarse.new_empty(len(coarse), 0, dtype=torch.float32)
+    else:
         agreement = _frame_by_frame(fine, coarse, tables, head_dim)
-        if head_dim is None:
+        if node is not None:
             norms = node.clamp(min=EPS)
             agreement = agreement / (norms[:, tables.child] * norms[:, tables.parent])
         agreement = agreement.amin(-1)
-    similarity = None
-    if temporal:
-        similarity = _frame_to_frame(fine, coarse, tables, head_dim)
-        if head_dim is None:
-            norms = node + EPS
-            similarity = similarity / (norms[:-1, tables.earlier] * norms[1:, tables.later])
+    if not temporal:
+        return Measured(agreement, None)
+    similarity = _frame_to_frame(fine, coarse, tables, head_dim)
+    if node is not None:
+        norms = node + EPS
+        similarity = similarity / (norms[:-1, tables.earlier] * norms[1:, tables.later])
     return Measured(agreement, similarity)
+
+
+def _norms(fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """``[T, H*W + n]`` float32 norms of all nodes, as slots."""
+    return torch.cat([torch.linalg.vector_norm(part, dim=-1, dtype=torch.float32) for part in (fine, coarse)], 1)
 
 
 def _frame_by_frame(fine: torch.Tensor, coarse: torch.Tensor, tables: Tables, head_dim: int | None) -> torch.Tensor:
@@ -146,8 +148,8 @@ def _is_copied(table: torch.Tensor, head_dim: int | None) -> bool:
 def _comparable(rows: torch.Tensor, head_dim: int | None, safe: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """``[t, n, C]`` as it is multiplied: as it is, as float32, or with every head at unit length."""
     if head_dim is not None:
-        heads = rows.float().unflatten(-1, (-1, head_dim))
-        return (heads / safe(torch.linalg.vector_norm(heads, dim=-1, keepdim=True))).flatten(-2)
+        heads = rows.unflatten(-1, (-1, head_dim))
+        return (heads / safe(torch.linalg.vector_norm(heads, dim=-1, keepdim=True, dtype=torch.float32))).flatten(-2)
     return rows.float() if _is_copied(rows, head_dim) else rows
 
 

@@ -24,6 +24,8 @@ class Tokens:
         cell: ``[T, B, H*W]`` int64, 0, 1, 2, ...
         rounds: ``[B]`` int64, rounds of the union until it was stable; ``limit`` if it never was.
         limit: rounds that were made.
+        link: ``[T - 1, B, H*W]`` float32, similarity of the tokens over a cell in one frame and in the next; None where
+            the temporal step is off.
     """
 
     level: torch.Tensor
@@ -32,11 +34,17 @@ class Tokens:
     cell: torch.Tensor
     rounds: torch.Tensor
     limit: int
+    link: torch.Tensor | None = None
 
     @property
     def survives(self) -> torch.Tensor:
         """``[T, B, H*W]`` bool, true on the anchors of the tokens that stay."""
         return self.owner == self.cell
+
+    @property
+    def starts(self) -> torch.Tensor:
+        """``[T, B, H*W]`` bool, true on the anchors of the tokens of the spatial step."""
+        return self.anchor == self.cell
 
 
 def rounds_for(frames: int) -> int:
@@ -73,16 +81,17 @@ def tokens_at(
         return Tokens(level, anchor, anchor, cell, cell.new_zeros(points), 1)
 
     pair = tables.pair[torch.add(level[1:], level[:-1], alpha=tables.levels)]
-    kept = measured.similarity.gather(1, pair) >= temporal
+    link = measured.similarity.gather(1, pair)
+    kept = link >= temporal
     # A pair that does not count becomes a pair of a token with itself, which changes nothing.
     earlier = anchor[:-1]
     later = torch.where(kept, anchor[1:], earlier)
     limit = limit or rounds_for(frames)
     representatives = _rounds(cell.flatten(), earlier.flatten(), later.flatten(), limit)
     if settled:
-        return Tokens(level, anchor, representatives[-1][anchor], cell, cell.new_zeros(points), limit)
+        return Tokens(level, anchor, representatives[-1][anchor], cell, cell.new_zeros(points), limit, link)
     representative, rounds = _first_stable(torch.stack(representatives), frames, points)
-    return Tokens(level, anchor, representative[anchor], cell, rounds, limit)
+    return Tokens(level, anchor, representative[anchor], cell, rounds, limit, link)
 
 
 def _levels(agreement: torch.Tensor, tables: Tables, spatial: float | torch.Tensor, cell: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -11,9 +12,10 @@ import torch
 from sttm_lmms.methods.sttm.average import average_groups
 from sttm_lmms.methods.sttm.budget import BudgetWarning, Profile, search_budget
 from sttm_lmms.methods.sttm.dense import DenseVideo, fits
+from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
 from sttm_lmms.methods.sttm.quadtree import Partition, Quadtrees, build_quadtrees, check_features, partition_at
 from sttm_lmms.methods.sttm.search import Thresholds
-from sttm_lmms.methods.sttm.temporal import merge_in_time, pair_similarities
+from sttm_lmms.methods.sttm.temporal import merge_in_time, overlapping_pairs, pair_similarities
 from sttm_lmms.types import MergedTokens
 
 if TYPE_CHECKING:
@@ -29,10 +31,10 @@ def merge_video_tokens(
 ) -> MergedTokens:
     """Merge the visual tokens of one video.
 
-    With ``config.budget`` the kept share lies in (budget - 0.01, budget] wherever the search of
-    :mod:`sttm_lmms.methods.sttm.search` finds thresholds for that. Where it does not, a :class:`BudgetWarning` tells
-    why: either the budget is below the video's floor, the share that the lowest thresholds keep, and the result is
-    that floor; or shares jump over the budget, and the result is the largest share found below it.
+    With ``config.budget`` floor(budget * T*H*W) tokens are kept: those of the thresholds that
+    :mod:`sttm_lmms.methods.sttm.search` finds, which keep at most one point less wherever there are such, and of which
+    :mod:`sttm_lmms.methods.sttm.exact` splits the least similar ones. A budget below the video's floor, the share that
+    the lowest thresholds keep, gives that floor and a :class:`BudgetWarning`.
 
     Args:
         features: ``[T, H, W, C]``, any float dtype and device, T, H, W >= 1.
@@ -44,7 +46,7 @@ def merge_video_tokens(
         The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, the number of
         tokens ``after_spatial``, that is before any merged in time, and after a
         search also the requested ``budget`` and the number of ``evaluations``; thresholds found by a search give the
-        same tokens when they are given as thresholds.
+        same tokens when they are given as thresholds, but for those that were split off.
 
     Raises:
         ValueError: ``features`` has another rank or is empty, or ``head_dim`` is missing or does not divide C.
@@ -75,14 +77,13 @@ def _measure(
 
 def _merge_to_budget(video: SparseVideo | DenseVideo, budget: float) -> MergedTokens:
     search = search_budget(video.profile(), budget)
-    merged = video.merge_at(search.best)
-    if not search.within():
+    if search.best_share is None:
+        merged = video.merge_at(search.best)
         kept = f"{len(merged)} of {merged.source_map.numel()} tokens ({merged.budget:.4f})"
-        if search.best_share is None:
-            reason = f"is below what this video allows: its lowest thresholds keep {kept}"
-        else:
-            reason = f"is not met: in this video shares jump over it, and the largest found below it is {kept}"
+        reason = f"is below what this video allows: its lowest thresholds keep {kept}"
         warnings.warn(f"budget={budget} {reason}", BudgetWarning, stacklevel=3)
+    else:
+        merged = video.merge_at(search.best, math.floor(budget * video.tokens))
     return replace(merged, info={**merged.info, "budget": budget, "evaluations": search.evaluations})
 
 
@@ -93,22 +94,50 @@ class SparseVideo:
     trees: Quadtrees
     weighted_avg: bool
 
+    @property
+    def tokens(self) -> int:
+        """T*H*W."""
+        return self.trees.norms[-1].shape[0]
+
     def profile(self) -> Profile:
         return Profile.of(self.trees)
 
-    def merge_at(self, thresholds: Thresholds) -> MergedTokens:
-        return merge_at(self.trees, *thresholds, weighted_avg=self.weighted_avg)
+    def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
+        """The tokens at a pair of thresholds, split until there are as many as ``wanted``; ``info`` holds the two."""
+        return merge_at(self.trees, *thresholds, weighted_avg=self.weighted_avg, wanted=wanted)
 
 
-def merge_at(trees: Quadtrees, spatial: float, temporal: float, *, weighted_avg: bool = False) -> MergedTokens:
-    """The tokens of a video at a pair of thresholds; ``info`` holds the two and the tokens after the spatial step."""
+def merge_at(
+    trees: Quadtrees, spatial: float, temporal: float, *, weighted_avg: bool = False, wanted: int = 0
+) -> MergedTokens:
+    """The tokens of a video at a pair of thresholds; ``info`` holds the two."""
     partition = partition_at(trees.layout, trees.min_child_similarity, spatial)
     owner = merge_in_time(
         partition, temporal, lambda pairs: pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
     )
+    if wanted:
+        partition, owner = _split(trees, partition, owner, wanted)
     return _collect(
         trees, partition, owner, weighted_avg, {"spatial_threshold": spatial, "temporal_threshold": temporal}
     )
+
+
+def _split(trees: Quadtrees, partition: Partition, owner: torch.Tensor, wanted: int) -> tuple[Partition, torch.Tensor]:
+    """Split tokens until there are as many as wanted."""
+    cell, shape = torch.arange(owner.numel(), device=owner.device), owner.shape
+    kept, spatial = (int((label.flatten() == cell).sum()) for label in (owner, partition.anchor))
+    if wanted <= kept:
+        return partition, owner
+    labels = Labels(partition.level.flatten(), partition.anchor.flatten(), owner.flatten())
+    if wanted <= spatial:
+        pairs = overlapping_pairs(partition)
+        link = pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
+        labels = leave_groups(labels, pairs.later, link, wanted - kept)
+    else:
+        labels = replace(labels, owner=labels.anchor)
+        agreement = trees.min_child_similarity.flatten(2)
+        labels = split_nodes(labels, agreement, trees.layout.anchors(), wanted - spatial)
+    return Partition(labels.level.view(shape), labels.anchor.view(shape)), labels.owner.view(shape)
 
 
 def _collect(

@@ -73,6 +73,10 @@ class Layout:
         h, w = self.sizes[level]
         return (t * h + self.row[level, y]) * w + self.column[level, x]
 
+    def anchors(self) -> torch.Tensor:
+        """``[L, H*W]`` int64: top-left cell of the node over each cell, at each level."""
+        return (self.top[:, :, None] * self.sizes[-1][1] + self.left[:, None]).flatten(1)
+
     def upsample(self, level: int, values: torch.Tensor) -> torch.Tensor:
         """``[T, h, w]`` values of the nodes of ``level``, on the cells: ``[T, H, W]``."""
         return values[:, self.row[level]][:, :, self.column[level]]

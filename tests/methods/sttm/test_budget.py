@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import torch
 from sttm_lmms.methods.sttm import BudgetWarning, MergedTokens, STTMConfig, calibrate, merge_video_tokens
 from sttm_lmms.methods.sttm.budget import Profile
 from sttm_lmms.methods.sttm.quadtree import build_quadtrees
-from sttm_lmms.methods.sttm.search import LOWEST, TOLERANCE, Thresholds
+from sttm_lmms.methods.sttm.search import LOWEST, Thresholds
 from sttm_lmms.testing.synthetic import natural_features
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -39,45 +40,43 @@ def merge_and_warn(features: torch.Tensor, config: STTMConfig) -> tuple[MergedTo
     return merged, "".join(messages)
 
 
-def check(features: torch.Tensor, config: STTMConfig, *, always_met_above_the_floor: bool) -> None:
+def check(features: torch.Tensor, config: STTMConfig) -> None:
     floor = len(merge_video_tokens(features, STTMConfig(*LOWEST, root_level=config.root_level)))
-    last = features[..., 0].numel()
+    tokens = features[..., 0].numel()
     for budget in BUDGETS:
         merged, warning = merge_and_warn(features, replace(config, budget=budget))
-        if merged.budget > budget:
+        if floor > math.floor(budget * tokens):
             assert "below what this video allows" in warning
             assert len(merged) == floor
-        elif merged.budget <= budget - TOLERANCE:
-            assert "jump" in warning
-            assert not always_met_above_the_floor
         else:
             assert not warning
-        assert len(merged) <= last, "a smaller budget never keeps more"
-        last = len(merged)
+            assert len(merged) == math.floor(budget * tokens)
 
         found = (merged.info["spatial_threshold"], merged.info["temporal_threshold"])
-        same = merge_video_tokens(features, STTMConfig(*found, root_level=config.root_level))
-        assert torch.equal(same.source_map, merged.source_map)
-        assert torch.equal(same.features, merged.features)
+        before = merge_video_tokens(features, STTMConfig(*found, root_level=config.root_level))
+        assert len(before) <= len(merged)
+        if len(before) == len(merged):
+            assert torch.equal(before.source_map, merged.source_map)
+            assert torch.equal(before.features, merged.features)
         assert merged.info["budget"] == budget
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", QUICK, ids=str)
 def test_budgets(kind: str, size: tuple[int, int, int]) -> None:
-    check(video(kind, size), STTMConfig(budget=0.5), always_met_above_the_floor=kind != "static" and size[0] > 4)
+    check(video(kind, size), STTMConfig(budget=0.5))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SLOW, ids=str)
 def test_budgets_of_long_videos_and_large_grids(kind: str, size: tuple[int, int, int]) -> None:
-    check(video(kind, size), STTMConfig(budget=0.5), always_met_above_the_floor=kind != "static" and size[0] > 4)
+    check(video(kind, size), STTMConfig(budget=0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    check(natural_features(16, 14, 14, 32, dtype=dtype), STTMConfig(budget=0.5), always_met_above_the_floor=True)
+    check(natural_features(16, 14, 14, 32, dtype=dtype), STTMConfig(budget=0.5))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_every_setting_meets_the_budget(settings: dict) -> None:
     features = natural_features(16, 14, 14, 32)
     merged = merge_video_tokens(features, STTMConfig(budget=0.3, **settings), head_dim=8)
-    assert 0.29 < merged.budget <= 0.3
+    assert len(merged) == math.floor(0.3 * merged.source_map.numel())
 
 
 def test_natural_videos_land_near_the_published_thresholds() -> None:
@@ -95,15 +94,6 @@ def test_natural_videos_land_near_the_published_thresholds() -> None:
         info = merge_video_tokens(features, STTMConfig(budget=budget)).info
         assert abs(info["spatial_threshold"] - spatial) < 0.05
         assert abs(info["temporal_threshold"] - (spatial - 0.25)) < 0.06
-
-
-def test_one_frame_gets_the_best_that_any_threshold_gives() -> None:
-    features = natural_features(1, 14, 14, 32)
-    profile = Profile.of(build_quadtrees(features, STTMConfig(budget=0.5)))
-    shares = [profile.share(Thresholds(float(value), 1.01)) for value in profile.min_child_similarity.unique()]
-    for budget in (0.9, 0.61, 0.47, 0.2):
-        merged, _ = merge_and_warn(features, STTMConfig(budget=budget))
-        assert merged.budget == max(share for share in shares if share <= budget)
 
 
 def test_a_still_video_can_keep_half_of_every_frame() -> None:

@@ -21,8 +21,8 @@ def family(request):
 @pytest.fixture(scope="module")
 def results(family, tmp_path_factory):
     """``{setting: {"accuracy", "kept", "answers"}}`` on 18 videos, 72 questions."""
-    from tiny.fixed import fixed_answers
-    from tiny.settings import SUBJECTS
+    from training.fixed import fixed_answers
+    from training.settings import SUBJECTS
 
     return fixed_answers(SUBJECTS[family], tmp_path_factory.mktemp("mini"))
 

@@ -2,71 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from family_helpers import clip, moving_frames
+import transformers
+from newer_families import CASES, IMAGE, NEWER, VIDEO, shown, stock_inputs, user
 from PIL import Image
-from transformers.video_utils import VideoMetadata
 
-from sttm_lmms.errors import UnsupportedModelError, VideoError
-from sttm_lmms.families import family_of_config
+from sttm_lmms.errors import CheckpointError, UnsupportedModelError, VideoError
+from sttm_lmms.families import REFUSED, family_of, family_of_config, load_pretrained
 from sttm_lmms.families.internvl import sample_middles
 from sttm_lmms.families.qwen2_vl import mrope_positions
+from sttm_lmms.runtime.spans import locate_spans
 from sttm_lmms.video import VideoSettings
-
-NEWER = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl")
-VIDEO, IMAGE = {"type": "video"}, {"type": "image"}
-SIZES = {"qwen2_5_vl": (56, 84), "qwen3_vl": (64, 96), "qwen3_vl_moe": (64, 96), "internvl": (32, 32)}
-CASES = {
-    "video": [VIDEO, "Why?"],
-    "two videos": ["Look: ", VIDEO, VIDEO, "Which?"],
-    "image and video": [IMAGE, VIDEO, "Same?"],
-    "video and image": [VIDEO, " and ", IMAGE, "Same?"],
-    "images": [IMAGE, IMAGE, "Same?"],
-}
-
-
-def user(parts) -> list:
-    return [{"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}]
-
-
-def shown(name: str, parts, frames: int = 6, fps: float = 2.0) -> list:
-    """A clip or a picture for each visual part; the second clip is another one of the same size."""
-    height, width = SIZES[name]
-    visuals = []
-    for number, part in enumerate(p for p in parts if not isinstance(p, str)):
-        if part is IMAGE:
-            visuals.append(Image.fromarray(moving_frames(3 + number, height, width)[-1]))
-            continue
-        video = clip(frames, height, width)
-        times = [index / fps for index in range(frames)]
-        turned = np.ascontiguousarray(np.roll(video.frames, 5 * number, axis=2))
-        visuals.append(replace(video, frames=turned, timestamps=times, fps=fps, sample_fps=fps, duration=frames / fps))
-    return visuals
-
-
-def stock_inputs(processor, parts, visuals) -> dict:
-    """What the processor itself makes of the same frames."""
-    videos = [torch.from_numpy(v.frames.transpose(0, 3, 1, 2)) for v in visuals if hasattr(v, "frames")]
-    images = [v for v in visuals if not hasattr(v, "frames")]
-    facts = [
-        VideoMetadata(total_num_frames=len(v.frames), fps=v.fps, frames_indices=list(v.indices))
-        for v in visuals
-        if hasattr(v, "frames")
-    ]
-    prompt = processor.apply_chat_template(user(parts), tokenize=False, add_generation_prompt=True)
-    kwargs = {"do_sample_frames": False, "video_metadata": facts}
-    if "InternVL" not in type(processor).__name__:
-        kwargs |= {"do_resize": False, "cap_pixels_per_frame": False}
-    return processor(
-        text=[prompt],
-        **({"images": images} if images else {}),
-        **({"videos": videos, "videos_kwargs": kwargs} if videos else {}),
-        return_tensors="pt",
-    )
 
 
 def prepared_of(loaded, name, parts, visuals):
@@ -251,6 +204,24 @@ def test_what_are_no_frames(loaded):
     ):
         with pytest.raises(VideoError, match=match):
             family.read_video(source, VideoSettings())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_there_yet_is_refused_with_what_is_missing(name, tmp_path):
+    reason = re.escape(REFUSED[name])
+    if not name[0].isupper():
+        with pytest.raises(UnsupportedModelError, match=f"{name}' is not supported yet: {reason}"):
+            locate_spans(SimpleNamespace(model_type=name), torch.zeros(1, 4, dtype=torch.long), None)
+        return
+    with pytest.raises(UnsupportedModelError, match=f"{name} is not supported yet: {reason}"):
+        family_of(type(name, (torch.nn.Module,), {})())
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+    with pytest.raises(CheckpointError, match=f"are not supported yet: {reason}"):
+        load_pretrained(tmp_path)
+
+
+def test_refused_classes_are_those_of_transformers():
+    assert all(hasattr(transformers, name) for name in REFUSED if name[0].isupper())
 
 
 def test_positions_in_time():

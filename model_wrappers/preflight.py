@@ -1,0 +1,37 @@
+"""What can be known to fail before lmms-eval starts: arguments, device, packages, the checkpoint's family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from lmms_eval.utils import simple_parse_args_string
+from sttm_lmms.model_wrappers import WRAPPERS
+from sttm_lmms.model_wrappers.arguments import parse_arguments
+from sttm_lmms.model_wrappers.loading import check_family, check_packages
+from sttm_lmms.model_wrappers.placement import place
+from sttm_lmms.model_wrappers.settings import default_settings
+
+
+def check_run(model: str, model_args: str, options: Mapping[str, Any]) -> None:
+    """Check a run of one of our wrappers, as the wrapper itself will; other models pass. No weights are downloaded.
+
+    Args:
+        model, model_args: as on lmms-eval's command line.
+        options: lmms-eval's own options that reach the model, such as ``device``.
+
+    Raises:
+        ValueError: an argument is unknown or has a value it cannot have.
+        STTMError: the machine lacks what an argument asks for.
+        CheckpointError: the checkpoint cannot be had, or is of another family.
+    """
+    if model not in WRAPPERS:
+        return
+    module, name = WRAPPERS[model].split(".")
+    wrapper = getattr(import_module(f"sttm_lmms.model_wrappers.{module}"), name)
+    arguments = parse_arguments({**options, **simple_parse_args_string(model_args)}, refused=wrapper.refused)
+    default_settings(arguments, wrapper.family)
+    place(arguments)
+    check_packages(arguments)
+    check_family(arguments, wrapper.family)

@@ -1,0 +1,42 @@
+"""What a machine has to have for a setting, asked before anything is downloaded or loaded."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from sttm_lmms.errors import STTMError
+
+
+def check_device(device: Any) -> None:
+    """Raise ``STTMError`` if ``device`` (``"cuda:1"``, a ``torch.device``, or anything else) is not in this machine."""
+    name = str(device)
+    if not name.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        why = "this build of PyTorch has no CUDA" if torch.version.cuda is None else "no CUDA GPU is visible"
+        raise STTMError(f"device={name}: {why}; leave device out, say device=cpu, or see `sttm-lmms doctor`")
+    index = torch.device(name).index or 0
+    if index >= torch.cuda.device_count():
+        raise STTMError(f"device={name}: the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+
+
+def check_attention(name: str | None) -> None:
+    """Raise ``STTMError`` if an attention implementation needs a package that is not there."""
+    # transformers can take the kernels of flash attention through the package `kernels`, too.
+    if name == "flash_attention_2" and not (find_spec("flash_attn") or find_spec("kernels")):
+        raise STTMError(
+            "attn_implementation=flash_attention_2 needs the package flash-attn, which is not installed: "
+            "pip install 'sttm-lmms[flash]', or leave attn_implementation out (sdpa gives the same answers)"
+        )
+
+
+def check_quantization(load_in_4bit: bool) -> None:
+    """Raise ``STTMError`` if four bits are asked for and their package is not there."""
+    if load_in_4bit and not find_spec("bitsandbytes"):
+        raise STTMError(
+            "load_in_4bit=True needs the package bitsandbytes, which is not installed: "
+            "pip install 'sttm-lmms[quantize]', or leave load_in_4bit out"
+        )

@@ -1,0 +1,122 @@
+"""How much the dense path asks of a GPU, as exact numbers, on real shapes without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from counting import Work, made_up_gpu
+
+from sttm_lmms.methods.sttm import STTMConfig, dense, merge_video_tokens
+from sttm_lmms.methods.sttm.dense import Count, DenseVideo
+from sttm_lmms.methods.sttm.dense_union import rounds_for
+from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Thresholds
+
+Size = tuple[int, int, int, int]
+THRESHOLDS = STTMConfig(0.9, 0.65)
+INPUT = 2 * 128 * 14 * 14 * 3584
+"""Bytes of the video that most of these numbers are about."""
+
+
+@pytest.fixture(autouse=True)
+def path() -> str:
+    """Instead of the fixture of the folder: the device decides."""
+    return "default"
+
+
+def work_of(size: Size, config: STTMConfig, monkeypatch: pytest.MonkeyPatch, kept: float = 0.5) -> tuple[Work, int]:
+    """The work of a warm merge of a bfloat16 video, and its host reads."""
+    reads = []
+    tokens = int(kept * size[0] * size[1] * size[2])
+
+    def to_host(*values: torch.Tensor) -> list[int]:
+        reads.append(values)
+        return [tokens] + [0] * (sum(value.numel() for value in values) - 1)
+
+    def smooth(point: Thresholds) -> float:
+        return 0.01 + 0.98 * (point.spatial - LOWEST.spatial) / (HIGHEST.spatial - LOWEST.spatial)
+
+    def count(self: DenseVideo, points: Sequence[Thresholds], limit: int) -> list[Count]:
+        original(self, points, limit)
+        whole = size[0] * size[1] * size[2]
+        return [Count(int(smooth(point) * whole), whole, 5) for point in points]
+
+    original = DenseVideo._count
+    monkeypatch.setattr(dense, "to_host", to_host)
+    monkeypatch.setattr(DenseVideo, "_count", count)
+    with made_up_gpu():
+        features = torch.empty(*size, dtype=torch.bfloat16, device="cuda")
+        merge_video_tokens(features, config, head_dim=128)
+        reads.clear()
+        with Work() as work:
+            merge_video_tokens(features, config, head_dim=128)
+    monkeypatch.undo()
+    return work, len(reads)
+
+
+@pytest.mark.parametrize(
+    ("size", "operations"),
+    [
+        ((1, 14, 14, 3584), 46),
+        ((16, 14, 14, 3584), 95),
+        ((128, 14, 14, 3584), 104),
+        ((128, 13, 17, 3584), 104),
+        ((128, 27, 27, 3584), 130),
+        ((128, 14, 14, 896), 113),
+    ],
+    ids=str,
+)
+def test_thresholds(size: Size, operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, reads = work_of(size, THRESHOLDS, monkeypatch)
+    assert (work.total, reads) == (operations, 1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"weighted_avg": True}], ids=str)
+@pytest.mark.parametrize("grid", [(14, 14), (27, 27)])
+def test_more_frames_cost_no_more_operations_but_for_rounds(
+    grid: tuple[int, int], settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = STTMConfig(0.9, 0.65, **settings)
+    (few, _), (many, reads) = (work_of((frames, *grid, 3584), config, monkeypatch) for frames in (256, 1024))
+    assert many.total - few.total == 3 * (rounds_for(1024) - rounds_for(256)) == 6
+    assert reads == 1
+
+
+@pytest.mark.parametrize(("budget", "operations"), [(0.5, 267), (0.3, 267)])
+def test_budget(budget: float, operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, reads = work_of((128, 14, 14, 3584), STTMConfig(budget=budget), monkeypatch)
+    assert (work.total, reads) == (operations, 3)
+    assert work.peak <= 1.5 * INPUT
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "settings"),
+    [
+        ((128, 14, 14, 3584), 0.5, {}),
+        ((128, 14, 14, 3584), 1.0, {}),
+        ((128, 14, 14, 3584), 0.5, {"per_head": True}),
+        ((128, 27, 27, 3584), 0.5, {"weighted_avg": True}),
+        ((1024, 13, 17, 3584), 0.5, {"root_level": 0}),
+        ((128, 14, 14, 896), 0.5, {}),
+    ],
+    ids=str,
+)
+def test_memory(size: Size, kept: float, settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 1.5 times the input on top of it, the result included."""
+    work, _ = work_of(size, STTMConfig(0.9, 0.65, **settings), monkeypatch, kept)
+    input_bytes = 2 * torch.Size(size).numel()
+    assert kept * input_bytes < work.peak <= 1.5 * input_bytes
+
+
+def test_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fourteen times the input; the sparse path moves about fifty times as much."""
+    work, _ = work_of((128, 14, 14, 3584), THRESHOLDS, monkeypatch)
+    assert work.moved / INPUT == pytest.approx(14.0, abs=0.1)
+
+
+def test_the_counter_refuses_what_makes_the_host_wait() -> None:
+    mask = torch.tensor([True, False])
+    for wait in (mask.nonzero, lambda: mask[mask], lambda: bool(mask[0]), lambda: torch.equal(mask, mask)):
+        with Work(), pytest.raises(AssertionError, match="wait"):
+            wait()

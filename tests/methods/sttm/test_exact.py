@@ -1,0 +1,69 @@
+"""A budget is met to the token, and what is split off is what is least similar."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
+from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
+from sttm_lmms.methods.sttm.quadtree import Layout
+from sttm_lmms.methods.sttm.search import LOWEST
+from sttm_lmms.testing.synthetic import natural_features
+
+
+@pytest.mark.filterwarnings("ignore::sttm_lmms.methods.sttm.BudgetWarning")
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.sampled_from([1, 2, 3, 9]), st.integers(1, 15), st.integers(1, 15)),
+    budget=st.floats(0.03, 1.0),
+    root_level=st.integers(0, 3),
+    weighted_avg=st.booleans(),
+    kind=st.sampled_from(["natural", "still", "flat"]),
+)
+def test_the_count_is_exact_above_the_floor(
+    size: tuple[int, int, int], budget: float, root_level: int, weighted_avg: bool, kind: str
+) -> None:
+    features = torch.ones(*size, 8) if kind == "flat" else natural_features(*size, 8, rank=4)
+    if kind == "still":
+        features = features[:1].expand(size[0], -1, -1, -1)
+    config = STTMConfig(budget=budget, root_level=root_level, weighted_avg=weighted_avg)
+    merged = merge_video_tokens(features, config)
+    floor = len(merge_video_tokens(features, STTMConfig(*LOWEST, root_level=root_level)))
+    assert len(merged) == max(math.floor(budget * math.prod(size)), floor)
+
+    assert torch.equal(torch.bincount(merged.source_map.flatten(), minlength=len(merged)), merged.counts)
+    for number, (t, y0, x0, y1, x1) in enumerate(merged.boxes.tolist()):
+        assert (merged.source_map[t, y0:y1, x0:x1] == number).all(), "a token stands for the cells of its own box"
+    if weighted_avg:
+        cells = torch.stack([features[merged.source_map == i].mean(0) for i in range(len(merged))])
+        torch.testing.assert_close(merged.features, cells, atol=1e-5, rtol=0)
+
+
+def test_the_least_similar_leave_first() -> None:
+    """Three frames of two cells; all of the last four have joined the first two."""
+    cell = torch.arange(6)
+    labels = Labels(torch.zeros(6, dtype=torch.long), cell, torch.tensor([0, 1, 0, 1, 0, 1]))
+    link = torch.tensor([0.9, 0.7, 0.8, 0.95])
+    owners = [leave_groups(labels, cell[2:], link, number).owner.tolist() for number in (1, 2, 4)]
+    assert owners == [[0, 1, 0, 3, 0, 1], [0, 1, 0, 3, 4, 1], [0, 1, 2, 3, 4, 5]]
+
+
+def test_nodes_split_from_the_least_similar_on_and_the_last_one_in_part() -> None:
+    layout = Layout.of(4, 4, 0, torch.device("cpu"))
+    anchor = layout.anchors()[0]
+    agreement = torch.tensor([0.9, 0.2, 0.5, 0.8])[layout.row[0][:, None] * 2 + layout.column[0]].view(1, 1, 16)
+    labels = Labels(torch.zeros(16, dtype=torch.long), anchor, anchor)
+    for number, expected in {
+        3: [0, 0, 2, 3, 0, 0, 6, 7, 8, 8, 10, 10, 8, 8, 10, 10],
+        5: [0, 0, 2, 3, 0, 0, 6, 7, 8, 9, 10, 10, 12, 8, 10, 10],
+    }.items():
+        split = split_nodes(labels, agreement, layout.anchors(), number)
+        assert split.owner.tolist() == expected
+        assert len(set(expected)) == 4 + number
+    whole = split_nodes(labels, agreement, layout.anchors(), 100)
+    assert whole.owner.tolist() == list(range(16))
