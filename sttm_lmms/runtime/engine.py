@@ -68,6 +68,8 @@ class Engine:
         features: a feature store; no video file is opened then.
         keep: prefixes (and features) kept at a time.
         host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
+        prefetch: videos that are decoded and preprocessed ahead, in threads; 0 for none. They wait in host memory.
+        prefetch_workers: those threads; by default one for each video, and no more than there are CPU cores.
         timing: synchronise the device around each phase, so that times are true.
     """
 
@@ -85,6 +87,8 @@ class Engine:
         features: Store | None = None,
         keep: int = 1,
         host_cache_gb: float = 0.0,
+        prefetch: int = 2,
+        prefetch_workers: int | None = None,
         timing: bool = True,
     ) -> None:
         from sttm_lmms.families import family_of
@@ -103,7 +107,16 @@ class Engine:
             self.reuse = "features" if reuse == "prefix" else reuse
         self._now = clock(model, enabled=timing)
         self._stopwatch = Stopwatch(model, enabled=timing)
-        self._reader = SourceReader(model, processor, self.family, self._now, store=features, keep=keep)
+        self._reader = SourceReader(
+            model,
+            processor,
+            self.family,
+            self._now,
+            store=features,
+            keep=keep,
+            prefetch=prefetch,
+            workers=prefetch_workers,
+        )
         self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
 
@@ -206,12 +219,12 @@ class Engine:
         return self.newline or ("no_token" if config is not None else None)
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
-        """Requests that share visuals and settings, in order of first appearance."""
+        """Requests that share visuals and settings, in order of first appearance; the next videos are read ahead."""
         groups: dict[Hashable, list[tuple[int, Request]]] = {}
         for index, request in enumerate(requests):
             key = (source_key(request, self._video(request)), self._config(request))
             groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
-        yield from groups.values()
+        yield from self._reader.ahead(groups.values(), self._video)
 
     def _encode(self, group: Sequence[tuple[int, Request]], request: Request) -> Encoded | str:
         """The visuals of a request, or why they cannot be had."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,7 @@ from torch import nn
 
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family
+from sttm_lmms.runtime.prefetch import Job, Prefetcher
 from sttm_lmms.runtime.requests import Counters, Failure, Request
 from sttm_lmms.runtime.timing import ForwardSeconds
 from sttm_lmms.types import VisionFeatures
@@ -33,7 +35,33 @@ class Encoded:
 
     features: list[VisionFeatures]
     timing: dict[str, float]
-    """Seconds of ``video_decode``, ``preprocess`` and ``vision``."""
+    """Seconds of ``video_decode``, ``preprocess`` and ``vision``. Work that was done ahead counts as what it took, not
+    as what was waited for it."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One visual in front of the vision tower (or behind it, out of a store), and the seconds spent on it."""
+
+    visual: Any
+    decode: float
+    preprocess: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """The visuals of a request up to the first that could not be had, and why it could not."""
+
+    opened: list[Opened]
+    error: Exception | None
+
+    def __iter__(self) -> Iterator[Opened]:
+        yield from self.opened
+        if self.error is not None:
+            raise self.error
+
+
+Group = list[tuple[int, Request]]
 
 
 def source_key(request: Request, video: VideoSettings) -> Hashable:
@@ -50,6 +78,7 @@ class SourceReader:
     Args:
         keep: how many requests' features are kept (the current video's is one).
         store: load features from here instead of opening video files.
+        prefetch, workers: videos that are read ahead, and by how many threads; see :class:`Prefetcher`.
     """
 
     def __init__(
@@ -61,10 +90,13 @@ class SourceReader:
         *,
         store: Store | None = None,
         keep: int = 1,
+        prefetch: int = 0,
+        workers: int | None = None,
     ) -> None:
         self._model, self._processor, self._family, self._now = model, processor, family, now
         self._store, self._keep = store, max(1, keep)
         self._recent: OrderedDict[Hashable, list[VisionFeatures]] = OrderedDict()
+        self._prefetcher: Prefetcher[ReadAhead] = Prefetcher(prefetch, workers)
         self.counters = Counters()
         self.failures: list[Failure] = []
 
@@ -72,6 +104,18 @@ class SourceReader:
         """Count a source that could not be read."""
         source = getattr(error, "path", "") or str(error)
         self.failures.append(Failure(source, str(error), questions))
+
+    def ahead(self, groups: Iterable[Group], video_of: Callable[[Request], VideoSettings]) -> Iterator[Group]:
+        """``groups``, each of which shows the same visuals, while the videos of the next ones are being read."""
+
+        def job(group: Group) -> Job[ReadAhead] | None:
+            request = group[0][1]
+            key = source_key(request, video_of(request))
+            if key in self._recent or all(kind != "video" for kind, _ in request.sources):
+                return None
+            return key, lambda: self._read_ahead(request, video_of(request))
+
+        return self._prefetcher.ahead(groups, job)
 
     @torch.inference_mode()
     def encode(self, request: Request, video: VideoSettings, *, reuse: bool) -> Encoded:
@@ -81,18 +125,21 @@ class SourceReader:
         if reuse and key in self._recent:
             self._recent.move_to_end(key)
             return Encoded(self._recent[key], timing)
+        result = self._prefetcher.take(key)
+        opened = iter(self._open_each(request, video) if result is None else result())
         features = []
-        for kind, source in request.sources:
-            began = self._now()
-            visual = self._open(kind, source, request, video)
-            opened = self._now()
-            timing["video_decode"] += opened - began
+        for kind, _ in request.sources:
+            self.counters.videos_decoded += kind == "video" and self._store is None
+            found = next(opened)
+            timing["video_decode"] += found.decode
+            timing["preprocess"] += found.preprocess
+            visual, began = found.visual, self._now()
             if not isinstance(visual, VisionFeatures):
                 with ForwardSeconds(self._family.tower(self._model), self._now) as tower:
                     visual = self._family.vision_features(self._model, self._processor, visual)
                 self.counters.vision_passes += 1
                 timing["vision"] += tower.seconds
-                timing["preprocess"] += self._now() - opened - tower.seconds
+                timing["preprocess"] += self._now() - began - tower.seconds
             seen = self._now()
             features.append(self._family.project(self._model, visual))
             timing["vision"] += self._now() - seen
@@ -102,10 +149,27 @@ class SourceReader:
                 self._recent.popitem(last=False)
         return Encoded(features, timing)
 
+    def _open_each(self, request: Request, video: VideoSettings, *, preprocess: bool = False) -> Iterator[Opened]:
+        for kind, source in request.sources:
+            began = time.perf_counter()
+            visual = self._open(kind, source, request, video)
+            read = time.perf_counter()
+            if preprocess and kind == "video" and not isinstance(visual, VisionFeatures):
+                visual = self._family.preprocess(self._processor, visual)
+            yield Opened(visual, read - began, time.perf_counter() - read)
+
+    @torch.inference_mode()  # a thread has a mode of its own
+    def _read_ahead(self, request: Request, video: VideoSettings) -> ReadAhead:
+        opened: list[Opened] = []
+        try:
+            opened.extend(self._open_each(request, video, preprocess=True))
+        except Exception as error:  # whatever it is, it is raised where the visual is asked for
+            return ReadAhead(opened, error)
+        return ReadAhead(opened, None)
+
     def _open(self, kind: str, source: Any, request: Request, video: VideoSettings) -> Any:
         if kind == "image":
             return source
         if self._store is not None:
             return self._store.load(request.video_id or Path(str(source)).stem)
-        self.counters.videos_decoded += 1
         return self._family.read_video(source, video)
