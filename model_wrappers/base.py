@@ -111,6 +111,8 @@ class STTMWrapper(lmms):
             reuse=self.arguments.reuse,
             keep=self.arguments.keep,
             host_cache_gb=self.arguments.host_cache_gb,
+            prefetch=self.arguments.prefetch,
+            prefetch_workers=self.arguments.prefetch_workers,
             on_error=self.arguments.on_error,
             features=self._store(),
         )
