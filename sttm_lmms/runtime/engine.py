@@ -68,13 +68,9 @@ class Engine:
         features: a feature store; no video file is opened then.
         keep: prefixes (and features) kept at a time.
         host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
-<<<<<<< HEAD
-        timing: times of the device's work instead of the host's; by events on one CUDA device, so that nothing waits.
-=======
         prefetch: videos that are decoded and preprocessed ahead, in threads; 0 for none. They wait in host memory.
         prefetch_workers: those threads; by default one for each video, and no more than there are CPU cores.
-        timing: synchronise the device around each phase, so that times are true.
->>>>>>> h/scale
+        timing: times of the device's work instead of the host's; by events on one CUDA device, so that nothing waits.
     """
 
     def __init__(
@@ -110,20 +106,16 @@ class Engine:
         if self.config is not None and not self._shares_prefix(self.config):
             self.reuse = "features" if reuse == "prefix" else reuse
         self._stopwatch = Stopwatch(model, enabled=timing)
-<<<<<<< HEAD
-        self._reader = SourceReader(model, processor, self.family, self._stopwatch, store=features, keep=keep)
-=======
         self._reader = SourceReader(
             model,
             processor,
             self.family,
-            self._now,
+            self._stopwatch,
             store=features,
             keep=keep,
             prefetch=prefetch,
             workers=prefetch_workers,
         )
->>>>>>> h/scale
         self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
 

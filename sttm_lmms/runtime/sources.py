@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-<<<<<<< HEAD
-from collections.abc import Hashable
-=======
 from collections.abc import Callable, Hashable, Iterable, Iterator
->>>>>>> h/scale
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,24 +40,27 @@ class Encoded:
         features: one for each visual.
         stopwatch: whose marks the phases are.
         phases: ``(name, began, ended)`` of what was done for them; nothing where they were reused.
+        host: what reading each of them took.
     """
 
     features: list[VisionFeatures]
-<<<<<<< HEAD
     stopwatch: Stopwatch
     phases: tuple[tuple[str, Mark, Mark], ...] = ()
+    host: tuple[Opened, ...] = ()
 
     def timing(self) -> dict[str, float]:
-        """Seconds of ``video_decode``, ``preprocess`` and ``vision``; waits for the device, so ask at the end."""
+        """Seconds of ``video_decode``, ``preprocess`` and ``vision``; waits for the device, so ask at the end.
+
+        Work that was done ahead counts as what it took, not as what was waited for it.
+        """
         seconds = dict.fromkeys((*_PHASES, "encode"), 0.0)
         for name, began, ended in self.phases:
             seconds[name] += self.stopwatch.seconds(began, ended)
         seconds["preprocess"] = seconds.pop("encode") - seconds["vision"]
+        for opened in self.host:
+            seconds["video_decode"] += opened.decode
+            seconds["preprocess"] += opened.preprocess
         return seconds
-=======
-    timing: dict[str, float]
-    """Seconds of ``video_decode``, ``preprocess`` and ``vision``. Work that was done ahead counts as what it took, not
-    as what was waited for it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,6 @@ class ReadAhead:
 
 
 Group = list[tuple[int, Request]]
->>>>>>> h/scale
 
 
 def source_key(request: Request, video: VideoSettings) -> Hashable:
@@ -151,38 +149,21 @@ class SourceReader:
         phases: list[tuple[str, Mark, Mark]] = []
         if reuse and key in self._recent:
             self._recent.move_to_end(key)
-<<<<<<< HEAD
             return Encoded(self._recent[key], self._stopwatch)
-        features = []
-        for kind, source in request.sources:
-            began = mark()
-            visual = self._open(kind, source, request, video)
-            opened = mark()
-            phases.append(("video_decode", began, opened))
-=======
-            return Encoded(self._recent[key], timing)
         result = self._prefetcher.take(key)
-        opened = iter(self._open_each(request, video) if result is None else result())
-        features = []
+        reading = iter(self._open_each(request, video) if result is None else result())
+        features, host = [], []
         for kind, _ in request.sources:
             self.counters.videos_decoded += kind == "video" and self._store is None
-            found = next(opened)
-            timing["video_decode"] += found.decode
-            timing["preprocess"] += found.preprocess
-            visual, began = found.visual, self._now()
->>>>>>> h/scale
+            found = next(reading)
+            host.append(replace(found, visual=None))
+            visual, opened = found.visual, mark()
             if not isinstance(visual, VisionFeatures):
                 with ForwardMarks(self._family.tower(self._model), mark) as tower:
                     visual = self._family.vision_features(self._model, self._processor, visual)
                 self.counters.vision_passes += 1
-<<<<<<< HEAD
                 phases += [("vision", *times) for times in tower.passes]
             seen = mark()
-=======
-                timing["vision"] += tower.seconds
-                timing["preprocess"] += self._now() - began - tower.seconds
-            seen = self._now()
->>>>>>> h/scale
             features.append(self._family.project(self._model, visual))
             ended = mark()
             phases += [("vision", seen, ended), ("encode", opened, ended)]
@@ -190,7 +171,7 @@ class SourceReader:
             self._recent[key] = features
             while len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
-        return Encoded(features, self._stopwatch, tuple(phases))
+        return Encoded(features, self._stopwatch, tuple(phases), tuple(host))
 
     def _open_each(self, request: Request, video: VideoSettings, *, preprocess: bool = False) -> Iterator[Opened]:
         for kind, source in request.sources:
