@@ -16,7 +16,7 @@ from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/leaderboards.md", "CONTRIBUTING.md", "tasks/README.md")
+PAGES = ("README.md", "docs/leaderboards.md", "CONTRIBUTING.md", "tasks/README.md", "docs/rehearsal.md")
 PROGRAMS = "make|pip|python|lmms-eval|sttm-lmms|accelerate|scripts/reproduce.sh"
 COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{PROGRAMS}) \S.*")
 BIG = "lmms-lab/LLaVA-Video-7B-Qwen2"
@@ -41,6 +41,14 @@ COVERED: dict[str, str] = {
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
     'pip install "sttm-lmms @ git+<this repository>"': NETWORK,
     "sttm-lmms doctor": HERE,
+    f"sttm-lmms rehearse {BIG}-Video-Only --task vnbench --budget 0.5": (
+        "tests/rehearsal/test_rehearse.py::test_a_published_checkpoint"
+    ),
+    "sttm-lmms rehearse lmms-lab/LLaVA-Video-72B-Qwen2 --task sttm_videomme --preset paper-50 --gpus 4 "
+    "--gpu-memory 80": "tests/rehearsal/test_rehearse.py::test_72b_over_four_devices",
+    f"sttm-lmms doctor --model {BIG}-Video-Only --frames 1024 --budget 0.3 --gpu-memory 24": (
+        "tests/rehearsal/test_doctor_memory.py::test_1024_frames_on_24_gib"
+    ),
     f"lmms-eval --model sttm_llava_video --model_args pretrained={BIG},budget=0.5 "
     "--tasks videomme --log_samples --output_path runs/": HERE,
     "accelerate launch --num_processes 8 -m lmms_eval --model sttm_qwen2_vl ...": (
