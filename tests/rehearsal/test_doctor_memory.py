@@ -36,7 +36,7 @@ def test_nothing_to_compare_with(checkpoint, monkeypatch):
 def test_wrong_arguments(checkpoint, tmp_path, capsys):
     (finding,) = predict_memory(str(tmp_path), 8, 0.5)
     assert finding.status == "problem"
-    assert "no config.json" in finding.detail
+    assert "no model.safetensors" in finding.detail
     for args, words in (
         (["--frames", "8"], "give it with --model"),
         (["--model", str(tmp_path), "--frames", "8", "--budget", "2"], "budget=2.0 is out of range"),
