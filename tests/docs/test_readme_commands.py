@@ -48,6 +48,14 @@ COVERED: dict[str, str] = {
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
     'pip install "sttm-lmms @ git+<this repository>"': NETWORK,
     "sttm-lmms doctor": HERE,
+    "sttm-lmms rehearse lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only --task vnbench --budget 0.5": (
+        "tests/rehearsal/test_rehearse.py::test_a_published_checkpoint"
+    ),
+    "sttm-lmms rehearse lmms-lab/LLaVA-Video-72B-Qwen2 --task sttm_videomme --preset paper-50 --gpus 4 "
+    "--gpu-memory 80": "tests/rehearsal/test_rehearse.py::test_72b_over_four_devices",
+    "sttm-lmms doctor --model lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only --frames 1024 --budget 0.3 --gpu-memory 24": (
+        "tests/rehearsal/test_doctor_memory.py::test_1024_frames_on_24_gib"
+    ),
     f"lmms-eval --model sttm_llava_video --model_args pretrained={PAPER},budget=0.5 "
     "--tasks videomme --log_samples --output_path runs/": HERE,
     f"sttm-lmms compare --tasks vnbench --methods sttm,random --budgets 0.5,0.3,0.15 "

@@ -10,7 +10,16 @@ from sttm_lmms.benchmarks.presets import resolve_frames
 @pytest.mark.parametrize("benchmark", FORMATS)
 def test_readme(tasks_folder, benchmark):
     text = (tasks_folder / benchmark / "README.md").read_text()
-    for heading in ("| source |", "| licence |", "| size |", "| files |", "| frames |", "**Get it.**", "**Scores.**"):
+    for heading in (
+        "| source |",
+        "| licence |",
+        "| size |",
+        "| files |",
+        "| frames |",
+        "**Get it.**",
+        "**Scores.**",
+        "**Release format.**",
+    ):
         assert heading in text
     assert f"`sttm_{benchmark}`" in text
     assert f"sttm-lmms prepare {benchmark} --raw" in text
