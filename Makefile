@@ -38,7 +38,7 @@ results-compare: $(INSTALLED)
 
 results-tiny: $(INSTALLED)
 	for family in llava_video qwen2_vl; do \
-	  $(BIN)/python -m training.evaluate --family $$family --work outputs/tiny --out results/tiny/$$family \
+	  $(BIN)/python -m training.evaluate --subject $$family --work outputs/tiny --out results/tiny/$$family \
 	  && $(BIN)/python -m training.plot results/tiny/$$family || exit 1; \
 	done
 
