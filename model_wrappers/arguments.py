@@ -84,12 +84,13 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
     own = [f.name for f in fields(WrapperArguments) if f.name != "method_settings" and f.name not in refused]
     method = str(values.get("method", "sttm"))
     settings = method_hints(method)
-    elsewhere = {name for other in method_names() for name in method_hints(other)}
     for name in values:
         if name in own or name in settings:
             continue
         if name in refused:
             raise ValueError(f"{name}={values[name]!r} has no meaning for this model family; leave it out")
+        # Only now are all methods imported: one that is installed beside this package and broken stops no other run.
+        elsewhere = {name for other in method_names() for name in method_hints(other)}
         if name in elsewhere:
             has = ", ".join(sorted(settings)) or "no settings, because nothing is reduced"
             raise ValueError(f"{name}={values[name]!r} is no setting of method={method}, which has {has}")

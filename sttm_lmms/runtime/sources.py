@@ -94,7 +94,8 @@ class SourceReader:
     def encode(self, request: Request, video: VideoSettings, *, reuse: bool) -> Encoded:
         """Vision features of all visuals of ``request``. Raises ``VideoError`` or ``FeatureError``."""
         key = source_key(request, video)
-        mark, phases = self._stopwatch.mark, []
+        mark = self._stopwatch.mark
+        phases: list[tuple[str, Mark, Mark]] = []
         if reuse and key in self._recent:
             self._recent.move_to_end(key)
             return Encoded(self._recent[key], self._stopwatch)

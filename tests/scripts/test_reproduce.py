@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sttm_lmms.benchmarks import FORMATS
-from sttm_lmms.config import STTMConfig
+from sttm_lmms import STTMConfig
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.sh"
 TASKS = Path(__file__).parents[2] / "tasks"
