@@ -32,6 +32,7 @@ results-bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_merge.py --device cpu --clock processor --frames 128 32 16 --repeats 3
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_reuse.py --frames 8 --repeats 3
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_frames.py
 
 results-compare: $(INSTALLED)
 	$(BIN)/sttm-lmms compare --tasks vnbench --videos 450 --tables results/compare
