@@ -32,13 +32,14 @@ results-bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_merge.py --device cpu --clock processor --frames 128 32 16 --repeats 3
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_prefill.py --shape small --frames 8 16 32 --repeats 3 --warmup 1
 	OMP_NUM_THREADS=2 $(BIN)/python scripts/bench_reuse.py --frames 8 --repeats 3
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_frames.py
 
 results-compare: $(INSTALLED)
 	$(BIN)/sttm-lmms compare --tasks vnbench --videos 450 --tables results/compare
 
 results-tiny: $(INSTALLED)
 	for family in llava_video qwen2_vl; do \
-	  $(BIN)/python -m training.evaluate --family $$family --work outputs/tiny --out results/tiny/$$family \
+	  $(BIN)/python -m training.evaluate --subject $$family --work outputs/tiny --out results/tiny/$$family \
 	  && $(BIN)/python -m training.plot results/tiny/$$family || exit 1; \
 	done
 
