@@ -38,6 +38,8 @@ class WrapperArguments:
         reuse: what the questions of one video share.
         keep: videos whose prefix (or features) is held at a time.
         host_cache_gb: host memory for the prefixes of more videos, for runs that come back to them.
+        prefetch: videos that are decoded and preprocessed ahead, in threads; 0 for none.
+        prefetch_workers: those threads; by default one for each video, and no more than there are CPU cores.
         features: folder of stored features; no video is opened then.
         min_pixels, max_pixels: frame size, Qwen families only.
         load_in_4bit: NF4 weights, computed in ``dtype``; bitsandbytes through transformers.
@@ -64,6 +66,8 @@ class WrapperArguments:
     reuse: Literal["prefix", "features", "none"] = "prefix"
     keep: int = 1
     host_cache_gb: float = 0.0
+    prefetch: int = 2
+    prefetch_workers: int | None = None
     features: Path | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -84,12 +88,13 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
     own = [f.name for f in fields(WrapperArguments) if f.name != "method_settings" and f.name not in refused]
     method = str(values.get("method", "sttm"))
     settings = method_hints(method)
-    elsewhere = {name for other in method_names() for name in method_hints(other)}
     for name in values:
         if name in own or name in settings:
             continue
         if name in refused:
             raise ValueError(f"{name}={values[name]!r} has no meaning for this model family; leave it out")
+        # Only now are all methods imported: one that is installed beside this package and broken stops no other run.
+        elsewhere = {name for other in method_names() for name in method_hints(other)}
         if name in elsewhere:
             has = ", ".join(sorted(settings)) or "no settings, because nothing is reduced"
             raise ValueError(f"{name}={values[name]!r} is no setting of method={method}, which has {has}")
@@ -100,6 +105,8 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
     chosen = {name: parse_value(name, values[name], settings[name]) for name in values if name in settings}
     for name in ("batch_size", "keep"):
         check_integer(name, parsed.get(name, 1), 1)
+    check_integer("prefetch", parsed.get("prefetch", 2), 0)
+    check_integer("prefetch_workers", parsed.get("prefetch_workers") or 1, 1)
     check_number("host_cache_gb", parsed.get("host_cache_gb", 0.0), 0.0, 1e6)
     arguments = WrapperArguments(**parsed, method_settings=chosen)
     _check_choice_of_tokens(arguments)

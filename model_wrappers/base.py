@@ -13,6 +13,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
+from sttm_lmms.model_wrappers import exchange, screen
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.documents import (
     Document,
@@ -32,10 +33,12 @@ from sttm_lmms.model_wrappers.rounds import Conversation
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
 from tqdm import tqdm
 
-from sttm_lmms.errors import STTMError
+from sttm_lmms.errors import OutOfMemoryError, STTMError
+from sttm_lmms.explain import is_out_of_memory
 from sttm_lmms.families import get_family
 from sttm_lmms.provenance import collect_provenance, sample_record
 from sttm_lmms.runtime import Answer, Engine, Failure, Request
+from sttm_lmms.runtime.memory import Work, ways_out
 from sttm_lmms.runtime.stored import open_store
 from sttm_lmms.video import VideoSettings, available_backends
 from sttm_lmms.video.features import FeatureStore
@@ -80,6 +83,7 @@ class STTMWrapper(lmms):
 
     def __init__(self, **values: Any) -> None:
         super().__init__()
+        screen.install()
         self.arguments = parse_arguments(values, refused=self.refused)
         default_settings(self.arguments, self.family)
         placement = place(self.arguments)
@@ -107,6 +111,8 @@ class STTMWrapper(lmms):
             reuse=self.arguments.reuse,
             keep=self.arguments.keep,
             host_cache_gb=self.arguments.host_cache_gb,
+            prefetch=self.arguments.prefetch,
+            prefetch_workers=self.arguments.prefetch_workers,
             on_error=self.arguments.on_error,
             features=self._store(),
         )
@@ -142,7 +148,12 @@ class STTMWrapper(lmms):
     # What lmms-eval calls.
 
     def generate_until(self, requests: list[Instance]) -> Sequence[GenerationResult]:
-        """Answers in the order of the requests, computed as they are taken."""
+        """Answers in the order of the requests, computed as they are taken.
+
+        With several processes, one video's questions are answered by one of them; all answers are then computed first.
+        """
+        if exchange.possible():
+            return self._answers_together(requests)
         return Results(len(requests), self._answers_one_by_one(requests))
 
     def _answers_one_by_one(self, requests: list[Instance]) -> Iterator[GenerationResult]:
@@ -160,6 +171,37 @@ class STTMWrapper(lmms):
                     index, answer = next(answers)
                     known[index] = answer
                 yield self._result(documents[position], messages[position], known.pop(position))
+
+    def _answers_together(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers of all processes' requests, each video's questions on one of them."""
+        with self._running("Answering", requests) as (documents, progress):
+            real = [instance for instance in requests if not is_padding(instance)]
+            messages = [self._messages(document, document.first_turn) for document in documents]
+            cards = exchange.gather([exchange.card(*pair) for pair in zip(real, messages, strict=True)])
+            moved = exchange.assign(cards)
+            here = [(self.rank, position) for position in range(len(real)) if (self.rank, position) not in moved]
+            guests = [address for address, rank in moved.items() if rank == self.rank]
+            like = {instance.task_name: instance for instance in requests}
+            for rank, position in guests:
+                item = cards[rank][position]
+                guest = read_instance(exchange.borrowed(like[item.task], item), self.task_dict, simple=self.is_simple)
+                documents.append(guest)
+                messages.append(self._messages(guest, guest.first_turn))
+            indices = [position for _, position in here] + list(range(len(real), len(documents)))
+            asked, said = [documents[i] for i in indices], [messages[i] for i in indices]
+            found = dict(zip([*here, *guests], self._finished(asked, said, progress), strict=True))
+            for others in exchange.gather({address: found[address] for address in guests}):
+                found |= {address: result for address, result in others.items() if address[0] == self.rank}
+            return _with_padding(
+                requests, [found[self.rank, position] for position in range(len(real))], GenerationResult("")
+            )
+
+    def _finished(
+        self, documents: Sequence[Document], messages: Sequence[Messages | None], progress: Progress
+    ) -> list[GenerationResult]:
+        """Results of all documents, in order."""
+        answers = dict(self._stream(documents, messages, progress))
+        return [self._result(documents[i], messages[i], answers[i]) for i in range(len(documents))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then the next."""
@@ -212,15 +254,34 @@ class STTMWrapper(lmms):
         try:
             with tqdm(total=len(real), desc=what, disable=self.rank != 0) as bar:
                 yield [read_instance(instance, self.task_dict, simple=self.is_simple) for instance in real], bar.update
-        except Exception as error:
+        except Exception as caught:
+            error = self._explained(caught)
             if self.world_size == 1:
-                raise
+                raise error from (None if error is caught else caught)
             # lmms-eval would print the error and end this process as if all were well, while the others wait for it
             # until they time out. A process that fails is what makes the launcher stop them.
             logger.exception("Process {} of {} failed", self.rank, self.world_size)
+            screen.say(error)
             raise SystemExit(1) from error
         finally:
             self._seconds += time.perf_counter() - started
+
+    def _explained(self, error: Exception) -> Exception:
+        """``error``, or what is to be done about it where that depends on the settings."""
+        if not is_out_of_memory(error):
+            return error
+        arguments, settings = self.arguments, list(self._task_settings.values())
+        frames = max((known.video.max_frames for known in settings), default=arguments.max_frames)
+        reduced = arguments.method != "none"
+        work = Work(
+            (1, 1, 1),
+            kept=0.5 if reduced else 1.0,
+            batch_size=arguments.batch_size,
+            keep=arguments.keep,
+            eager=arguments.attn_implementation == "eager",
+        )
+        ways = ways_out(work, host_cache_gb=arguments.host_cache_gb, frames=frames)
+        return OutOfMemoryError(f"out of memory on {self.device} while answering: lower {' or '.join(ways)}")
 
     def _messages(self, document: Document, turn: Callable[[], Messages]) -> Messages | None:
         """Messages of a turn; None, and the failure noted, if its visuals cannot be had and errors are skipped."""

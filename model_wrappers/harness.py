@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from lmms_eval.cli.dispatch import main
 from lmms_eval.models import MODEL_REGISTRY_V2
+from sttm_lmms.model_wrappers.screen import collected
 
 
-def run_lmms_eval(args: Sequence[str]) -> None:
-    """``lmms-eval ARGS`` in this process."""
+def run_lmms_eval(args: Sequence[str]) -> str | None:
+    """``lmms-eval ARGS`` in this process. Returns a sentence about the error that ended the run, if one did."""
     sys.argv = ["lmms-eval", *args]
-    main()
+    with collected() as sentences:
+        main()
+    return sentences[-1] if sentences else None
 
 
 def finds_model(name: str) -> bool:

@@ -8,7 +8,8 @@ from sttm_lmms.model_wrappers.arguments import WrapperArguments
 from sttm_lmms.model_wrappers.placement import Placement
 from torch import nn
 
-from sttm_lmms.errors import CheckpointError
+from sttm_lmms.errors import CheckpointError, OutOfMemoryError
+from sttm_lmms.explain import is_out_of_memory
 from sttm_lmms.families import find_family, get_family, load_pretrained
 from sttm_lmms.families.requirements import check_attention, check_quantization
 
@@ -35,17 +36,27 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
 
     Raises:
         CheckpointError: it cannot be read, or is of another architecture.
+        OutOfMemoryError: its weights do not fit where they were to go.
     """
     check_packages(arguments)
     check_family(arguments, family)
     # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where it says nothing,
     # the family that was asked for decides.
-    return load_pretrained(
-        arguments.pretrained,
-        revision=arguments.revision,
-        dtype=placement.dtype,
-        device_map=placement.device_map,
-        attn_implementation=arguments.attn_implementation,
-        family=family,
-        load_in_4bit=arguments.load_in_4bit,
-    )
+    try:
+        return load_pretrained(
+            arguments.pretrained,
+            revision=arguments.revision,
+            dtype=placement.dtype,
+            device_map=placement.device_map,
+            attn_implementation=arguments.attn_implementation,
+            family=family,
+            load_in_4bit=arguments.load_in_4bit,
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory while {arguments.pretrained} was loaded onto {placement.device}: load_in_4bit=True makes "
+            f"it smaller, device_map=auto spreads it over all GPUs, and 'sttm-lmms rehearse {arguments.pretrained} "
+            "--task TASK --gpus N' says what it needs"
+        ) from error

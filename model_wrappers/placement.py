@@ -10,7 +10,7 @@ import torch
 from loguru import logger
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 
-from sttm_lmms.families.requirements import check_device
+from sttm_lmms.families.requirements import check_attention, check_device
 
 _LAUNCHER = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
@@ -40,7 +40,7 @@ def place(arguments: WrapperArguments) -> Placement:
     process for the only one unless it was told to use the CPU.
 
     Raises:
-        STTMError: the device is not in this machine.
+        STTMError: the device is not in this machine, or flash attention cannot run on it.
         ValueError: several processes were told to use the same device, or a device map over all of them.
     """
     rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _LAUNCHER)
@@ -51,6 +51,7 @@ def place(arguments: WrapperArguments) -> Placement:
         )
     check_device(arguments.device)
     device = torch.device(arguments.device or _best_device_type())
+    check_attention(arguments.attn_implementation, device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
     elif device.type == "cuda" and world_size > 1:

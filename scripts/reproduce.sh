@@ -5,6 +5,7 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 usage: scripts/reproduce.sh MODEL BENCHMARK BUDGET [GPUS] [--dry-run] [--pretrained PATH] [--output DIR] [-- ARGUMENTS]
+       scripts/reproduce.sh all MODEL [GPUS] [OPTIONS]    every cell of MODEL; finished ones are skipped
 
   MODEL      llava-video-7b | llava-video-72b | llava-onevision-7b | qwen2-vl-7b
   BENCHMARK  vnbench | videomme | longvideobench | mlvu | egoschema | nextqa
@@ -27,6 +28,8 @@ fail() {
     echo "see scripts/reproduce.sh --help" >&2
     exit 2
 }
+
+[ "${1:-}" != all ] || { shift; exec "${PYTHON:-python}" "$(dirname "$0")/sweep.py" "$@"; }  # every cell of a model
 
 positional=() extra=() dry_run=false pretrained="" output=""
 while [ $# -gt 0 ]; do

@@ -39,6 +39,10 @@ class ResultError(STTMError):
     """A result file of lmms-eval is missing, broken or contradicts itself. The message names it."""
 
 
+class OutOfMemoryError(STTMError):
+    """A device or the host has no memory left. The message says which settings to lower."""
+
+
 class NothingReducedError(STTMError):
     """A run asked for a reduction and nothing was reduced."""
 

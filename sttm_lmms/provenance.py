@@ -162,6 +162,8 @@ def sample_record(
         "video": video,
         TIMING_KEY: {key: round(seconds, 6) for key, seconds in answer.timing.items()},
     }
+    if layer_tokens := getattr(answer, "layer_tokens", 0.0):
+        record["layer_tokens"] = round(layer_tokens, 3)
     if answer.error:
         record["error"] = answer.error
     if provenance is not None:

@@ -23,7 +23,8 @@ def evaluate(args: Sequence[str]) -> None:
 
     Raises:
         STTMError, ValueError: the model's arguments cannot work here; said before lmms-eval starts.
-        STTMError: an output path was given and there is no new result file in the end.
+        STTMError: the run failed, which lmms-eval reports as a success, or an output path was given and there is no
+            new result file in the end.
     """
     from sttm_lmms.model_wrappers.harness import run_lmms_eval
     from sttm_lmms.model_wrappers.preflight import check_run
@@ -37,9 +38,10 @@ def evaluate(args: Sequence[str]) -> None:
         os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
     before = _result_files(output)
     with shorter_tables():
-        run_lmms_eval(args)
+        reason = run_lmms_eval(args)
+    if reason:
+        raise STTMError(reason)
     if output and int(os.environ.get("RANK", 0)) == 0 and _result_files(output) <= before:
-        # lmms-eval reports a failed run as a success.
         raise STTMError(f"the run failed (see above): no new result file in {output}")
 
 

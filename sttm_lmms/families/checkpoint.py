@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.families.hub import explain
+from sttm_lmms.families.hub import hub_sentence
 
 # Everything a checkpoint needs, and no second copy of the weights (*.bin, *.pth, gguf).
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
@@ -55,7 +55,7 @@ def resolve_checkpoint(
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises many unrelated types: network, permission, cache, no such id
-        raise CheckpointError(explain(name, revision, error)) from error
+        raise CheckpointError(hub_sentence(name, error, revision)) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:

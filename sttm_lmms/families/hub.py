@@ -1,4 +1,4 @@
-"""The published checkpoints, and what the hub's answers mean for a user."""
+"""Checkpoints on the hub: the ids that are known, and sentences for what goes wrong on the way to them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+KNOWN_IDS = tuple(name for names in PUBLISHED.values() for name in names)
+
 
 def commit_of(folder: str | Path) -> str | None:
     """The hub commit of a folder of the hub's cache (``.../snapshots/COMMIT``); None for any other folder."""
@@ -36,18 +38,65 @@ def commit_of(folder: str | Path) -> str | None:
     return folder.name if known else None
 
 
-def explain(name: str, revision: str | None, error: Exception) -> str:
-    """One sentence about why a checkpoint cannot be had from the hub, with the way out."""
+_ACCEPT = "accept its terms on its page of the hub, then log in with that account (hf auth login, or HF_TOKEN)"
+_REPOSITORY = re.compile(r"(?<![\w/.:])([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*[\w])(?![\w/])")
+
+
+def closest_id(name: str) -> str | None:
+    """The known id that ``name`` may have meant; None if it is one, or like none."""
+    if name in KNOWN_IDS:
+        return None
+    by_lower = {known.lower(): known for known in KNOWN_IDS}
+    longer = sorted((known for known in by_lower if known.startswith(name.lower())), key=len)
+    close = longer or get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
+    return by_lower[close[0]] if close else None
+
+
+def hub_sentence(name: str, error: BaseException, revision: str | None = None) -> str:
+    """Why the hub did not give the checkpoint ``name``, and what to do: one sentence.
+
+    Args:
+        revision: that was asked for.
+        error: what the hub's client raised.
+    """
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    close = get_close_matches(name, [id for ids in PUBLISHED.values() for id in ids if id != name], n=1, cutoff=0.7)
     if "GatedRepoError" in kinds:
-        way_out = "accept its terms on the hub and log in: hf auth login"
-    elif "RevisionNotFoundError" in kinds:
-        way_out = f"it has no revision {revision!r}: give a branch, a tag or a commit, or leave revision out"
-    elif "RepositoryNotFoundError" in kinds:
-        way_out = "check the spelling, or log in if it is private: hf auth login"
-    else:
-        way_out = f"give a local folder, check the spelling, or fetch it where there is a network: hf download {name}"
-    hint = f" Did you mean {close[0]!r}?" if close and "RevisionNotFoundError" not in kinds else ""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "").rstrip(".")
-    return f"{name}: not a local folder, and the hub gave {type(error).__name__}: {reason}; {way_out}.{hint}"
+        return f"{name} is gated: {_ACCEPT}"
+    if "RevisionNotFoundError" in kinds:
+        return f"{name} has no revision {revision!r}: give a branch, a tag or a commit, or leave revision out"
+    meant = closest_id(name)
+    hint = f"did you mean {meant}? If not, " if meant else ""
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            f"{name}: not a local folder, and the hub gave nothing under that id: {hint}check the spelling; a private "
+            "one needs a login (hf auth login, or HF_TOKEN)"
+        )
+    return (
+        f"{name}: not a local folder, and the hub gave nothing that is not in the cache ({_reason(error)}): {hint}"
+        f"check spelling and network, or give a local folder, or fill the cache first: hf download {meant or name}"
+    )
+
+
+def data_set_sentence(error: BaseException) -> str:
+    """Why a task's data set could not be had, and what to do: one sentence."""
+    name = next(iter(_REPOSITORY.findall(str(error))), "")
+    what = f"the data set {name}" if name else "the data set of a task"
+    if "gated" in f"{type(error).__name__} {error}".lower():
+        return f"{what} is gated: {_ACCEPT}"
+    return (
+        f"{what} could not be had ({_reason(error)}): check the network, or fill the cache where there is one (hf "
+        f"download {name or 'NAME'} --repo-type dataset), or take a task of ours, such as sttm_videomme, which reads "
+        "local data; 'sttm-lmms rehearse MODEL --task TASK' says what a task would download"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or "Offline" in type(error).__name__:
+        return "HF_HUB_OFFLINE is set"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

@@ -6,7 +6,7 @@ Sources: arXiv 2504.10479, arXiv 2508.18265; frames as in the model cards' ``loa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ from sttm_lmms.families.template import TemplateFamily
 from sttm_lmms.types import VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
-    from sttm_lmms.video import VideoInfo, VideoSettings
+    from sttm_lmms.video import Video, VideoInfo, VideoSettings
 
 # Tiles that go through the vision tower at once: bounds its memory, changes nothing else.
 _CHUNK = 16
@@ -59,12 +59,17 @@ class InternVL(TemplateFamily):
             batch = processor.image_processor(images=[visual.convert("RGB")], crop_to_patches=True, return_tensors="pt")
             size = {"image_size": [visual.height, visual.width]}
             return VisionFeatures(run_vision_tower(model, batch["pixel_values"]), "image", size)
-        chunks = []
-        for start in range(0, len(visual.frames), _CHUNK):
-            frames = torch.from_numpy(visual.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
-            pixels = processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
-            chunks.append(run_vision_tower(model, pixels["pixel_values_videos"][0]))
-        return VisionFeatures(torch.cat(chunks), "video", {"video_sample_fps": float(visual.sample_fps)})
+        video, pixels = self.video_chunks(processor, visual)
+        chunks = [run_vision_tower(model, chunk) for chunk in pixels]
+        return VisionFeatures(torch.cat(chunks), "video", {"video_sample_fps": float(video.sample_fps)})
+
+    def chunks(self, processor: Any, video: Video) -> Iterator[torch.Tensor]:
+        """Pixels ``[T, 3, S, S]``."""
+        for start in range(0, len(video.frames), _CHUNK):
+            frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
+            yield processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")[
+                "pixel_values_videos"
+            ][0]
 
     def pad(self, processor: Any, kind: str) -> str:
         """Images and frames are marked by the same token."""

@@ -6,7 +6,7 @@ Sources: arXiv 2410.02713 (LLaVA-Video: newline layouts, time instruction), arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -134,12 +134,17 @@ class LlavaFamily(Family):
             run_vision_tower(model, tiles), "image", {"image_size": [int(side) for side in single["image_sizes"][0]]}
         )
 
-    def _video_features(self, model: Any, processor: Any, video: Video) -> VisionFeatures:
-        chunks = []
+    def chunks(self, processor: Any, video: Video) -> Iterator[torch.Tensor]:
+        """Pixels ``[T, 3, S, S]``."""
         for start in range(0, len(video.frames), _CHUNK):
             frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
-            pixels = processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")
-            chunks.append(run_vision_tower(model, pixels["pixel_values_videos"][0]))
+            yield processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")[
+                "pixel_values_videos"
+            ][0]
+
+    def _video_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
+        video, pixels = self.video_chunks(processor, visual)
+        chunks = [run_vision_tower(model, chunk) for chunk in pixels]
         metadata = {
             "vid": Path(video.path).stem,
             "video_time": float(video.duration),

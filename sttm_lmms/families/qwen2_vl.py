@@ -5,7 +5,7 @@ Source: arXiv 2409.12191, sections 2.1 (M-RoPE, unified image and video understa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -147,22 +147,27 @@ class Qwen2VL(TemplateFamily):
             return VisionFeatures(
                 self.see(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
             )
+        video, batches = self.video_chunks(processor, visual)
         chunks, grid = [], [0, 0, 0]
-        unfit = any(side % self.side for side in visual.frames.shape[1:3])  # frames that did not come from read_video
-        for start in range(0, len(visual.frames), _CHUNK):
-            frames = torch.from_numpy(visual.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
-            batch = processor.video_processor(
+        for batch in batches:
+            chunks.append(self.see(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
+            t, *grid[1:] = batch["video_grid_thw"][0].tolist()
+            grid[0] += t
+        metadata = {"video_sample_fps": float(video.sample_fps), "video_grid_thw": grid}
+        return VisionFeatures(torch.cat(chunks), "video", {**metadata, **self.notes(video)})
+
+    def chunks(self, processor: Any, video: Video) -> Iterator[Any]:
+        """``pixel_values_videos`` and ``video_grid_thw``."""
+        unfit = any(side % self.side for side in video.frames.shape[1:3])  # frames that did not come from read_video
+        for start in range(0, len(video.frames), _CHUNK):
+            frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
+            yield processor.video_processor(
                 videos=[frames],
                 do_resize=unfit,
                 do_sample_frames=False,
                 cap_pixels_per_frame=False,
                 return_tensors="pt",
             )
-            chunks.append(self.see(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
-            t, *grid[1:] = batch["video_grid_thw"][0].tolist()
-            grid[0] += t
-        metadata = {"video_sample_fps": float(visual.sample_fps), "video_grid_thw": grid}
-        return VisionFeatures(torch.cat(chunks), "video", {**metadata, **self.notes(visual)})
 
     def notes(self, video: Video) -> dict[str, Any]:
         """Further plain values about a video that prompts or positions depend on."""

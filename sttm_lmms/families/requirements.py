@@ -13,23 +13,32 @@ from sttm_lmms.errors import STTMError
 def check_device(device: Any) -> None:
     """Raise ``STTMError`` if ``device`` (``"cuda:1"``, a ``torch.device``, or anything else) is not in this machine."""
     name = str(device)
+    if name.startswith("mps") and not torch.backends.mps.is_available():
+        raise STTMError("device=mps: torch sees no Apple GPU here; leave device out to run on what there is")
     if not name.startswith("cuda"):
         return
     if not torch.cuda.is_available():
-        why = "this build of PyTorch has no CUDA" if torch.version.cuda is None else "no CUDA GPU is visible"
+        why = "this build of torch has no CUDA in it" if torch.version.cuda is None else "torch sees no GPU here"
         raise STTMError(f"device={name}: {why}; leave device out, say device=cpu, or see `sttm-lmms doctor`")
     index = torch.device(name).index or 0
-    if index >= torch.cuda.device_count():
-        raise STTMError(f"device={name}: the GPUs here are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    if index >= (count := torch.cuda.device_count()):
+        raise STTMError(f"device={name}: this machine has {count} GPUs, cuda:0 to cuda:{count - 1}")
 
 
-def check_attention(name: str | None) -> None:
-    """Raise ``STTMError`` if an attention implementation needs a package that is not there."""
+def check_attention(name: str | None, device: torch.device | None = None) -> None:
+    """Raise ``STTMError`` if an attention implementation needs a package that is not there, or not that ``device``."""
+    if name != "flash_attention_2":
+        return
     # transformers can take the kernels of flash attention through the package `kernels`, too.
-    if name == "flash_attention_2" and not (find_spec("flash_attn") or find_spec("kernels")):
+    if not (find_spec("flash_attn") or find_spec("kernels")):
         raise STTMError(
             "attn_implementation=flash_attention_2 needs the package flash-attn, which is not installed: "
             "pip install 'sttm-lmms[flash]', or leave attn_implementation out (sdpa gives the same answers)"
+        )
+    if device is not None and device.type != "cuda":
+        raise STTMError(
+            f"attn_implementation=flash_attention_2 needs a CUDA GPU, and this run is on {device}; leave "
+            "attn_implementation out (sdpa gives the same answers)"
         )
 
 

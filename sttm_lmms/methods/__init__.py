@@ -76,7 +76,11 @@ def get_method(name: str) -> type[Method]:
         return _from_path(name)
     for point in entry_points(group=GROUP):
         if point.name == name:
-            return _named(point.load(), name)
+            try:
+                cls = point.load()
+            except (ImportError, AttributeError) as error:
+                raise ValueError(f"method={name!r} cannot be imported from {point.value}: {error}") from error
+            return _named(cls, name)
     from sttm_lmms.errors import unknown
 
     raise unknown("method", name, [*method_names(), "none"])

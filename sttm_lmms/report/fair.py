@@ -144,7 +144,7 @@ def _tokens(entry: Entry, shape: DecoderShape | None) -> list[_Tokens]:
         visual, kept, prompt = sample.visual_tokens, sample.kept_tokens, sample.input_tokens
         if not visual or kept is None or prompt is None:
             return []
-        layer = sample.layer_tokens or _layer_tokens(entry, visual, kept, shape)
+        layer = sample.layer_tokens or _layer_tokens(entry, visual, kept, shape) or _layer_tokens_of_run(entry)
         if layer is None:
             return []
         found.append(_Tokens(prompt - visual, visual, kept, layer))
@@ -159,6 +159,11 @@ def _layer_tokens(entry: Entry, visual: int, kept: int, shape: DecoderShape | No
     if shape is None or start is None:
         return None
     return (start * visual + (shape.layers - start) * kept) / shape.layers
+
+
+def _layer_tokens_of_run(entry: Entry) -> float | None:
+    """The run's mean, where it is one of this task alone."""
+    return entry.run.summary.layer_tokens_mean if len(entry.run.tasks) == 1 else None
 
 
 def _answered(entry: Entry) -> list[Sample]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from sttm_lmms.runtime.forward import Forward
 from sttm_lmms.runtime.videos import VideoTokens
@@ -39,6 +41,16 @@ class Additions:
     def take(cls, kwargs: dict[str, Any]) -> tuple[Additions, dict[str, Any]]:
         """The additions among a decoder's arguments, and the arguments without them."""
         return cls(kwargs[_MASK], kwargs[_EMBEDS]), {**kwargs, _MASK: None, _EMBEDS: None}
+
+    def hook(self, run: Forward, layers: Sequence[nn.Module]) -> list[Any]:
+        """Add behind ``layers`` in place of the decoder; returns the hooks' handles."""
+
+        def add(index: int, _: nn.Module, __: object, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self.add(run, index, output[0]), *output[1:])
+            return self.add(run, index, output)
+
+        return [layer.register_forward_hook(partial(add, index)) for index, layer in enumerate(layers)]
 
     def add(self, run: Forward, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """``hidden`` ``[B, S, C]`` behind ``layer`` with its features, of the tokens that are left by now."""

@@ -68,7 +68,13 @@ class Engine:
         features: a feature store; no video file is opened then.
         keep: prefixes (and features) kept at a time.
         host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
+<<<<<<< HEAD
         timing: times of the device's work instead of the host's; by events on one CUDA device, so that nothing waits.
+=======
+        prefetch: videos that are decoded and preprocessed ahead, in threads; 0 for none. They wait in host memory.
+        prefetch_workers: those threads; by default one for each video, and no more than there are CPU cores.
+        timing: synchronise the device around each phase, so that times are true.
+>>>>>>> h/scale
     """
 
     def __init__(
@@ -85,6 +91,8 @@ class Engine:
         features: Store | None = None,
         keep: int = 1,
         host_cache_gb: float = 0.0,
+        prefetch: int = 2,
+        prefetch_workers: int | None = None,
         timing: bool = True,
     ) -> None:
         from sttm_lmms.families import family_of
@@ -102,7 +110,20 @@ class Engine:
         if self.config is not None and not self._shares_prefix(self.config):
             self.reuse = "features" if reuse == "prefix" else reuse
         self._stopwatch = Stopwatch(model, enabled=timing)
+<<<<<<< HEAD
         self._reader = SourceReader(model, processor, self.family, self._stopwatch, store=features, keep=keep)
+=======
+        self._reader = SourceReader(
+            model,
+            processor,
+            self.family,
+            self._now,
+            store=features,
+            keep=keep,
+            prefetch=prefetch,
+            workers=prefetch_workers,
+        )
+>>>>>>> h/scale
         self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
 
@@ -198,12 +219,12 @@ class Engine:
         return False
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
-        """Requests that share visuals and settings, in order of first appearance."""
+        """Requests that share visuals and settings, in order of first appearance; the next videos are read ahead."""
         groups: dict[Hashable, list[tuple[int, Request]]] = {}
         for index, request in enumerate(requests):
             key = (source_key(request, self._video(request)), self._config(request))
             groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
-        yield from groups.values()
+        yield from self._reader.ahead(groups.values(), self._video)
 
     def _encode(self, group: Sequence[tuple[int, Request]], request: Request) -> Encoded | str:
         """The visuals of a request, or why they cannot be had."""

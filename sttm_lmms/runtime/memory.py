@@ -237,8 +237,8 @@ def largest_fit(sizes: ModelSizes, work: Work, limit: int) -> int | None:
     return low or None
 
 
-def ways_out(work: Work, *, host_cache_gb: float = 0.0) -> list[str]:
-    """Which settings make a run smaller, the ones that cost no answer first."""
+def ways_out(work: Work, *, host_cache_gb: float = 0.0, frames: int | None = None) -> list[str]:
+    """Which settings make a run smaller, the ones that cost no answer first. ``frames`` is the limit now."""
     ways = []
     if work.batch_size > 1:
         ways.append(f"batch_size (now {work.batch_size})")
@@ -248,7 +248,7 @@ def ways_out(work: Work, *, host_cache_gb: float = 0.0) -> list[str]:
         ways.append(f"host_cache_gb (now {host_cache_gb:g}) if it is the host that is full")
     if work.eager:
         ways.append("attn_implementation (now eager; sdpa holds no attention matrix)")
-    ways.append("max_frames")
+    ways.append("max_frames" if frames is None else f"max_frames (now {frames})")
     ways.append("budget" if work.kept < 1 else "the tokens that are kept (budget=0.5)")
     return ways
 

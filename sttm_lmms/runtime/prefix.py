@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,10 +55,12 @@ class Prefix:
         tensors = [tensor for layer in cached_layers(self.cache) for tensor in keys_values(layer)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    @cached_property
     def placeholder_ids(self) -> torch.Tensor:
         """``[1, n]`` ids for the n tokens in layer 0: all text of the prefix, and as many visual ids as fit.
 
         ``generate`` wants ids for what is cached. It slices them off again, but penalties look at which ids occur.
+        They are read from the device once.
         """
         surplus = self.input_ids.shape[1] - self.cache.get_seq_length()
         if surplus == 0:
@@ -127,7 +130,7 @@ def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[t
     Rows are ``[prefix, padding, question]``: padding stands between, so that all questions end together.
     """
     longest = max(len(question) for question in questions)
-    past = prefix.placeholder_ids()
+    past = prefix.placeholder_ids
     device = past.device
     ids = past[0, 0].repeat(len(questions), past.shape[1] + longest)
     mask = torch.zeros_like(ids)

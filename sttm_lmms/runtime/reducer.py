@@ -28,10 +28,11 @@ from sttm_lmms.runtime.cache_view import StepView
 from sttm_lmms.runtime.deepstack import Additions, added_layers
 from sttm_lmms.runtime.forward import Forward
 from sttm_lmms.runtime.probe import AttentionInputs, VideoProbe
-from sttm_lmms.runtime.report import Reduction, Report, StageEvent, Timeline, tokens_of_layers
-from sttm_lmms.runtime.spans import expand_spans, locate_spans
+from sttm_lmms.runtime.report import Report, StageEvent
+from sttm_lmms.runtime.sites import hook_mlp
+from sttm_lmms.runtime.spans import check_spans, expand_spans, locate_spans
 from sttm_lmms.runtime.timing import Stopwatch
-from sttm_lmms.runtime.tracks import CacheState, Track, contiguous, plus_real
+from sttm_lmms.runtime.tracks import CacheState, contiguous
 from sttm_lmms.runtime.videos import Batch, VideoTokens, reduce_batch
 from sttm_lmms.types import Deepstack, Kept, VideoSpan
 
@@ -173,12 +174,12 @@ class TokenReducer:
             return (), kwargs  # text only, in a cache that was never reduced: nothing to do
         check_cache(cache)
         if state is None:
-            state = _state_of_unreduced(kwargs, past)
+            state = CacheState.of_unreduced(kwargs.get("attention_mask"), past, embeds.device)
         self._pass = run = self._begin(kwargs, state, spans)
         added = added_layers(kwargs)
         if run.videos and any(stage.layer < added for stage in self._stages):
             additions, kwargs = Additions.take(kwargs)
-            self._hook_additions(run, additions, added)
+            self._pass_handles += additions.hook(run, self.decoder.layers[:added])
         self._edit_cache(run, 0)
         if run.videos and Stage(0) in self._stages:
             embeds = self._reduce(run, embeds, Stage(0))
@@ -209,7 +210,7 @@ class TokenReducer:
         if run is None or output is None:
             return
         if run.videos:
-            self._record(run)
+            self.report.add_prefill(run, self._stopwatch, len(self.decoder.layers))
         if self.edits_cache and run.state.videos and run.state.decodes:
             self._count_kv(run)
         if run.cache is not None:
@@ -282,7 +283,7 @@ class TokenReducer:
         padding = [0] * rows if mask is None else (~mask).sum(-1).tolist()
         if spans and mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise UnsupportedModelError("reduced batches need padding on the left (tokenizer.padding_side='left')")
-        _check_spans(spans, length)
+        check_spans(spans, length)
         videos = [VideoTokens.of(span, padding[span.row], embeds, head_dim(self.decoder)) for span in spans]
         run = Forward(
             decoder=self.decoder,
@@ -335,25 +336,13 @@ class TokenReducer:
             self._pass_handles.append(layers[index].register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
         for stage in self._stages if run.videos else ():
             if stage.site == "mlp":
-                self._hook_mlp(run, stage)
+                self._pass_handles += hook_mlp(layers[stage.layer], stage, partial(self._reduce, run, stage=stage))
             asked = stage.layer if stage.site == "mlp" else stage.layer - 1
             if reads and asked >= 0 and asked not in self._probes:
                 self._probes[asked] = AttentionInputs(layers[asked])
         if run.cache is not None and run.state.videos and run.state.decodes:
             for layer in self._cache_stages - {0}:
                 self._probes[layer - 1] = AttentionInputs(layers[layer - 1])
-
-    def _hook_additions(self, run: Forward, additions: Additions, layers: int) -> None:
-        """Add deepstack features behind the first layers in place of the decoder, whose mask has the full length."""
-
-        def add(index: int, _: nn.Module, __: object, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (additions.add(run, index, output[0]), *output[1:])
-            return additions.add(run, index, output)
-
-        self._pass_handles += [
-            layer.register_forward_hook(partial(add, index)) for index, layer in enumerate(self.decoder.layers[:layers])
-        ]
 
     # -- stages ------------------------------------------------------------------------------------------------
 
@@ -399,43 +388,6 @@ class TokenReducer:
         self._pass_handles.append(layer.input_layernorm.register_forward_hook(lambda *_: reduced))
         return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
 
-    def _hook_mlp(self, run: Forward, stage: Stage) -> None:
-        """Reduce between a layer's attention and its MLP.
-
-        The layer adds the MLP's output to a residual that it keeps to itself at full length. So that sum is ignored:
-        the MLP's output is put aside, zeros that broadcast take its place, and the layer's output is replaced.
-        """
-        layer = self.decoder.layers[stage.layer]
-        short: list[torch.Tensor] = []
-
-        def before_norm(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            hidden = self._reduce(run, args[0], stage)
-            if hidden is args[0]:
-                return None
-            short.append(hidden)
-            return (hidden, *args[1:])
-
-        def after_mlp(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor | None:
-            if not short:
-                return None
-            short.append(output)
-            return output.new_zeros(1, 1, output.shape[-1])
-
-        def after_layer(_: nn.Module, __: Any, output: Any) -> Any:
-            if not short:
-                return None
-            hidden = short[0] + short[1]
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        for name in ("post_attention_layernorm", "mlp"):
-            if not hasattr(layer, name):
-                raise UnsupportedModelError(f"{type(layer).__name__} has no `{name}`; {stage} cannot be reached")
-        self._pass_handles += [
-            layer.post_attention_layernorm.register_forward_pre_hook(before_norm),
-            layer.mlp.register_forward_hook(after_mlp, prepend=True),
-            layer.register_forward_hook(after_layer, prepend=True),
-        ]
-
     # -- decode steps ------------------------------------------------------------------------------------------
 
     def _decode_step(self, kwargs: dict[str, Any], cache: Cache, state: CacheState) -> dict[str, Any]:
@@ -468,48 +420,3 @@ class TokenReducer:
             entries = run.cache.get_seq_length(layer) if run.cache is not None else 0
             _, seen = run.attend.get(layer, (None, entries))
             self.report.count_kv(seen, int(run.state.track_of(layer).seen) + 1)
-
-    # -- records -----------------------------------------------------------------------------------------------
-
-    def _record(self, run: Forward) -> None:
-        layers = len(self.decoder.layers)
-        reductions = [
-            Reduction(
-                row=video.span.row,
-                grid=video.span.grid,
-                before=video.span.length,
-                after=len(video.tokens.cells),
-                layer=next((event.layer for event in events if event.after < event.before), layers),
-                layer_tokens=tokens_of_layers(layers, video.span.length, events),
-                stages=tuple(events),
-                merged=video.merged(),
-                index=video.tokens.flat_cells(),
-                stopwatch=self._stopwatch,
-            )
-            for video, events in zip(run.videos, run.events, strict=True)
-        ]
-        stages = {(e.layer, e.site): e for events in run.events for e in events}
-        timeline = Timeline(self._stopwatch, run.began, self._stopwatch.mark(), tuple(stages.values()))
-        self.report.add(reductions, timeline)
-
-
-def _state_of_unreduced(kwargs: dict[str, Any], past: int) -> CacheState:
-    """State of a cache that has only seen unreduced tokens (or none)."""
-    mask = kwargs.get("attention_mask")
-    past_mask = None if mask is None or past == 0 else mask[:, :past].bool().to(kwargs["inputs_embeds"].device)
-    if past_mask is not None and bool(past_mask.all()):
-        past_mask = None
-    seen = plus_real(0, past_mask, past)
-    return CacheState((Track(0, seen, past_mask),), full=seen)
-
-
-def _check_spans(spans: Sequence[VideoSpan], length: int) -> None:
-    """Refuse spans that overlap or leave the sequence."""
-    ends: dict[int, int] = {}
-    for span in sorted(spans, key=lambda span: (span.row, span.start)):
-        if span.start < ends.get(span.row, 0) or span.end > length:
-            raise ValueError(
-                f"video span {span.start}..{span.end} of row {span.row} overlaps another one or leaves the sequence of "
-                f"{length} tokens"
-            )
-        ends[span.row] = span.end

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from sttm_lmms.errors import NothingReducedError
 from sttm_lmms.runtime.timing import Mark, Stopwatch
 from sttm_lmms.types import MergedTokens
+
+if TYPE_CHECKING:
+    from sttm_lmms.runtime.forward import Forward
 
 
 def check_reduced(asked: str, reduced: int, seen: str) -> None:
@@ -173,6 +176,26 @@ class Report:
             event.merged = event.index = None
         self.events += events
         self.timeline = timeline
+
+    def add_prefill(self, run: Forward, stopwatch: Stopwatch, layers: int) -> None:
+        """Append the videos of a prefill that just ended in a decoder of ``layers`` layers."""
+        reductions = [
+            Reduction(
+                row=video.span.row,
+                grid=video.span.grid,
+                before=video.span.length,
+                after=len(video.tokens.cells),
+                layer=next((event.layer for event in events if event.after < event.before), layers),
+                layer_tokens=tokens_of_layers(layers, video.span.length, events),
+                stages=tuple(events),
+                merged=video.merged(),
+                index=video.tokens.flat_cells(),
+                stopwatch=stopwatch,
+            )
+            for video, events in zip(run.videos, run.events, strict=True)
+        ]
+        stages = {(event.layer, event.site): event for events in run.events for event in events}
+        self.add(reductions, Timeline(stopwatch, run.began, stopwatch.mark(), tuple(stages.values())))
 
     def count_kv(self, seen: float, stored: float) -> None:
         """Count the entries that one query attends to, and those it would without edits."""

@@ -41,3 +41,15 @@ def expand_spans(spans: Sequence[VideoSpan], rows: int) -> list[VideoSpan]:
     given = max((span.row for span in spans), default=0) + 1
     times = max(1, rows // given)
     return [replace(span, row=span.row * times + copy) for span in spans for copy in range(times)]
+
+
+def check_spans(spans: Sequence[VideoSpan], length: int) -> None:
+    """Raise ``ValueError`` for spans that overlap or leave the sequence of ``length`` tokens."""
+    ends: dict[int, int] = {}
+    for span in sorted(spans, key=lambda span: (span.row, span.start)):
+        if span.start < ends.get(span.row, 0) or span.end > length:
+            raise ValueError(
+                f"video span {span.start}..{span.end} of row {span.row} overlaps another one or leaves the sequence of "
+                f"{length} tokens"
+            )
+        ends[span.row] = span.end

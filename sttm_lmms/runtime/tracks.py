@@ -47,6 +47,15 @@ class CacheState:
     decoded: int = 0
     videos: tuple[tuple[dict[str, Any], range, int], ...] = field(default=(), compare=False)
 
+    @classmethod
+    def of_unreduced(cls, mask: Any, past: int, device: torch.device) -> CacheState:
+        """State of a cache that has only seen ``past`` unreduced tokens (or none), with the mask of a forward pass."""
+        past_mask = None if mask is None or past == 0 else mask[:, :past].bool().to(device)
+        if past_mask is not None and bool(past_mask.all()):
+            past_mask = None
+        seen = plus_real(0, past_mask, past)
+        return cls((Track(0, seen, past_mask),), full=seen)
+
     @property
     def padded(self) -> bool:
         """True if any row has padding in any layer."""

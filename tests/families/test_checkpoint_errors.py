@@ -179,11 +179,11 @@ def test_average_pooling_is_overridden_as_published(checkpoint, loaded, tmp_path
         (
             "RepositoryNotFoundError",
             "lmms-lab/LLaVA-Video-7B-Qwen",
-            "spelling.*Did you mean 'lmms-lab/LLaVA-V",
+            "did you mean lmms-lab/LLaVA-V.*spelling",
         ),
-        ("RevisionNotFoundError", "lmms-lab/LLaVA-Video-7B-Qwen2", "it has no revision 'v2'.*or leave revision out"),
-        ("GatedRepoError", "owner/name", "accept its terms on the hub and log in"),
-        ("ConnectionError", "owner/name", "fetch it where there is a network: hf download owner/name"),
+        ("RevisionNotFoundError", "lmms-lab/LLaVA-Video-7B-Qwen2", "has no revision 'v2'.*or leave revision out"),
+        ("GatedRepoError", "owner/name", "accept its terms on its page of the hub, then log in"),
+        ("ConnectionError", "owner/name", "fill the cache first: hf download owner/name"),
     ],
 )
 def test_what_the_hub_says_is_one_line_with_the_way_out(monkeypatch, error, name, said):

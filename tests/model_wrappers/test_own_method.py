@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lmms_eval.api.instance import Instance
+from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo
 
 from sttm_lmms import VideoSpan, get_method, reduce_tokens
@@ -105,3 +106,12 @@ def test_another_process_finds_it(offered):
     )
     assert "EveryNth(" in found.stdout
     assert "n=5" in found.stdout
+
+
+def test_a_broken_method_of_another_package_stops_no_other(offered):
+    (offered / "elsewhere-1.0.dist-info" / "entry_points.txt").write_text(
+        f"[{registry.GROUP}]\nbroken = not_there:Class\n"
+    )
+    assert parse_arguments({"pretrained": "x", "budget": 0.5}).method == "sttm"
+    with pytest.raises(ValueError, match=r"method='broken' cannot be imported from not_there:Class"):
+        parse_arguments({"pretrained": "x", "method": "broken"})

@@ -25,13 +25,13 @@ def bare(monkeypatch):
 
 
 CASES = {
-    "device=cuda": ("device=cuda: .*CUDA.*; leave device out, say device=cpu, or see `sttm-lmms doctor`", ""),
+    "device=cuda": ("device=cuda: .*(CUDA|GPU).*; leave device out, say device=cpu, or see `sttm-lmms doctor`", ""),
     "attn_implementation=flash_attention_2": (
         r"pip install .sttm-lmms\[flash\]., or leave attn_impl",
         "",
     ),
     "load_in_4bit=True": (r"pip install 'sttm-lmms\[quantize\]', or leave load_in_4bit out", ""),
-    "": ("Did you mean 'lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only'", "lmms-lab/LLaVA-Video-7B-Qwen2-VideoOnly"),
+    "": ("did you mean lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only", "lmms-lab/LLaVA-Video-7B-Qwen2-VideoOnly"),
     "budgt=0.5": ("unknown argument 'budgt'. Did you mean 'budget'", ""),
     "budget=5": (r"budget=5.0 is out of range; it must be in \(0.0, 1.0\]", ""),
 }
@@ -73,5 +73,5 @@ def test_a_gpu_beyond_the_last(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     requirements.check_device("cuda:1")
-    with pytest.raises(requirements.STTMError, match="device=cuda:2: the GPUs here are cuda:0 to cuda:1"):
+    with pytest.raises(requirements.STTMError, match="device=cuda:2: this machine has 2 GPUs, cuda:0 to cuda:1"):
         requirements.check_device("cuda:2")

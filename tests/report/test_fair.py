@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,20 @@ def test_tokens_a_layer_come_from_the_records_or_from_the_start_layer(rows):
     assert row(rows, "fastv", 0.5).layer_tokens == 784 / 2 + 1
     half = row(rows, "random", 0.5)  # start layer 2 of 28
     assert half.layer_share == pytest.approx((2 + 26 * half.kept_share) / 28)
+
+
+def test_a_method_without_a_start_layer_has_the_mean_of_its_run(runs):
+    """As for methods that reduce in many layers, in result files without the number for each answer."""
+    (random,) = [run for run in runs if run.model_args.get("method") == "random"]
+    unsaid = replace(random.tasks[0].provenance, settings={"budget": 0.5})
+    alone = replace(
+        random,
+        tasks=(replace(random.tasks[0], provenance=unsaid),),
+        summary=replace(random.summary, layer_tokens_mean=500.0),
+    )
+    (found,) = fair_rows([alone], {MODEL: SHAPE})
+    assert found.layer_tokens == 500
+    assert found.flops > 0
 
 
 def test_operations_by_count(rows):

@@ -13,7 +13,7 @@ from dispatched import Dispatched
 from sttm_lmms import STTMConfig, VideoSpan
 from sttm_lmms.methods import get_method
 from sttm_lmms.methods.base import Method
-from sttm_lmms.runtime import TokenReducer
+from sttm_lmms.runtime import TokenReducer, decode_step
 from sttm_lmms.runtime.prefix import continued, prefill_prefix
 from sttm_lmms.types import PreparedInput
 
@@ -196,3 +196,14 @@ def test_padded_rows_take_the_general_way_and_agree_with_single_runs(
     for row, cut in ((0, 0), (1, padding)):
         torch.testing.assert_close(together[row], logits([row], cut)[0], atol=1e-5, rtol=0)
     assert len(taken) == 40
+
+
+def test_longer_answers_get_new_tables(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny("llava_video")
+    expected = run(model, METHODS["sttm-layer2-continue"], masked=False)
+    monkeypatch.setattr(decode_step, "AHEAD", 9)
+    found = run(model, METHODS["sttm-layer2-continue"], masked=False)
+    for (logits, _), (same, _) in zip(found, expected, strict=True):
+        assert torch.equal(logits, same)
+    operations = [work.operations.total() for _, work in found]
+    assert operations[0] == expected[0][1].operations.total()  # the first table comes with the prompt

@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers.modeling_flash_attention_utils as flash_utils
 from footage import FAMILY_NAMES, VIDEO
-from sttm_lmms.runtime.decoder import find_decoder
 
 from sttm_lmms import STTMConfig
+from sttm_lmms.decoder import find_decoder
 from sttm_lmms.runtime import Engine, GenerationSettings, Request, TokenReducer
 from sttm_lmms.types import VideoSpan
 

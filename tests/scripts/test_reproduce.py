@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks import FORMATS
-from sttm_lmms.config import STTMConfig
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.sh"
 TASKS = Path(__file__).parents[2] / "tasks"

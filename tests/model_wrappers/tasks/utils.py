@@ -32,3 +32,7 @@ def rounds_doc_to_text(
 def rounds_process_results(doc, results):
     answers = results[0] if isinstance(results[0], (list, tuple)) else results
     return {"rounds": len(answers)}
+
+
+def stock_process_results(doc, results):
+    return {"accuracy": float(results[0].startswith(doc["answer"]))}

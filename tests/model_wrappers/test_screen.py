@@ -1,0 +1,129 @@
+"""A run that fails under lmms-eval ends in one sentence of ours, after its traceback and its grey line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from sttm_lmms.model_wrappers import placement, screen
+from sttm_lmms.model_wrappers.arguments import parse_arguments
+from wrapper_runs import lmms_eval
+
+from sttm_lmms.errors import OutOfMemoryError, STTMError
+from sttm_lmms.families import requirements
+
+NONE = {"pretrained": "some/model", "method": "none"}
+
+
+def last_line(printed: str) -> str:
+    return printed.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"device": "cuda"}, "device=cuda: "),
+        ({"device": "cuda:3"}, "leave device out, say device=cpu"),
+        ({"attn_implementation": "flash_attention_2"}, "pip install 'sttm-lmms[flash]'"),
+    ],
+)
+def test_a_device_or_kernel_that_is_not_there(given, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    with pytest.raises(STTMError, match="leave") as caught:
+        placement.place(parse_arguments({**NONE, **given}))
+    assert words in str(caught.value)
+
+
+def test_a_device_beyond_the_last(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(STTMError, match=r"this machine has 2 GPUs, cuda:0 to cuda:1"):
+        requirements.check_device(torch.device("cuda:2"))
+    requirements.check_device(torch.device("cuda:1"))
+
+
+def test_flash_attention_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: object())
+    with pytest.raises(STTMError, match="needs a CUDA GPU"):
+        requirements.check_attention("flash_attention_2", torch.device("cpu"))
+    requirements.check_attention("sdpa")
+
+
+def test_the_last_word_as_lmms_eval_logs():
+    """lmms-eval's own way to end a run: everything is caught, a traceback and a log line are printed."""
+    code = """
+        import sys, traceback
+        from loguru import logger
+        from sttm_lmms.model_wrappers import screen
+        logger.remove()
+        logger.add(sys.stdout, level="INFO")
+        screen.install(), screen.install()
+        logger.patch(lambda record: record.update(name="lmms_eval.evaluator")).error("nothing of ours")
+        try:
+            raise ValueError("fps=0 is out of range; give more")
+        except Exception as e:
+            traceback.print_exc()
+            logger.patch(lambda record: record.update(name="lmms_eval.__main__")).error(f"Error: {e}.")
+        print("later on stdout", flush=False)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    lines = run.stdout.strip().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == ["error: fps=0 is out of range; give more"]
+    assert lines[-2:] == ["error: fps=0 is out of range; give more", "later on stdout"]
+
+
+def test_a_caller_may_collect_the_sentences(capsys):
+    with screen.collected() as sentences:
+        screen.say(ValueError("no"))
+    assert sentences == ["no"]
+    screen.say(ValueError("yes"))
+    assert capsys.readouterr().err == "error: yes\n"
+
+
+def test_out_of_memory_names_what_to_lower(data, checkpoints, monkeypatch):
+    """The device is full in the middle of a run: the settings that are in force are named with their values."""
+    from sttm_lmms.model_wrappers.llava_video import LlavaVideo
+
+    wrapper = LlavaVideo(
+        pretrained=str(checkpoints["llava_video"]), budget=0.5, device="cpu", batch_size=4, keep=2, host_cache_gb=8
+    )
+    with pytest.raises(OutOfMemoryError) as caught, wrapper._running("Answering", []):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    text = str(caught.value)
+    for words in ("batch_size (now 4)", "keep (now 2;", "host_cache_gb (now 8)", "max_frames", "budget"):
+        assert words in text
+    with pytest.raises(RuntimeError, match="shapes"), wrapper._running("Answering", []):
+        raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "tasks", "words"),
+    [
+        ("device=cuda", "vnbench", "device=cuda: "),
+        ("pretrained=lmms-lab/LLaVA-Video-7B-Quen2", "vnbench", "did you mean lmms-lab/LLaVA-Video-7B-Qwen2?"),
+        ("device=cpu", "videomme", "the data set of a task could not be had (HF_HUB_OFFLINE is set)"),
+    ],
+)
+def test_the_harness_ends_in_our_sentence(settings, tasks, words, data, checkpoints, tmp_path):
+    if "cuda" in settings and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    model = "" if "pretrained" in settings else f"pretrained={checkpoints['llava_video']},"
+    arguments = ("--model", "sttm_llava_video", "--model_args", f"{model}{settings},budget=0.5")
+    run = lmms_eval(data, tmp_path, *arguments, tasks=tasks, HF_HOME=str(tmp_path / "hf"))
+    assert run.results is None
+    assert "Traceback" in run.printed
+    last = last_line(run.printed)
+    assert last.startswith("error: ")
+    assert words in last
