@@ -105,13 +105,18 @@ class DenseVideo:
             self.ahead([thresholds])
             count = self.counts[thresholds]
         if count is None:
-            groups, kept = self._groups(_effective(thresholds))
+            groups, kept, after_spatial = self._groups(_effective(thresholds))
         else:
             tokens = tokens_at(self.measured, self.tables, *_effective(thresholds), limit=count.rounds, settled=True)
-            kept = max(wanted, count.kept)
+            kept, after_spatial = max(wanted, count.kept), count.spatial
             groups = Groups.of(self._split(tokens, count, kept), self.tables)
         merged = groups.average(self.features, kept, weighted_avg=self.weighted_avg)
-        return MergedTokens(*merged, info={f"{name}_threshold": value for name, value in thresholds._asdict().items()})
+        info = {
+            "spatial_threshold": thresholds.spatial,
+            "temporal_threshold": thresholds.temporal,
+            "after_spatial": after_spatial,
+        }
+        return MergedTokens(*merged, info=info)
 
     def _split(self, tokens: Tokens, count: Count, wanted: int) -> Tokens:
         """Tokens of one pair of thresholds, split until there are as many as wanted."""
@@ -132,15 +137,18 @@ class DenseVideo:
             owner=labels.owner.view(shape),
         )
 
-    def _groups(self, thresholds: Thresholds) -> tuple[Groups, int]:
-        """The groups and their number, with one host read but for a union that takes unusually many rounds."""
+    def _groups(self, thresholds: Thresholds) -> tuple[Groups, int, int]:
+        """The groups, their number, and that of the spatial step's tokens.
+
+        One host read, but for a union that takes unusually many rounds.
+        """
         limit = rounds_for(len(self.features))
         while True:
             tokens = tokens_at(self.measured, self.tables, *thresholds, limit=limit)
             groups = Groups.of(tokens, self.tables)
-            kept, rounds = to_host(groups.number, tokens.rounds)
+            kept, rounds, after_spatial = to_host(groups.number, tokens.rounds, tokens.starts.sum((0, 2)))
             if rounds < tokens.limit:
-                return groups, kept
+                return groups, kept, after_spatial
             limit *= 2
 
     def share(self, thresholds: Thresholds) -> float:

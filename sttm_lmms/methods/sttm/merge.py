@@ -103,23 +103,29 @@ class SparseVideo:
         return Profile.of(self.trees)
 
     def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
-        """The tokens at a pair of thresholds, split until there are as many as ``wanted``; ``info`` holds the two."""
+        """The tokens at a pair of thresholds, split until there are as many as ``wanted``."""
         return merge_at(self.trees, *thresholds, weighted_avg=self.weighted_avg, wanted=wanted)
 
 
 def merge_at(
     trees: Quadtrees, spatial: float, temporal: float, *, weighted_avg: bool = False, wanted: int = 0
 ) -> MergedTokens:
-    """The tokens of a video at a pair of thresholds; ``info`` holds the two."""
+    """The tokens of a video at a pair of thresholds, split until there are as many as ``wanted``.
+
+    ``info`` holds the thresholds and the number of tokens after the spatial step, before splitting.
+    """
     partition = partition_at(trees.layout, trees.min_child_similarity, spatial)
     owner = merge_in_time(
         partition, temporal, lambda pairs: pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
     )
+    info = {
+        "spatial_threshold": spatial,
+        "temporal_threshold": temporal,
+        "after_spatial": int(partition.is_anchor.sum()),
+    }
     if wanted:
         partition, owner = _split(trees, partition, owner, wanted)
-    return _collect(
-        trees, partition, owner, weighted_avg, {"spatial_threshold": spatial, "temporal_threshold": temporal}
-    )
+    return _collect(trees, partition, owner, weighted_avg, info)
 
 
 def _split(trees: Quadtrees, partition: Partition, owner: torch.Tensor, wanted: int) -> tuple[Partition, torch.Tensor]:
@@ -162,7 +168,7 @@ def _collect(
     else:
         weight = sizes[group].float().reciprocal()
     features = average_groups(trees, member, level[member], weight, sizes)
-    return MergedTokens(features, boxes, counts, source_map, {**info, "after_spatial": len(anchor)})
+    return MergedTokens(features, boxes, counts, source_map, info)
 
 
 def _occurrences(index: torch.Tensor, length: int) -> torch.Tensor:

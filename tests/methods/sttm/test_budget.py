@@ -108,9 +108,14 @@ def test_a_whole_budget_changes_nothing() -> None:
     assert not warning
 
 
-def test_constant_video_says_what_it_allows() -> None:
+def test_a_constant_video_is_split_where_thresholds_jump_over_the_budget() -> None:
     merged, warning = merge_and_warn(torch.ones(4, 14, 14, 8), STTMConfig(budget=0.4))
-    assert f"{len(merged)} of 784 tokens" in warning
+    assert (len(merged), warning) == (313, "")
+
+
+def test_noise_says_what_it_allows() -> None:
+    merged, warning = merge_and_warn(torch.randn(2, 6, 10, 16), STTMConfig(budget=0.01))
+    assert f"{len(merged)} of 120 tokens" in warning
 
 
 def test_single_cell() -> None:
