@@ -13,6 +13,8 @@ from sttm_lmms.errors import AnnotationError
 from sttm_lmms.ids import safe_id
 
 MAX_OPTIONS = 8
+# Mean length of the classes of Video-MME in seconds (arXiv 2405.21075, section 3), which gives no length of each video.
+_MEAN_SECONDS = {"short": 80.7, "medium": 520.2, "long": 2471.0}
 
 
 def load_questions(path: str | Path, benchmark: str) -> list[Question]:
@@ -69,7 +71,18 @@ def parse_record(record: Any, fmt: Format) -> Question:
     categories = {key: str(_get(record, key, (str, int))) for key in fmt.categories}
     if fmt.name == "vnbench":
         categories["task_type"] = vnbench_task_type(video_id, categories["task_type"])
-    return Question(video_id, question_id, question, options, _answer(record, fmt, len(options)), categories)
+    return Question(
+        video_id, question_id, question, options, _answer(record, fmt, len(options)), categories, video_seconds(record)
+    )
+
+
+def video_seconds(record: Mapping[str, Any]) -> float:
+    """About how long a record's video is: its own number, or the mean of its class; 0 where nothing is said."""
+    for key in ("video_second", "duration"):
+        value = record.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6:
+            return float(value)
+    return _MEAN_SECONDS.get(str(record.get("duration")), 0.0)
 
 
 def _get(record: Mapping[str, Any], key: str, types: tuple[type, ...]) -> Any:

@@ -19,7 +19,7 @@ from sttm_lmms.benchmarks import scores
 from sttm_lmms.benchmarks.annotations import load_questions
 from sttm_lmms.benchmarks.data import annotation_file, data_root, find_video, video_folder
 from sttm_lmms.benchmarks.formats import get_format
-from sttm_lmms.benchmarks.order import order_for_world, split_groups
+from sttm_lmms.benchmarks.order import order_for_world, split_groups, watching_cost
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.submission import write_submission
@@ -57,8 +57,8 @@ class TaskData:
         root = data_root() if root is None else root
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         path = annotation_file(root, get_format(benchmark))
-        docs = documents(load_questions(path, benchmark), benchmark, video_folder(root, benchmark))
-        ordered = order_for_world(docs, _video_id, world_size)
+        questions = order_for_world(load_questions(path, benchmark), _video_of, world_size, cost=_cost)
+        ordered = documents(questions, benchmark, video_folder(root, benchmark))
         if split := split_groups(ordered, _video_id, world_size):
             log.info("%s: %d videos are shared between ranks", benchmark, len(split))
         return cls(path, tuple(ordered))
@@ -171,6 +171,14 @@ def aggregation(metric: str) -> Callable[..., float | str | None]:
     if metric == "submission":
         return write_submission
     return {"circular": scores.circular, "task_mean": scores.task_mean}.get(metric, scores.accuracy)
+
+
+def _video_of(question: Question) -> str:
+    return question.video_id
+
+
+def _cost(questions: Sequence[Question]) -> float:
+    return watching_cost(questions[0].seconds, len(questions))
 
 
 def _video_id(doc: Document) -> str:

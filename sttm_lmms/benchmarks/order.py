@@ -6,15 +6,28 @@ video land on different ranks, each of which decodes the video again and none of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
+
+FRAME_CAP = 128
+SECONDS_PER_FRAME = 20.0
+FRAMES_PER_QUESTION = 8.0
+_SWAPS_PER_RANK, _PARTNERS = 4, 8
 
 T = TypeVar("T")
 Group = list[int]  # positions of the documents that belong together
 Key = Callable[[T], Hashable]
+Cost = Callable[[Sequence[T]], float]
 
 
-def order_for_world(docs: Sequence[T], key: Key[T], world_size: int) -> list[T]:
+def watching_cost(seconds: float, questions: int) -> float:
+    """Estimated cost of a video, in frames that are seen: frames at one a second up to the cap, reading the file (20
+    seconds of it for a frame), and 8 frames for each question. Only ratios matter."""
+    return min(seconds, FRAME_CAP) + seconds / SECONDS_PER_FRAME + FRAMES_PER_QUESTION * questions
+
+
+def order_for_world(docs: Sequence[T], key: Key[T], world_size: int, cost: Cost[T] | None = None) -> list[T]:
     """A permutation of ``docs`` such that documents with equal ``key`` fall on one rank.
 
     Rank ``r`` has room for exactly ``ceil((len(docs) - r) / world_size)`` documents. Where the groups cannot fill these
@@ -26,6 +39,9 @@ def order_for_world(docs: Sequence[T], key: Key[T], world_size: int) -> list[T]:
         docs: the documents.
         key: what must stay together, for example the id of the video.
         world_size: number of ranks, at least 1.
+        cost: of answering documents of one group; evens out what the ranks have to do, as far as their rooms allow, and
+            puts each rank's most expensive groups first, so that none comes when the others have finished. Without it
+            all groups of a size count the same.
     """
     if world_size < 1:
         raise ValueError(f"world_size={world_size} is not valid; it must be an integer >= 1")
@@ -33,10 +49,60 @@ def order_for_world(docs: Sequence[T], key: Key[T], world_size: int) -> list[T]:
     for index, doc in enumerate(docs):
         groups.setdefault(key(doc), []).append(index)
     shares = _assign(list(groups.values()), _rooms(len(docs), world_size))
+    prices: dict[int, float] = {}  # of a group, by its first document
+    if cost is not None and world_size > 1:
+        prices = {group[0]: cost([docs[index] for index in group]) for share in shares for group in share}
+        shares = _even_out(shares, prices)
     ordered = list(docs)
     for rank, share in enumerate(shares):
-        ordered[rank::world_size] = [docs[index] for group in sorted(share) for index in group]
+        share = sorted(share, key=lambda group: (-prices.get(group[0], 0.0), group))
+        ordered[rank::world_size] = [docs[index] for group in share for index in group]
     return ordered
+
+
+def _even_out(shares: list[list[Group]], prices: dict[int, float]) -> list[list[Group]]:
+    """Groups change places with others of their size until the ranks' costs are about equal.
+
+    First by longest processing time: the most expensive group goes to the rank with the most free places of its size,
+    and of these to the one with the least to do. Then the busiest rank swaps groups with idle ones while that helps.
+    """
+    free = [Counter(map(len, share)) for share in shares]
+    loads = [0.0] * len(shares)
+    result: list[list[Group]] = [[] for _ in shares]
+    groups = [group for share in shares for group in share]
+    for group in sorted(groups, key=lambda group: (-prices[group[0]], group)):
+        rank = min(range(len(shares)), key=lambda rank: (-free[rank][len(group)], loads[rank], rank))
+        free[rank][len(group)] -= 1
+        loads[rank] += prices[group[0]]
+        result[rank].append(group)
+    for _ in range(_SWAPS_PER_RANK * len(shares)):
+        if not _swap_down(result, loads, prices):
+            break
+    return result
+
+
+def _swap_down(shares: list[list[Group]], loads: list[float], prices: dict[int, float]) -> bool:
+    """One swap that takes work from the busiest rank; False if it is within 1% of the mean or none helps."""
+    busiest = max(range(len(loads)), key=lambda rank: (loads[rank], -rank))
+    if loads[busiest] <= 1.01 * sum(loads) / len(loads):
+        return False
+    idle = sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))[:_PARTNERS]
+    best, chosen = loads[busiest], None
+    for rank in idle:
+        for i, given in enumerate(shares[busiest]):
+            for j, taken in enumerate(shares[rank]):
+                less = prices[given[0]] - prices[taken[0]]
+                if less > 0 and len(given) == len(taken):
+                    after = max(loads[busiest] - less, loads[rank] + less)
+                    if after < best:
+                        best, chosen = after, (rank, i, j, less)
+    if chosen is None:
+        return False
+    rank, i, j, less = chosen
+    shares[busiest][i], shares[rank][j] = shares[rank][j], shares[busiest][i]
+    loads[busiest] -= less
+    loads[rank] += less
+    return True
 
 
 def split_groups(ordered: Sequence[T], key: Key[T], world_size: int) -> list[Hashable]:

@@ -20,6 +20,8 @@ class Question:
         options: the option lines as the prompt shows them, each with its letter (``"A. Apples."``).
         answer: the letter of the right option, or ``None`` where the benchmark keeps it secret.
         categories: what results are broken down by, for example ``{"duration": "short", "task_type": "order"}``.
+        seconds: about how long the video is, 0 where the annotations do not say; it decides who answers what, nothing
+            else.
     """
 
     video_id: str
@@ -28,6 +30,7 @@ class Question:
     options: tuple[str, ...]
     answer: str | None
     categories: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def letters(self) -> str:

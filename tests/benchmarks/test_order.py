@@ -89,3 +89,42 @@ def test_properties(sizes, world_size):
 def test_many_single_questions_make_every_split_avoidable(sizes, world_size):
     docs = make(sizes + [1] * (6 * world_size))
     assert split_groups(order_for_world(docs, video, world_size), video, world_size) == []
+
+
+def cost(docs):
+    """The n-th video costs n to watch, and every question 1."""
+    return docs[0][0] + len(docs)
+
+
+def loads(ordered, world_size):
+    """What each rank has to do; a video that several ranks have is watched by each of them."""
+    shares = ranks(ordered, world_size)
+    return [
+        sum(cost([doc for doc in share if doc[0] == name]) for name in {doc[0] for doc in share}) for share in shares
+    ]
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8, 16])
+def test_expensive_videos_are_spread_and_come_first(world_size):
+    docs = make([3] * 240)
+    ordered = order_for_world(docs, video, world_size, cost=cost)
+    found = loads(ordered, world_size)
+    assert max(found) < 1.03 * sum(found) / world_size
+    assert max(loads(order_for_world(docs, video, world_size), world_size)) >= max(found)
+    for share in ranks(ordered, world_size):
+        assert [doc[0] for doc in share] == sorted((doc[0] for doc in share), reverse=True)
+
+
+def test_one_rank_keeps_the_order_whatever_it_costs():
+    docs = make([2, 1, 3])
+    assert order_for_world(docs, video, 1, cost=cost) == order_for_world(docs, video, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 6), max_size=30), world_size=st.integers(1, 8))
+def test_costs_split_no_further_video(sizes, world_size):
+    docs = make(sizes)
+    ordered = order_for_world(docs, video, world_size, cost=cost)
+    assert sorted(ordered) == sorted(docs)
+    plain = order_for_world(docs, video, world_size)
+    assert set(split_groups(ordered, video, world_size)) <= set(split_groups(plain, video, world_size))
