@@ -128,7 +128,7 @@ def perform(plan: _Plan) -> Iterator[str]:
 
 
 def _refused(family: Family) -> tuple[str, ...]:
-    return ("newline",) if family.name == "qwen2_vl" else ("min_pixels", "max_pixels")
+    return (() if family.newlines else ("newline",)) + (() if family.pixel_limits else ("min_pixels", "max_pixels"))
 
 
 def _dtype(arguments: WrapperArguments) -> Any:

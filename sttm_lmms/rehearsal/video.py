@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sttm_lmms.errors import VideoError
-from sttm_lmms.video import VideoInfo, VideoSettings, frame_times, probe, sample_uniform_fps
+from sttm_lmms.families import get_family
+from sttm_lmms.video import VideoInfo, VideoSettings, frame_times, probe
 from sttm_lmms.video.sizes import feature_shape
 
 WIDTH, HEIGHT, FPS = 1280, 720, 30.0
@@ -62,7 +63,7 @@ def _sight(family: str, config: Any, info: VideoInfo, assumed: str, settings: Vi
     else:
         side = math.ceil(math.isqrt(shape[1]) / 2)
         grid, frames = (shape[0], side, side), shape[0]
-    times = frame_times(sample_uniform_fps(info, settings.fps, settings.max_frames), info.fps)
+    times = frame_times(get_family(family).sample(info, settings), info.fps)
     metadata = {
         "vid": Path(info.path).stem,
         "video_time": info.duration,
