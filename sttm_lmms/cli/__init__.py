@@ -39,6 +39,9 @@ COMMANDS: dict[str, Command] = {
     "prepare": Command("sttm_lmms.benchmarks.prepare.cli:app", "Convert and check benchmark data.", "eval"),
     "extract": Command("sttm_lmms.cli.extract:extract", "Store the visual features of a task's videos.", "eval"),
     "calibrate": Command("sttm_lmms.cli.calibrate:calibrate", "Find fixed thresholds that meet a budget on average."),
+    "export-decoder": Command(
+        "sttm_lmms.cli.export_decoder:export_decoder", "Write a checkpoint's decoder for servers of text models."
+    ),
     "leaderboard": Command("sttm_lmms.report.cli:leaderboard", "Make a table from result files.", "plot"),
     "compare": Command("sttm_lmms.cli.compare:compare", "Run methods at equal budgets; one table, one plot.", "eval"),
     "bench": Command("sttm_lmms.cli.bench:bench", "Measure merging, prefill and reuse (in a checkout).", raw=True),
