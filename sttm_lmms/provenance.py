@@ -105,7 +105,7 @@ class Provenance:
         settings: the method's settings (thresholds or budget, start layer, ...).
         checkpoint: hub id or local folder, as given to ``pretrained=``.
         checkpoint_commit: hub commit of the checkpoint where known.
-        family: ``llava_video``, ``llava_onevision`` or ``qwen2_vl``.
+        family: name of a model family, such as ``llava_video``.
         frames, fps, sampling: limits and rule of the frame sampling; ``video_backend``: who decoded the video.
         newline: newline mode of the LLaVA family.
         reuse: what is shared between the questions of a video.

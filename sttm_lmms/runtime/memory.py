@@ -289,7 +289,7 @@ def _vision_sizes(tower: Any) -> VisionSizes:
             hidden=tower.embed_dim if hasattr(tower, "embed_dim") else tower.hidden_size,
             intermediate=_intermediate(tower),
             layers=tower.depth,
-            pixels=tower.in_channels * tower.temporal_patch_size * tower.patch_size**2,
+            pixels=tower.in_channels * tower.temporal_patch_size * _side(tower.patch_size) ** 2,
             patches=None,
             patches_per_token=tower.spatial_merge_size**2,
         )
@@ -297,10 +297,15 @@ def _vision_sizes(tower: Any) -> VisionSizes:
         hidden=tower.hidden_size,
         intermediate=_intermediate(tower),
         layers=tower.num_hidden_layers,
-        pixels=tower.num_channels * tower.patch_size**2,
-        patches=(tower.image_size // tower.patch_size) ** 2,
+        pixels=tower.num_channels * _side(tower.patch_size) ** 2,
+        patches=(_side(tower.image_size) // _side(tower.patch_size)) ** 2,
         keeps_states=True,
     )
+
+
+def _side(size: Any) -> int:
+    """Side of a square that a configuration gives as one number or as two."""
+    return int(size[0] if isinstance(size, (list, tuple)) else size)
 
 
 def _intermediate(tower: Any) -> int:
