@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sttm_lmms.errors import VideoError
+from sttm_lmms.families import get_family
 from sttm_lmms.video import VideoInfo, VideoSettings, frame_times, probe, sample_uniform_fps
 from sttm_lmms.video.sizes import feature_shape
 
@@ -57,11 +58,13 @@ def _long_video(settings: VideoSettings) -> VideoInfo:
 
 def _sight(family: str, config: Any, info: VideoInfo, assumed: str, settings: VideoSettings) -> Sight:
     shape = feature_shape(family, config, info, settings)
-    if len(shape) == 4:  # pairs of frames, in cells of the merged grid
-        grid, frames = (shape[0], shape[1], shape[2]), 2 * shape[0]
+    if len(shape) == 4:  # in cells of the merged grid
+        grid = (shape[0], shape[1], shape[2])
     else:
         side = math.ceil(math.isqrt(shape[1]) / 2)
-        grid, frames = (shape[0], side, side), shape[0]
+        grid = (shape[0], side, side)
+    indices = get_family(family).sample(info, settings)
+    frames = len(indices)
     times = frame_times(sample_uniform_fps(info, settings.fps, settings.max_frames), info.fps)
     metadata = {
         "vid": Path(info.path).stem,
@@ -70,5 +73,7 @@ def _sight(family: str, config: Any, info: VideoInfo, assumed: str, settings: Vi
         "num_frames": frames,
         "video_sample_fps": frames / info.duration,
         "video_grid_thw": [grid[0], 2 * grid[1], 2 * grid[2]],
+        "video_fps": info.fps,
+        "frame_indices": indices,
     }
     return Sight(info, assumed, grid, metadata)
