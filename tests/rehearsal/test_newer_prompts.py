@@ -16,7 +16,7 @@ VIDEO = {"type": "video", "video": "x.mp4"}
 @pytest.mark.parametrize(
     ("name", "frames", "shown"),
     [
-        ("qwen2_5_vl", 4, "<|vision_start|><4,004 video tokens><|vision_end|>Why?"),
+        ("qwen2_5_vl", 4, " video tokens><|vision_end|>Why?"),
         (
             "qwen3_vl",
             4,
@@ -33,6 +33,5 @@ def test_the_text_between_frames(name, frames, shown):
     prompt = render_prompt(get_family(name), model.config, processor, messages, sight, None)
     steps, height, width = sight.grid
     assert (prompt.visual, prompt.newlines, prompt.reducible) == (steps * height * width, 0, True)
-    if name != "qwen2_5_vl":
-        assert shown in prompt.text
+    assert shown in prompt.text
     assert prompt.tokens > prompt.shared > prompt.visual
