@@ -128,7 +128,8 @@ def perform(plan: _Plan) -> Iterator[str]:
 
 
 def _refused(family: Family) -> tuple[str, ...]:
-    return (() if family.newlines else ("newline",)) + (() if family.pixel_limits else ("min_pixels", "max_pixels"))
+    newline = () if family.newlines else ("newline",)
+    return newline if family.pixel_limits else (*newline, "min_pixels", "max_pixels")
 
 
 def _dtype(arguments: WrapperArguments) -> Any:

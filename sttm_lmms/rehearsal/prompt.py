@@ -61,7 +61,7 @@ def render_prompt(
     ids = prepared.input_ids[0].tolist()
     t, h, w = sight.grid
     return Rendered(
-        text=_readable(ids, config.video_token_id, processor.tokenizer),
+        text=_readable(ids, getattr(config, "video_token_id", config.image_token_id), processor.tokenizer),
         tokens=len(ids),
         visual=prepared.visual_tokens,
         newlines=prepared.visual_tokens - t * h * w,

@@ -58,12 +58,14 @@ def _long_video(settings: VideoSettings) -> VideoInfo:
 
 def _sight(family: str, config: Any, info: VideoInfo, assumed: str, settings: VideoSettings) -> Sight:
     shape = feature_shape(family, config, info, settings)
-    if len(shape) == 4:  # pairs of frames, in cells of the merged grid
-        grid, frames = (shape[0], shape[1], shape[2]), 2 * shape[0]
+    if len(shape) == 4:  # in cells of the merged grid
+        grid = (shape[0], shape[1], shape[2])
     else:
         side = math.ceil(math.isqrt(shape[1]) / 2)
-        grid, frames = (shape[0], side, side), shape[0]
-    times = frame_times(get_family(family).sample(info, settings), info.fps)
+        grid = (shape[0], side, side)
+    indices = get_family(family).sample(info, settings)
+    frames = len(indices)
+    times = frame_times(indices, info.fps)
     metadata = {
         "vid": Path(info.path).stem,
         "video_time": info.duration,
@@ -71,5 +73,7 @@ def _sight(family: str, config: Any, info: VideoInfo, assumed: str, settings: Vi
         "num_frames": frames,
         "video_sample_fps": frames / info.duration,
         "video_grid_thw": [grid[0], 2 * grid[1], 2 * grid[2]],
+        "video_fps": info.fps,
+        "frame_indices": indices,
     }
     return Sight(info, assumed, grid, metadata)
