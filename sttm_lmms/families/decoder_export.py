@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -85,7 +86,8 @@ def decoder_config(checkpoint: Path) -> dict[str, object]:
     config = read_json(checkpoint / "config.json")
     names = [str(name) for name in config.get("architectures") or ()]
     if lmms_lab.ARCHITECTURE in names:
-        text = lmms_lab.model_config(config, checkpoint).text_config.to_dict()
+        loaded: Any = lmms_lab.model_config(config, checkpoint)
+        text = loaded.text_config.to_dict()
     elif "LlavaOnevisionForConditionalGeneration" in names:
         text = dict(config.get("text_config") or {})
     else:
