@@ -26,8 +26,8 @@ def find_decoder(model: nn.Module) -> Any:
             return module
     raise UnsupportedModelError(
         f"{type(model).__name__} has no decoder with `layers`, `rotary_emb` and `embed_tokens`; supported are the "
-        "LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and InternVL classes of transformers, and Qwen2- or "
-        "Llama-like decoders"
+        "LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and InternVL classes of transformers, and decoders like Qwen2 "
+        "or Llama"
     )
 
 

@@ -99,7 +99,7 @@ COVERED: dict[str, str] = {
     "sttm-lmms calibrate": "tests/cli/test_video_commands.py::test_calibrate_writes_a_preset_that_meets_the_budget",
     "python scripts/bench_frames.py": "tests/scripts/test_bench_frames.py::test_a_small_run",
     "sttm-lmms visualize --method yours": (
-        "tests/report/test_visualize_command.py::test_every_method_can_be_drawn_with_a_model"
+        "tests/report/test_visualize_command.py::test_every_method_is_drawn_from_pixels_or_refused"
     ),
     f"python -m lmms_eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 "
     "--tasks sttm_videomme "
