@@ -98,16 +98,23 @@ def draw_ablation(folders: list[Path], target: Path) -> None:
     figure, panels = plt.subplots(1, len(folders), figsize=(4 * len(folders), 3.8), sharey=True, squeeze=False)
     for axes, folder in zip(panels[0], folders, strict=True):
         rows = json.loads((folder / "accuracy.json").read_text())
-        for start, label in HALVES.items():
+        for number, (start, label) in enumerate(HALVES.items()):
             points = [row for row in rows if row["setting"].startswith(start)]
-            plot_points(axes, sorted([*points, rows[0]], key=lambda row: row["kept"]), label, "o-")
+            if not points:
+                continue
+            # Lines lie on each other where a step changes nothing: a little to the side, all can be seen.
+            points = [row | {"kept": row["kept"] + 0.012 * (number - 1)} for row in points]
+            plot_points(axes, sorted([*points, rows[0]], key=lambda row: row["kept"]), label, f"C{number}o-")
         published = [row for row in rows if row["setting"].startswith("published")]
         if published:
-            plot_points(axes, published, "published thresholds", "D")
+            plot_points(axes, published, "published thresholds", "C5D")
         axes.axhline(0.25, color="0.6", linestyle=":", zorder=0)
         axes.set(title=folder.name, xlabel="kept visual tokens / all", xlim=(0, 1.03), ylim=(0, 1.03))
     panels[0, 0].set_ylabel("accuracy, all questions")
-    panels[0, -1].legend(loc="lower right", fontsize=8)
+    named: dict[str, Any] = {}
+    for axes in panels[0]:
+        named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[0, -1].legend(named.values(), named.keys(), loc="lower right", fontsize=8)
     figure.tight_layout()
     figure.savefig(target, dpi=110)
 

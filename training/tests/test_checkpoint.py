@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 FAMILIES = ("llava_video", "qwen2_vl")
 
 pytestmark = pytest.mark.slow

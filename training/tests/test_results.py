@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-RESULTS = Path(__file__).parents[3] / "results" / "tiny"
+RESULTS = Path(__file__).parents[2] / "results" / "tiny"
 
 
 @pytest.fixture(scope="module", params=["llava_video", "qwen2_vl"])
