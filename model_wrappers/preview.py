@@ -14,6 +14,8 @@ from sttm_lmms.model_wrappers.documents import Messages, chat_messages, user_tur
 
 from sttm_lmms.errors import STTMError
 
+__all__ = ["TaskPreview", "preview_task", "simple_parse_args_string"]
+
 _PLACEHOLDER = "(a question of this task; its data set is not here yet)"
 
 

@@ -74,7 +74,7 @@ class _Plan:
 
     def values(self) -> dict[str, Any]:
         """As ``--model_args`` would give them to the wrapper."""
-        from lmms_eval.utils import simple_parse_args_string
+        from sttm_lmms.model_wrappers.preview import simple_parse_args_string
 
         values: dict[str, Any] = {"pretrained": self.model, **simple_parse_args_string(self.model_args)}
         asked = {"budget": self.budget, "preset": self.preset, "revision": self.revision}

@@ -46,7 +46,7 @@ def test_the_command_is_lmms_eval_itself():
     checkpoint = demo.Checkpoint("llava_video", Path("some/folder"), "")
     args = demo.lmms_eval_args(checkpoint, "budget=0.5")
     assert args[:2] == ["--model", "sttm_llava_video"]
-    assert "pretrained=some/folder,budget=0.5,max_frames=16" in args
+    assert "pretrained=some/folder,budget=0.5,max_frames=16,sampling=model" in args
 
 
 def test_the_small_qwen2_vl_sees_seven_by_seven_tokens_of_square_videos():
@@ -54,7 +54,9 @@ def test_the_small_qwen2_vl_sees_seven_by_seven_tokens_of_square_videos():
     from sttm_lmms.video import VideoSettings
 
     args = demo.lmms_eval_args(demo.Checkpoint("qwen2_vl", Path("some/folder"), ""), "budget=0.5")
-    assert "pretrained=some/folder,budget=0.5,fps=2,max_frames=32,min_pixels=37632,max_pixels=39200" in args
+    assert (
+        "pretrained=some/folder,budget=0.5,fps=2,max_frames=32,min_pixels=37632,max_pixels=39200,sampling=model" in args
+    )
     for width, height in (*demo.SQUARE_SIZES, (720, 720)):
         assert frame_size(height, width, 32, VideoSettings(**demo.QWEN_VIDEO)) == (196, 196)
 

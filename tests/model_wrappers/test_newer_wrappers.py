@@ -68,7 +68,7 @@ def test_a_prompt_without_video_markers_fails(family, build, videos):
 def test_a_run_that_reduces_nothing_fails(family, build, videos):
     wrapper = build(family, budget=None, root_level=None, spatial_threshold=2.0, temporal_threshold=0.0)
     list(wrapper.generate_until(ask(wrapper, [(videos[0], "Why?")])))
-    with pytest.raises(NothingReducedError, match="none of 1 answers saw fewer visual tokens"):
+    with pytest.raises(NothingReducedError, match="none of 1 answers had fewer visual tokens"):
         wrapper.clean()
 
 
