@@ -75,7 +75,7 @@ def demo(
     console.print("Models this small show whether answers survive, not speed: merging costs them about what it saves.")
     write_reports(out, [row.file for row in rows], pictures=pictures)
     if pictures:
-        draw_pictures(rows[0].checkpoint, data[rows[0].checkpoint.family], out / "pictures")
+        draw_pictures(make_plain_video(work / "data"), out / "pictures")
 
 
 def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
@@ -88,6 +88,17 @@ def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
         write_benchmark(root, videos=count, sizes=SQUARE_SIZES if family == "qwen2_vl" else FRAME_SIZES)
         complete.write_text("Written last: everything is there.\n")
     return root
+
+
+def make_plain_video(folder: Path) -> Path:
+    """A video of the second set, whose plain areas merge in space; made where it is not there yet."""
+    from sttm_lmms.benchmarks.mini import write_benchmark
+
+    root = folder / "plain-video"
+    if not (root / "complete.txt").is_file():
+        write_benchmark(root, videos=1, scenery="plain")
+        (root / "complete.txt").write_text("Written last: everything is there.\n")
+    return min((root / "vnbench" / "videos").iterdir())
 
 
 def videos_folder(folder: Path, count: int, family: str) -> tuple[Path, Path]:
@@ -191,12 +202,11 @@ def write_reports(out: Path, files: Sequence[Path], *, pictures: bool) -> None:
         leaderboard(list(files), out=out / "leaderboard.html", plots=out / "plots", title="Mini-VNBench")
 
 
-def draw_pictures(checkpoint: Checkpoint, data: Path, out: Path) -> None:
-    """Which tokens of the first video merged, at 50% and 30%."""
+def draw_pictures(video: Path, out: Path) -> None:
+    """Which tokens of a video merged at 50% and 30%, in the checkpoint with 14x14 tokens a frame."""
     from sttm_lmms.report.visualize import visualize
 
-    video = min((data / "vnbench" / "videos").iterdir())
-    visualize(video, out, model=str(checkpoint.path), setting=["budget=0.5", "budget=0.3"])
+    visualize(video, out, model=str(_shown(shipped("llava_video_fine"))), setting=["budget=0.5", "budget=0.3"])
 
 
 def _shown(path: Path) -> Path:
