@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sttm_lmms import STTMConfig
 from sttm_lmms.benchmarks.formats import FORMATS
 from sttm_lmms.errors import unknown
-from sttm_lmms.methods.base import DecodePositions
 
 if TYPE_CHECKING:
+    from sttm_lmms.methods.base import DecodePositions
+    from sttm_lmms.methods.sttm import STTMConfig
     from sttm_lmms.video import VideoSettings
 
 UNIFORM_FPS = "uniform_fps"
@@ -63,7 +63,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of one model on one benchmark: :class:`~sttm_lmms.config.STTMConfig` has the first five, the frame
+    """Settings of one model on one benchmark: :class:`~sttm_lmms.STTMConfig` has the first five, the frame
     sampling of ``VideoSettings`` the others."""
 
     spatial_threshold: float
@@ -78,6 +78,8 @@ class Preset:
     @property
     def config(self) -> STTMConfig:
         """The settings of the reduction."""
+        from sttm_lmms.methods.sttm import STTMConfig  # with torch, which reproduce.sh can do without
+
         return STTMConfig(
             spatial_threshold=self.spatial_threshold,
             temporal_threshold=self.temporal_threshold,
