@@ -116,7 +116,7 @@ def test_broken_videos_are_counted_and_listed(broken_data, checkpoints, tmp_path
     ("settings", "message"),
     [
         (SETTINGS + ",on_error=raise", ".mp4: "),
-        ("spatial_threshold=1.5,temporal_threshold=1.5,max_frames=4,device=cpu", "answers saw fewer"),
+        ("spatial_threshold=1.5,temporal_threshold=1.5,max_frames=4,device=cpu", "answers had fewer"),
     ],
 )
 def test_a_run_that_must_not_count_leaves_no_score(settings, message, broken_data, checkpoints, tmp_path):
