@@ -199,6 +199,14 @@ class Family(ABC):
         return getattr(model.model, "vision_tower", None) or model.model.visual
 
 
+def frame_pixels(processor: Any, video: Video, frames: int) -> Iterator[torch.Tensor]:
+    """Pixels ``[n, 3, S, S]`` of a video as the processor prepares single frames, at most ``frames`` at a time."""
+    for start in range(0, len(video.frames), frames):
+        chunk = torch.from_numpy(video.frames[start : start + frames]).permute(0, 3, 1, 2)
+        batch = processor.video_processor(videos=[chunk], do_sample_frames=False, return_tensors="pt")
+        yield batch["pixel_values_videos"][0]
+
+
 def runs(mask: torch.Tensor) -> list[tuple[int, int, int]]:
     """(row, start, length) of each run of True in ``mask`` ``[B, L]``."""
     padded = torch.nn.functional.pad(mask.to(torch.int8), (1, 1))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from sttm_lmms.families.assemble import common_prefix, device_of
-from sttm_lmms.families.base import runs
+from sttm_lmms.families.base import frame_pixels, runs
 from sttm_lmms.families.template import TemplateFamily
 from sttm_lmms.types import VideoSpan, VisionFeatures
 
@@ -65,11 +65,7 @@ class InternVL(TemplateFamily):
 
     def chunks(self, processor: Any, video: Video) -> Iterator[torch.Tensor]:
         """Pixels ``[T, 3, S, S]``."""
-        for start in range(0, len(video.frames), _CHUNK):
-            frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
-            yield processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")[
-                "pixel_values_videos"
-            ][0]
+        return frame_pixels(processor, video, _CHUNK)
 
     def pad(self, processor: Any, kind: str) -> str:
         """Images and frames are marked by the same token."""

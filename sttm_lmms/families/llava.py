@@ -19,7 +19,7 @@ from sttm_lmms.config import check_choice
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.families import lmms_lab
 from sttm_lmms.families.assemble import VisualTokens, assemble, check_visuals, device_of
-from sttm_lmms.families.base import Family, runs
+from sttm_lmms.families.base import Family, frame_pixels, runs
 from sttm_lmms.families.chatml import render, time_instruction
 from sttm_lmms.families.checkpoint import load_model, read_json
 from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
@@ -136,11 +136,7 @@ class LlavaFamily(Family):
 
     def chunks(self, processor: Any, video: Video) -> Iterator[torch.Tensor]:
         """Pixels ``[T, 3, S, S]``."""
-        for start in range(0, len(video.frames), _CHUNK):
-            frames = torch.from_numpy(video.frames[start : start + _CHUNK]).permute(0, 3, 1, 2)
-            yield processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")[
-                "pixel_values_videos"
-            ][0]
+        return frame_pixels(processor, video, _CHUNK)
 
     def _video_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
         video, pixels = self.video_chunks(processor, visual)
