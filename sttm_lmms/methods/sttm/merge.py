@@ -76,14 +76,15 @@ def _measure(
 
 
 def _merge_to_budget(video: SparseVideo | DenseVideo, budget: float) -> MergedTokens:
-    search = search_budget(video.profile(), budget)
+    most = math.floor(budget * video.tokens)
+    search = search_budget(video.profile(), most / video.tokens)
     if search.best_share is None:
         merged = video.merge_at(search.best)
         kept = f"{len(merged)} of {merged.source_map.numel()} tokens ({merged.budget:.4f})"
         reason = f"is below what this video allows: its lowest thresholds keep {kept}"
         warnings.warn(f"budget={budget} {reason}", BudgetWarning, stacklevel=3)
     else:
-        merged = video.merge_at(search.best, math.floor(budget * video.tokens))
+        merged = video.merge_at(search.best, most)
     return replace(merged, info={**merged.info, "budget": budget, "evaluations": search.evaluations})
 
 
