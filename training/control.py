@@ -1,11 +1,14 @@
-"""The control of the fine model: no token is dropped or merged, no loss knows which visual tokens show needles.
+"""Controls of the fine model: no token is dropped or merged, no loss knows which visual tokens show needles.
 
-Its decoder starts from nothing. A decoder that starts with 1,500 tokens a video learns nothing in the time there is, so
-that the videos grow: not by showing a part of the tokens, but with frames of fewer cells, all of them shown.
+The ``control`` starts from nothing; only its vision side is the fine model's. A decoder that starts with 1,500 tokens a
+video learns nothing in the time there is, so that the videos grow: not by showing a part of the tokens, but with frames
+of fewer cells, all of them shown.
 
 1. ``grow``: layers 2 and up learn from made-up videos of 1x1 to 7x7 tokens a frame, every token of them.
 2. ``whole``: the same from whole videos of 14x14 tokens a frame: those that ``coarse`` sees merged.
-3. ``clock``: layers 0 and 1 learn to add the time, from nothing and without a cost for reading the video there.
+3. ``clock``: layers 0 and 1 learn to add the time, from nothing and without a cost for looking at the video there.
+
+The ``late_control`` starts where the fine model starts, with its stage ``time``, then ``whole``.
 """
 
 from __future__ import annotations

@@ -70,7 +70,14 @@ PLANS = {
     ),
     "control": Plan(
         "llava_video_fine",
-        {"grow": (900, 2e-3), "whole": (300, 1e-3), "clock": (300, 3e-3)},
+        {"grow": (600, 2e-3), "whole": (160, 8e-4), "clock": (200, 3e-3)},
+        eyes="llava_video_fine",
+        bank=(60, 16),
+    ),
+    "late_control": Plan(
+        "llava_video_fine",
+        {"time": (150, 2e-3), "whole": (160, 8e-4)},
+        start="llava_video",
         eyes="llava_video_fine",
         bank=(60, 16),
     ),
