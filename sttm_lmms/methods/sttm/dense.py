@@ -94,6 +94,7 @@ class DenseVideo:
         """T*H*W."""
         return math.prod(self.features.shape[:3])
 
+    @property
     def profile(self) -> DenseVideo:
         """What a search for thresholds asks: this video itself, which is measured already."""
         return self
