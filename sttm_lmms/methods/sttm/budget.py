@@ -57,7 +57,7 @@ class Profile:
     def share(self, thresholds: Thresholds) -> float:
         """Kept tokens / all tokens."""
         partition = partition_at(self.layout, self.min_child_similarity, thresholds.spatial)
-        owner = merge_in_time(partition, thresholds.temporal, self._look_up).flatten()
+        owner = merge_in_time(partition, thresholds.temporal, self.look_up).owner.flatten()
         kept = int((owner == torch.arange(len(owner), device=owner.device)).sum())
         return kept / len(owner)
 
@@ -68,7 +68,8 @@ class Profile:
         """The spatial and the temporal thresholds at which the share can change, ascending."""
         return turning_points(self.min_child_similarity, self.similarity)
 
-    def _look_up(self, pairs: Pairs) -> torch.Tensor:
+    def look_up(self, pairs: Pairs) -> torch.Tensor:
+        """``[P]`` float32, the similarities of pairs."""
         return self.similarity[pairs.earlier_level, pairs.later_level, pairs.cell]
 
 

@@ -94,6 +94,7 @@ class DenseVideo:
         """T*H*W."""
         return math.prod(self.features.shape[:3])
 
+    @property
     def profile(self) -> DenseVideo:
         """What a search for thresholds asks: this video itself, which is measured already."""
         return self
@@ -127,7 +128,7 @@ class DenseVideo:
             later, link = tokens.anchor[1:].flatten(), tokens.link.flatten()
             labels = leave_groups(Labels(level, anchor, owner), later, link, wanted - count.kept)
         else:
-            agreement = self.measured.agreement[:, self.tables.over].movedim(1, 0)
+            agreement = self.measured.agreement[:, self.tables.over[0]].movedim(1, 0)
             labels = split_nodes(Labels(level, anchor, anchor), agreement, self.tables.anchor, wanted - count.spatial)
         shape = tokens.cell.shape
         return replace(
@@ -178,7 +179,7 @@ class DenseVideo:
         for start in range(0, len(points), step):
             spatial, temporal = table[start : start + step].unbind(1)
             number = len(spatial)
-            tokens = tokens_at(self.measured, self.tables, spatial, temporal, points=number, limit=limit)
+            tokens = tokens_at(self.measured, self.tables, spatial[..., None], temporal, points=number, limit=limit)
             kept.append(tokens.survives.sum((0, 2)))
             spatial_kept.append(tokens.starts.sum((0, 2)))
             rounds.append(tokens.rounds)

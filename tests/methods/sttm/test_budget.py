@@ -9,10 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sttm_lmms.methods.sttm import BudgetWarning, MergedTokens, STTMConfig, calibrate, merge_video_tokens
+from sttm_lmms.methods.sttm import (
+    BudgetWarning,
+    MergedTokens,
+    STTMConfig,
+    calibrate,
+    merge_video_tokens,
+    temporal,
+)
 from sttm_lmms.methods.sttm.budget import Profile
 from sttm_lmms.methods.sttm.quadtree import build_quadtrees
 from sttm_lmms.methods.sttm.search import LOWEST, Thresholds
+from sttm_lmms.methods.sttm.similarity import row_dots
 from sttm_lmms.testing.synthetic import natural_features
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -130,6 +138,19 @@ def test_counting_agrees_with_merging() -> None:
     profile = Profile.of(build_quadtrees(features, STTMConfig(budget=0.5)))
     for thresholds in (LOWEST, Thresholds(0.7, 0.5), Thresholds(0.9, 0.65), Thresholds(0.8, 0.0)):
         assert profile.share(thresholds) == merge_video_tokens(features, STTMConfig(*thresholds)).budget
+
+
+def test_no_similarity_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging and splitting look up what the search has measured."""
+    calls = []
+    monkeypatch.setattr(temporal, "row_dots", lambda *args: calls.append(len(args[3])) or row_dots(*args))
+    features, config = natural_features(6, 13, 10, 32), STTMConfig(budget=0.5)
+    Profile.of(build_quadtrees(features, config))
+    alone = sum(calls)
+    calls.clear()
+    merged = merge_video_tokens(features, config, _path="sparse")
+    assert merged.info["after_spatial"] > len(merged) == 390
+    assert sum(calls) == alone > 0
 
 
 def test_calibration_meets_the_budget_on_average() -> None:
