@@ -160,11 +160,11 @@ class VLLMEngine(Engine):
         ids = until_end(new, self._ends)
         self.prompt_tokens += sum(len(tensor) for tensor in asked.prompt[:2])
         self.cached_tokens += cached
-        self.counters.prefills += not cached
-        timing = asked.encoded.timing()
+        prefix, timing = asked.prefix, asked.encoded.timing()
         if asked.paid:
-            timing["merge"] = self._stopwatch.seconds(asked.prefix.began, asked.prefix.ended)
-        prefix = asked.prefix
+            timing["merge"] = self._stopwatch.seconds(prefix.began, prefix.ended)
+        reused = cached > prefix.text_before  # the text in front of it is the same for all videos
+        self.counters.prefills += not reused
         return Answer(
             text=answer_text(self.processor, ids, asked.request.generation.until),
             visual_tokens=prefix.visual_tokens,
@@ -172,7 +172,7 @@ class VLLMEngine(Engine):
             input_tokens=asked.input_tokens,
             output_tokens=len(ids),
             reduced=prefix.kept_tokens < prefix.visual_tokens,
-            reused=cached > 0,
+            reused=reused,
             layer_tokens=float(prefix.kept_tokens),
             timing=timing,
         )

@@ -21,11 +21,13 @@ class MergedPrefix:
 
     Attributes:
         embeds: ``[P, C]`` on the host.
+        text_before: tokens in front of the first visual one.
         visual_tokens, kept_tokens: visual tokens before and after the reduction, images and newlines included.
         began, ended: of the reduction.
     """
 
     embeds: torch.Tensor
+    text_before: int
     visual_tokens: int
     kept_tokens: int
     began: Mark
@@ -43,7 +45,8 @@ def merge_prefix(
         config: the whole model's.
         mark: of a stopwatch.
     """
-    text = config.text_config
+    text, ids = config.text_config, prepared.input_ids[0]
+    visual = ((ids == config.video_token_id) | (ids == config.image_token_id)).nonzero()
     embeds = prepared.inputs_embeds[:, : prepared.prefix_length]
     began, removed = mark(), 0
     if method is not None and prepared.spans:
@@ -63,6 +66,7 @@ def merge_prefix(
     ended = mark()
     return MergedPrefix(
         embeds=embeds[0].detach().cpu().contiguous(),
+        text_before=int(visual[0]) if len(visual) else len(ids),
         visual_tokens=prepared.visual_tokens,
         kept_tokens=prepared.visual_tokens - removed,
         began=began,
