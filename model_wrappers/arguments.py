@@ -78,14 +78,17 @@ class WrapperArguments:
 Arguments = TypeVar("Arguments", bound=WrapperArguments)
 
 
-def parse_arguments(
-    values: Mapping[str, Any], *, refused: Collection[str] = (), kind: type[Arguments] = WrapperArguments
-) -> Arguments:
+def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ()) -> WrapperArguments:
+    """The arguments of every wrapper, see :func:`parse_as`."""
+    return parse_as(WrapperArguments, values, refused=refused)
+
+
+def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Collection[str] = ()) -> Arguments:
     """Arguments from the strings, numbers and booleans that lmms-eval read from ``--model_args``.
 
     Args:
-        refused: arguments that this family has no use for.
         kind: a subclass adds arguments of one wrapper.
+        refused: arguments that this family has no use for.
 
     Raises:
         ValueError: a name or value is unknown, of the wrong type, or does not go with the others.

@@ -31,9 +31,7 @@ def check_packages(arguments: WrapperArguments) -> None:
     check_quantization(arguments.load_in_4bit)
 
 
-def load(
-    arguments: WrapperArguments, placement: Placement, family: str, **options: Any
-) -> tuple[nn.Module, Any]:
+def load(arguments: WrapperArguments, placement: Placement, family: str, **options: Any) -> tuple[nn.Module, Any]:
     """Model and processor. ``options`` are the family's own, see its ``load_model``.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from loguru import logger
-from sttm_lmms.model_wrappers.arguments import WrapperArguments, method_hints, parse_arguments
+from sttm_lmms.model_wrappers.arguments import WrapperArguments, method_hints, parse_as
 from sttm_lmms.model_wrappers.base import STTMWrapper
 from sttm_lmms.model_wrappers.loading import load
 from sttm_lmms.model_wrappers.placement import Placement
@@ -67,7 +67,7 @@ class VLLM(STTMWrapper):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> tuple[VLLMArguments, str]:
-        arguments = _merging_first(parse_arguments(values, refused=cls.refused, kind=VLLMArguments))
+        arguments = _merging_first(parse_as(VLLMArguments, values, refused=cls.refused))
         check_integer("tensor_parallel_size", arguments.tensor_parallel_size, 1)
         if arguments.gpu_memory_utilization is not None:
             check_number("gpu_memory_utilization", arguments.gpu_memory_utilization, 0.0, 1.0, low_open=True)
@@ -134,8 +134,8 @@ class VLLM(STTMWrapper):
         assert isinstance(engine, VLLMEngine)
         if engine.prompt_tokens and self._seconds:
             logger.info(
-                "vLLM: {:.2f} questions and {:.1f} new tokens a second, decoding, vision and merging included; {:.1%} of the "
-                "prompts' tokens out of its prefix cache",
+                "vLLM: {:.2f} questions and {:.1f} new tokens a second, decoding, vision and merging included; {:.1%} "
+                "of the prompts' tokens out of its prefix cache",
                 engine.totals.answered / self._seconds,
                 self._output_tokens / self._seconds,
                 engine.cached_tokens / engine.prompt_tokens,
@@ -152,7 +152,7 @@ class SimpleVLLM(VLLM):
     is_simple = True
 
 
-def _merging_first(arguments: VLLMArguments) -> VLLMArguments:
+def _merging_first(arguments: Any) -> Any:
     """``start_layer=0`` where nobody says another, because vLLM leaves no choice; a preset says another."""
     settings = arguments.method_settings
     if arguments.preset or "start_layer" in settings or "start_layer" not in method_hints(arguments.method):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from sttm_lmms.config import check_number
@@ -46,8 +45,8 @@ class VLLMEngine(Engine):
     """An :class:`Engine` whose decoder is vLLM's.
 
     A video's merged tokens are one tensor that all its questions begin with, so vLLM's prefix cache, which hashes the
-    bytes of embeddings, prefills them once. Answers come in packs: what is decoded, seen and merged waits in host memory
-    until ``queue_gb`` are full, and is then answered by continuous batching.
+    bytes of embeddings, prefills them once. Answers come in packs: what is decoded, seen and merged waits in host
+    memory until ``queue_gb`` are full, and is then answered by continuous batching.
 
     Args:
         model, processor: of a LLaVA family; the decoder's layers may be missing.

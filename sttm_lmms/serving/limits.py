@@ -29,8 +29,8 @@ def served_family(checkpoint: str | Path, revision: str | None = None) -> Family
     if found.name == "internvl":
         raise STTMError(f"{checkpoint}: the decoder of InternVL is not exported for vLLM yet; {way_out}")
     raise STTMError(
-        f"{checkpoint} is a {found.name} checkpoint, whose decoder rotates by (t, h, w): vLLM treats prompt embeddings as "
-        f"text, with one position a token; {way_out}"
+        f"{checkpoint} is a {found.name} checkpoint, whose decoder rotates by (t, h, w): vLLM treats prompt embeddings "
+        f"as text, with one position a token; {way_out}"
     )
 
 
@@ -42,8 +42,8 @@ def check_served(method: Method | None, family: str = "llava_video") -> None:
     name = method.name
     if method.reads == "attention":
         raise ValueError(
-            f"method={name} reads attention inside of the decoder, which vLLM does not hand out: take a method that reads "
-            f"features, such as sttm, {elsewhere}"
+            f"method={name} reads attention inside of the decoder, which vLLM does not hand out: take a method that "
+            f"reads features, such as sttm, {elsewhere}"
         )
     if method.cache_stages(_ANY_DEPTH) or method.visible(_ANY_DEPTH) is not None:
         raise ValueError(f"method={name} edits the KV cache or the mask, which is vLLM's own here: {elsewhere[3:]}")
@@ -60,8 +60,8 @@ def check_served(method: Method | None, family: str = "llava_video") -> None:
         raise ValueError(f"method={name} keeps rotary positions, but vLLM numbers its input from 0 on: {elsewhere[3:]}")
     if getattr(method, "decode_positions", "continue") != "continue":
         raise ValueError(
-            "decode_positions=reference lets generated tokens go on from the unreduced length, but vLLM goes on from the "
-            f"prompt's own: say decode_positions=continue, {elsewhere}"
+            "decode_positions=reference lets generated tokens go on from the unreduced length, but vLLM goes on from "
+            f"the prompt's own: say decode_positions=continue, {elsewhere}"
         )
 
 

@@ -35,9 +35,7 @@ class MergedPrefix:
 
 
 @torch.inference_mode()
-def merge_prefix(
-    method: Method | None, prepared: PreparedInput, config: Any, mark: Callable[[], Mark]
-) -> MergedPrefix:
+def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any, mark: Callable[[], Mark]) -> MergedPrefix:
     """Reduce the videos of a prompt as the decoder hooks do in front of layer 0.
 
     Args:

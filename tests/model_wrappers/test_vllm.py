@@ -35,9 +35,8 @@ def build(checkpoints, tmp_path):
     def make(cls, checkpoint="llava_video", **arguments):
         amount = {} if {"method", "preset"} & set(arguments) else {"budget": 0.5}
         cache = {"decoder_cache": str(tmp_path)} if issubclass(cls, VLLM) else {}
-        return cls(
-            **{"pretrained": str(checkpoints[checkpoint]), "device": "cpu", "max_frames": 4, **amount, **cache, **arguments}
-        )
+        own = {"pretrained": str(checkpoints[checkpoint]), "device": "cpu", "max_frames": 4}
+        return cls(**{**own, **amount, **cache, **arguments})
 
     return make
 
@@ -173,7 +172,7 @@ def test_vllm_is_missing_or_of_another_version(build, monkeypatch, tmp_path):
     monkeypatch.setattr("sttm_lmms.serving.connection.find_spec", lambda name: None)
     with pytest.raises(STTMError, match=r"not installed: pip install 'sttm-lmms\[vllm\]'"):
         build(VLLM)
-    with pytest.raises(STTMError, match="vllm_python=.*no such file"):
+    with pytest.raises(STTMError, match=r"vllm_python=.*no such file"):
         build(VLLM, vllm_python=str(tmp_path / "python"))
     fake_vllm.install(monkeypatch, "0.33.1")
     with pytest.raises(STTMError, match=r"vLLM 0.33.1 is not known.*pip install 'vllm>=0.32,<0.33'"):
@@ -191,7 +190,7 @@ def test_loglikelihood_is_refused(build, vllm, videos):
     wrapper.task_dict = {"t": {"test": [videos[0]]}}
     args = ("What moves?", "A", lambda video: [str(video)], 0, "t", "test")
     request = Instance("loglikelihood", args, 0, {"task": "t", "doc_id": 0, "repeats": 1})
-    with pytest.raises(ValueError, match="vLLM does not score.*sttm_llava_video"):
+    with pytest.raises(ValueError, match=r"vLLM does not score.*sttm_llava_video"):
         wrapper.loglikelihood([request])
 
 
@@ -201,7 +200,8 @@ def test_a_broken_video_leaves_the_others_their_answers(build, vllm, videos, tmp
     documents = [(empty, "A?"), (videos[0], "Why?"), (empty, "C?")]
     wrapper = build(VLLM)
     records = [result.token_counts.to_dict() for result in ask(wrapper, documents)]
-    assert [("error" in record, record["visual_tokens"] > 0) for record in records] == [(True, False), (False, True), (True, False)]
+    assert ["error" in record for record in records] == [True, False, True]
+    assert [record["visual_tokens"] > 0 for record in records] == [False, True, False]
     assert [failure.questions for failure in wrapper._engine.failures] == [2]
 
 
