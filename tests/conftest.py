@@ -55,6 +55,10 @@ def stock_tasks(tmp_path: Path) -> StockTasks:
     return StockTasks(include_path, hf_home, tuple(videos), videos)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--vllm", type=Path, help="bin/python of an environment with vLLM; make test-vllm makes one")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = skipped_groups(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     if lines:
