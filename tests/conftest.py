@@ -57,6 +57,7 @@ def stock_tasks(tmp_path: Path) -> StockTasks:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vllm", type=Path, help="bin/python of an environment with vLLM; make test-vllm makes one")
+    parser.addoption("--kills", type=int, default=3, help="random moments at which test_kill_anywhere.py kills a run")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -65,10 +66,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not run on this machine")
         for line in lines:
             terminalreporter.write_line(line)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="random moments at which test_kill_anywhere.py kills a run")
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ def subject(request):
 @pytest.fixture(scope="module")
 def results(subject, tmp_path_factory):
     """``{setting: {"accuracy", "kept", "answers"}}`` on 18 videos, 72 questions."""
-    from training.fixed import fixed_answers
     from training import settings
+    from training.fixed import fixed_answers
 
     return fixed_answers(settings.SUBJECTS[subject], tmp_path_factory.mktemp("mini"))
 
