@@ -37,7 +37,8 @@ results-bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_frames.py
 
 results-compare: $(INSTALLED)
-	$(BIN)/sttm-lmms compare --tasks vnbench --videos 450 --tables results/compare
+	$(BIN)/sttm-lmms compare --tasks vnbench --methods sttm,tome,dycoke_stage1,fastv,framefusion,random \
+	  --videos 450 --tables results/compare
 
 results-tiny: $(INSTALLED)
 	for family in llava_video qwen2_vl; do \
