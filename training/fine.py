@@ -22,9 +22,9 @@ from sttm_lmms.methods.sttm import merge_video_tokens
 
 from .bank import Bank
 from .decoder import FRONT, LAYERS, run
-from .loop import Schedule, save, train
+from .loop import Place, Schedule, save, train
 from .losses import losses
-from .stages import Place, layout_of, make_videos
+from .stages import layout_of, whole_videos
 from .stream import Batch
 from .student import Student
 from .vision import vision_loss, vision_scores
@@ -73,7 +73,7 @@ def project_stage(student: Student, place: Place, schedule: Schedule) -> None:
         return vision_loss(features, labels, colours, student.codes), vision_scores(features, labels, student.codes)
 
     parameters = student.vision.projector.parameters()
-    train("vision", schedule, student.vision, parameters, step, folder=place.folder, log=place.log, seed=9)
+    train("vision", schedule, student.vision, parameters, step, place, seed=9)
 
 
 def random_config(rng: np.random.Generator) -> STTMConfig:
@@ -108,7 +108,7 @@ def merge_batch(batch: Batch, config: STTMConfig) -> tuple[Batch, torch.Tensor]:
 
 def coarse_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number, ordering=2), student.shape.grid**2, bank, videos=VIDEOS)
+        batch = whole_videos(student, rng, layout_of(number, ordering=2), bank, videos=VIDEOS)
         timed = replace(batch, visual=batch.visual + student.time_code(batch))
         config = random_config(rng)
         merged, blank = (timed, None) if rng.random() < 0.1 else merge_batch(timed, config)
@@ -120,15 +120,4 @@ def coarse_stage(student: Student, place: Place, schedule: Schedule, bank: Bank)
         loss, report = losses(student, trace, merged)
         return loss, report | {"kept": merged.visual.shape[1] / batch.visual.shape[1]}
 
-    train(
-        "coarse",
-        schedule,
-        student,
-        student.core(),
-        step,
-        folder=place.folder,
-        log=place.log,
-        seed=8,
-        every=20,
-        log_every=20,
-    )
+    train("coarse", schedule, student, student.core(), step, place, seed=8, every=20)

@@ -18,6 +18,14 @@ Step = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a run keeps its state and its log."""
+
+    folder: Path
+    log: Path
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Steps of a stage, its peak learning rate, warm-up and how the rate ends.
 
@@ -50,21 +58,19 @@ def train(
     module: nn.Module,
     parameters: Iterable[nn.Parameter],
     step_fn: Step,
+    place: Place,
     *,
-    folder: Path,
-    log: Path,
     seed: int,
-    every: int = 100,
-    log_every: int = 50,
+    every: int = 50,
 ) -> None:
-    """Train ``module`` in place; a stage that was interrupted goes on from ``folder/{name}.pt``.
+    """Train ``module`` in place; a stage that was interrupted goes on from ``{name}.pt`` in the folder of ``place``.
 
     The random stream of a step depends on (seed, step) alone, so that a resumed run sees what an unbroken one sees.
-    ``log`` gets one JSON line for every ``log_every`` steps: running means of what ``step_fn`` reports.
+    ``every`` so many steps the state is kept and the log gets a JSON line: running means of what ``step_fn`` reports.
     """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    path = folder / f"{name}.pt"
+    path = place.folder / f"{name}.pt"
     first = 0
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -84,11 +90,10 @@ def train(
         for key, value in {"loss": loss.item(), **report}.items():
             means[key] = value if key not in means else 0.95 * means[key] + 0.05 * value
         done = step + 1
-        if done % log_every == 0 or done == schedule.steps:
+        if done % every == 0 or done == schedule.steps:
             line = {"stage": name, "step": done, "seconds": round(time.monotonic() - began, 1)}
             line |= {key: round(value, 4) for key, value in sorted(means.items())}
-            with log.open("a") as file:
+            with place.log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(line, flush=True)
-        if done % every == 0 or done == schedule.steps:
             save(path, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": done})

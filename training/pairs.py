@@ -14,8 +14,9 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionCon
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from sttm_lmms.benchmarks.mini.footage import Footage, Scene, random_scene
+from sttm_lmms.benchmarks.mini.footage import Footage, Scene
 from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
+from sttm_lmms.benchmarks.mini.scenery import TEXTURED
 
 from .codes import HIDDEN, MAX_FRAMES
 from .decoder import rotate
@@ -109,7 +110,7 @@ def view(rng: np.random.Generator, scene: Scene, side: int | None = None) -> tor
     time, gap = float(rng.uniform(0, 8)), float(rng.uniform(*GAP))
     pair = scene.render(torch.tensor([time, time + gap]), side, side)
     if rng.random() < 0.08:
-        pair[1:] = random_scene(rng).render(torch.tensor([time]), side, side)
+        pair[1:] = TEXTURED.scene(rng).render(torch.tensor([time]), side, side)
     return pair[None]
 
 
@@ -150,7 +151,7 @@ def pair_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(pixels [n, 2, 3, 196, 196], labels [n, 49], mean cell colours [n, 49, 3])``, see ``vision.frame_batch``."""
     side = int(rng.choice(SOURCE_SIDES))
-    scenes = [random_scene(rng) for _ in range(shots)]
+    scenes = [TEXTURED.scene(rng) for _ in range(shots)]
     pairs, labels = [], torch.full((batch, GRID, GRID), len(OBJECTS))
     for i in range(batch):
         pair = view(rng, scenes[int(rng.integers(len(scenes)))], side)

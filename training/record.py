@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Record what the shipped checkpoints answer on a fixed set of videos: ``python -m training.record``.
+"""Record what the shipped checkpoints answer on a fixed set of videos: ``python -m training.record [NAME ...]``.
 
-Writes tests/golden/tiny/FAMILY.json; to be run after a training, never to make a test pass.
+Writes tests/golden/tiny/NAME.json; to be run after a training, never to make a test pass.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,11 +18,11 @@ TARGET = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
 
 
 def main() -> None:
-    for family, subject in SUBJECTS.items():
+    for name in sys.argv[1:] or SUBJECTS:
         with tempfile.TemporaryDirectory() as folder:
-            found = fixed_answers(subject, Path(folder))
-        (TARGET / f"{family}.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(family, {name: round(row["accuracy"], 3) for name, row in found.items()})
+            found = fixed_answers(SUBJECTS[name], Path(folder))
+        (TARGET / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(name, {setting: round(row["accuracy"], 3) for setting, row in found.items()})
 
 
 if __name__ == "__main__":

@@ -19,30 +19,19 @@ The Qwen2-VL-shaped model has stages 1, 4, 5 and 6 only: its decoder starts from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
 
 from .bank import Bank, build_bank, compose
 from .decoder import FRONT, LAYERS, run
-from .loop import Schedule, train
+from .loop import Place, Schedule, train
 from .losses import losses
 from .stream import Batch, draw, make_batch, synthetic_features
 from .student import SEED, Student
 from .vision import vision_loss, vision_scores
 
 VIDEOS = 16
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run keeps its state and its log."""
-
-    folder: Path
-    log: Path
 
 
 def layout_of(step: int, ordering: int = 5) -> str:
@@ -56,16 +45,7 @@ def vision_stage(student: Student, place: Place, schedule: Schedule) -> None:
         features, codes = student.vision(pixels), student.codes
         return vision_loss(features, labels, colours, codes), vision_scores(features, labels, codes)
 
-    train(
-        "vision",
-        schedule,
-        student.vision,
-        student.vision.parameters(),
-        step,
-        folder=place.folder,
-        log=place.log,
-        seed=1,
-    )
+    train("vision", schedule, student.vision, student.vision.parameters(), step, place, seed=1)
 
 
 def make_videos(
@@ -90,6 +70,11 @@ def make_videos(
     return make_batch(rng, student.tokenizer, drawn, features, per_step, student.shape.lead)
 
 
+def whole_videos(student: Student, rng: np.random.Generator, layout: str, bank: Bank, *, videos: int = VIDEOS) -> Batch:
+    """A batch with every token of its videos."""
+    return make_videos(student, rng, layout, student.shape.grid**2, bank, videos=videos)
+
+
 def core_step(student: Student, batch: Batch, *, needle_labels: bool = True) -> tuple[torch.Tensor, dict[str, float]]:
     """Layers ``FRONT`` and up, on visual tokens to which the time is added by hand."""
     words = student.decoder.model.embed_tokens(batch.ids)
@@ -104,7 +89,7 @@ def core_stage(student: Student, place: Place, schedule: Schedule) -> None:
         per_step = int(rng.integers(1, 1 + min(6, 1 + number // 200)))
         return core_step(student, make_videos(student, rng, layout_of(number), per_step, None))
 
-    train("core", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=3)
+    train("core", schedule, student, student.core(), step, place, seed=3)
 
 
 def video_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
@@ -115,7 +100,7 @@ def video_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
         per_step = choices[int(rng.integers(min(reach, len(choices))))]
         return core_step(student, make_videos(student, rng, layout_of(number), per_step, bank))
 
-    train("video", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=4)
+    train("video", schedule, student, student.core(), step, place, seed=4)
 
 
 def front_stage(
@@ -141,7 +126,7 @@ def front_stage(
     size = len(student.prefix)
 
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number), student.shape.grid**2, bank, videos=videos)
+        batch = whole_videos(student, rng, layout_of(number), bank, videos=videos)
         text = words[batch.ids]
         context = student.context(batch.visual).detach()
         positions = student.positions(batch)
@@ -153,7 +138,7 @@ def front_stage(
         report = {"visual": seen.item(), "text": kept.item(), "mass": mass.item()}
         return seen + kept + start + (mass if reading_costs else 0), report
 
-    train(name, schedule, front, front.parameters(), step, folder=place.folder, log=place.log, seed=2)
+    train(name, schedule, front, front.parameters(), step, place, seed=2)
 
 
 def drop_background(
@@ -185,10 +170,10 @@ def random_share(rng: np.random.Generator, whole: float = 0.15) -> float:
 
 def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number, ordering=2), student.shape.grid**2, bank)
+        batch = whole_videos(student, rng, layout_of(number, ordering=2), bank)
         return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng))))
 
-    train("dense", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=6)
+    train("dense", schedule, student, student.core(), step, place, seed=6)
 
 
 def load_vision(student: Student, place: Place) -> None:
@@ -208,8 +193,8 @@ def make_bank(student: Student, place: Place, clips: int, per_object: int) -> Ba
 
 def settle_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) -> None:
     def step(number: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = make_videos(student, rng, layout_of(number, ordering=3), student.shape.grid**2, bank)
+        batch = whole_videos(student, rng, layout_of(number, ordering=3), bank)
         priority = stillness(batch, rng) if rng.random() < 0.6 else None
         return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng, 0.25), priority)))
 
-    train("settle", schedule, student, student.core(), step, folder=place.folder, log=place.log, seed=7)
+    train("settle", schedule, student, student.core(), step, place, seed=7)

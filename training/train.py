@@ -18,12 +18,12 @@ from . import control, fine, stages
 from .bank import Bank
 from .decoder import FRONT
 from .export import export, load_decoder
-from .loop import Schedule
+from .loop import Place, Schedule
 from .shapes import SHAPES
 from .student import Student, warm_start
 
-FreeStage = Callable[[Student, stages.Place, Schedule], None]
-BankStage = Callable[[Student, stages.Place, Schedule, Bank], None]
+FreeStage = Callable[[Student, Place, Schedule], None]
+BankStage = Callable[[Student, Place, Schedule, Bank], None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,12 @@ PLANS = {
     ),
     "control": Plan(
         "llava_video_fine",
+        {"grow": (600, 2e-3), "whole": (160, 8e-4), "clock": (200, 3e-3)},
+        eyes="llava_video_fine",
+        bank=(60, 16),
+    ),
+    "late_control": Plan(
+        "llava_video_fine",
         {"time": (150, 2e-3), "whole": (160, 8e-4)},
         start="llava_video",
         eyes="llava_video_fine",
@@ -80,6 +86,7 @@ FREE: dict[str, FreeStage] = {
     "vision": stages.vision_stage,
     "core": stages.core_stage,
     "project": fine.project_stage,
+    "grow": control.grow_stage,
 }
 BANK: dict[str, BankStage] = {
     "video": stages.video_stage,
@@ -89,6 +96,7 @@ BANK: dict[str, BankStage] = {
     "coarse": fine.coarse_stage,
     "time": partial(stages.front_stage, name="time", afresh=False, reading_costs=False, videos=1),
     "whole": control.whole_stage,
+    "clock": partial(stages.front_stage, name="clock", reading_costs=False, videos=1),
 }
 
 
@@ -113,12 +121,12 @@ def train_model(
         The folder of the checkpoint; None where ``until`` was not the last stage.
     """
     plan = PLANS[name]
-    place = stages.Place(work / name, work / name / "train.jsonl")
+    place = Place(work / name, work / name / "train.jsonl")
     place.folder.mkdir(parents=True, exist_ok=True)
     student = Student(SHAPES[plan.shape])
     if plan.start:
         begin(student, start or work / plan.start / "checkpoint")
-    eyes = stages.Place(work / plan.eyes, place.log) if plan.eyes else place
+    eyes = Place(work / plan.eyes, place.log) if plan.eyes else place
     for stage, (steps, rate) in plan.stages.items():
         schedule = Schedule(max(1, round(steps * scale)), rate)
         if stage in FREE:

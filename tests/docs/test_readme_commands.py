@@ -45,6 +45,10 @@ COVERED: dict[str, str] = {
     "make results-tiny": TIME,
     "make test-fast": TIME,
     "make test-matrix": TIME,
+    "make test-vllm": TIME,
+    'pip install "sttm-lmms[eval,vllm] @ git+<this repository>"': NETWORK,
+    "lmms-eval --model sttm_vllm --model_args pretrained=lmms-lab/LLaVA-Video-72B-Qwen2,budget=0.3,"
+    "tensor_parallel_size=4 --tasks sttm_videomme --log_samples --output_path runs/": GPU,
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
     'pip install "sttm-lmms @ git+<this repository>"': NETWORK,
     "sttm-lmms doctor": HERE,

@@ -5,6 +5,7 @@ What the hooks of the runtime do in place on any model, this does in straight co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,49 @@ import torch
 import torch.nn.functional as F
 
 from sttm_lmms.methods.base import Method, Stage
+from sttm_lmms.runtime import reduce_tokens
+from sttm_lmms.runtime.report import Report
 from sttm_lmms.types import Kept, Tokens, VideoSpan
+
+
+def hooked_steps(
+    model: Any,
+    method: Method,
+    spans: Sequence[VideoSpan],
+    embeds: torch.Tensor,
+    tokens: Sequence[int],
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Report, Any]:
+    """What the hooks do with rows ``[B, L, C]``, then with the same ``tokens`` for each, one after the other.
+
+    Returns:
+        Logits ``[B, 1 + steps, V]`` at the last position, the report, and the cache.
+    """
+    rows = len(embeds)
+    with torch.inference_mode(), reduce_tokens(model, method, spans=spans) as report:
+        output = model(inputs_embeds=embeds, attention_mask=mask, use_cache=True)
+        logits = [output.logits[:, -1]]
+        for token in tokens:
+            mask = mask if mask is None else F.pad(mask, (0, 1), value=1)
+            ids, cache = torch.full((rows, 1), token), output.past_key_values
+            output = model(input_ids=ids, attention_mask=mask, past_key_values=cache)
+            logits.append(output.logits[:, -1])
+    return torch.stack(logits, 1), report, output.past_key_values
+
+
+def check_against_hooks(
+    model: Any, method: Method, span: VideoSpan, embeds: torch.Tensor, steps: int
+) -> tuple[SlowDecoder, Report]:
+    """The same logits and cache lengths from a :class:`SlowDecoder` and from the hooks, in a prefill and ``steps``."""
+    tokens = torch.randint(0, 256, (steps,), generator=torch.Generator().manual_seed(2)).tolist()
+    decoder = SlowDecoder(model, method, span)
+    with torch.inference_mode():
+        expected = [decoder.prefill(embeds), *(decoder.step(token) for token in tokens)]
+    logits, report, cache = hooked_steps(model, method, [span], embeds[None], tokens)
+    torch.testing.assert_close(logits[0], torch.stack(expected), atol=1e-4, rtol=0)
+    assert [layer.keys.shape[-2] for layer in cache.layers] == decoder.kv_lengths()
+    report.check_reduced()
+    return decoder, report
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 import recorded
 import torch
 from method_settings import EDITS_CACHE, MERGING, NAMES, OUT_OF_ORDER, method
-from slow_decoder import SlowDecoder
+from slow_decoder import check_against_hooks, hooked_steps
 
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods import method_names
@@ -74,37 +74,18 @@ def test_every_method_of_the_package_is_here() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prefill_and_twenty_steps_against_the_slow_decoder(name: str) -> None:
-    model, embeds = recorded.model(), prompt()
-    tokens = torch.randint(0, 256, (20,), generator=torch.Generator().manual_seed(2)).tolist()
-    decoder = SlowDecoder(model, method(name), SPAN)
-    with torch.inference_mode():
-        expected = [decoder.prefill(embeds), *(decoder.step(token) for token in tokens)]
-        with reduce_tokens(model, method(name), spans=[SPAN]) as report:
-            output = model(inputs_embeds=embeds[None], use_cache=True)
-            got = [output.logits[0, -1]]
-            for token in tokens:
-                output = model(input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values)
-                got.append(output.logits[0, -1])
-    torch.testing.assert_close(torch.stack(got), torch.stack(expected), atol=1e-4, rtol=0)
-    assert [layer.keys.shape[-2] for layer in output.past_key_values.layers] == decoder.kv_lengths()
+    _, report = check_against_hooks(recorded.model(), method(name), SPAN, prompt(), steps=20)
     (event,) = report.latest
     check_reduction(name, event)
-    report.check_reduced()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eager_and_sdpa_agree(name: str) -> None:
-    found = []
-    for attention in ("sdpa", "eager"):
-        model = recorded.model(attention)
-        with torch.inference_mode(), reduce_tokens(model, method(name), spans=[SPAN]):
-            output = model(inputs_embeds=prompt()[None], use_cache=True)
-            steps = [output.logits[0, -1]]
-            for token in (7, 8, 9):
-                output = model(input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values)
-                steps.append(output.logits[0, -1])
-        found.append(torch.stack(steps))
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    sdpa, eager = (
+        hooked_steps(recorded.model(attention), method(name), [SPAN], prompt()[None], (7, 8, 9))[0]
+        for attention in ("sdpa", "eager")
+    )
+    torch.testing.assert_close(sdpa, eager, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,15 +98,8 @@ def test_two_padded_rows_are_the_single_runs_or_refused(name: str) -> None:
     spans = [SPAN, VideoSpan(TEXT, GRID, row=1)]
 
     def run(embeds: torch.Tensor, mask: torch.Tensor, spans: list[VideoSpan]) -> tuple[torch.Tensor, list[int]]:
-        with torch.inference_mode(), reduce_tokens(model, method(name), spans=spans) as report:
-            output = model(inputs_embeds=embeds, attention_mask=mask, use_cache=True)
-            found = [output.logits[:, -1]]
-            for token in (7, 8, 9):
-                mask = torch.cat((mask, torch.ones(len(mask), 1, dtype=torch.long)), 1)
-                ids = torch.full((len(mask), 1), token)
-                output = model(input_ids=ids, attention_mask=mask, past_key_values=output.past_key_values)
-                found.append(output.logits[:, -1])
-        return torch.stack(found, 1), [event.after for event in report.events]
+        logits, report, _ = hooked_steps(model, method(name), spans, embeds, (7, 8, 9), mask)
+        return logits, [event.after for event in report.events]
 
     if name in EDITS_CACHE:
         with pytest.raises(UnsupportedModelError, match=r"one sequence|no padded batches"):

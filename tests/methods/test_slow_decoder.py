@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import recorded
-import torch
-from slow_decoder import SlowDecoder
+from slow_decoder import check_against_hooks
 
 from sttm_lmms.methods import get_method
-from sttm_lmms.runtime import reduce_tokens
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("tome", {"budget": 0.4, "scope": "frame"}),
@@ -33,19 +31,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "settings"), METHODS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(METHODS)])
 def test_prefill_and_steps(name: str, settings: dict[str, Any]) -> None:
     embeds, span = recorded.prompt("none_T12")
-    method, model = get_method(name)(**settings), recorded.model()
-    tokens = torch.randint(0, 256, (8,), generator=torch.Generator().manual_seed(2)).tolist()
-    decoder = SlowDecoder(model, method, span)
-    with torch.no_grad():
-        expected = [decoder.prefill(embeds), *(decoder.step(token) for token in tokens)]
-        with reduce_tokens(model, method, spans=[span]) as report:
-            output = model(inputs_embeds=embeds[None], use_cache=True)
-            got = [output.logits[0, -1]]
-            for token in tokens:
-                output = model(input_ids=torch.tensor([[token]]), past_key_values=output.past_key_values)
-                got.append(output.logits[0, -1])
-    torch.testing.assert_close(torch.stack(got), torch.stack(expected), atol=1e-4, rtol=0)
-    assert [layer.keys.shape[-2] for layer in output.past_key_values.layers] == decoder.kv_lengths()
+    decoder, report = check_against_hooks(recorded.model(), get_method(name)(**settings), span, embeds, steps=8)
     if name in ("dycoke", "streaming_llm"):
         assert report.kv_share < 1
     else:
@@ -56,4 +42,3 @@ def test_prefill_and_steps(name: str, settings: dict[str, Any]) -> None:
         assert report.latest[0].layer_budget <= settings.get("budget", 1.0)
     elif "budget" in settings and name != "streaming_llm":
         assert report.latest[0].budget <= settings["budget"]
-    report.check_reduced()

@@ -8,28 +8,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FAMILIES = ("llava_video", "qwen2_vl")
+SUBJECTS = ("llava_video", "qwen2_vl", "llava_video_fine")
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
+@pytest.fixture(scope="module", params=SUBJECTS)
+def subject(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def results(family, tmp_path_factory):
+def results(subject, tmp_path_factory):
     """``{setting: {"accuracy", "kept", "answers"}}`` on 18 videos, 72 questions."""
+    from training import settings
     from training.fixed import fixed_answers
-    from training.settings import SUBJECTS
 
-    return fixed_answers(SUBJECTS[family], tmp_path_factory.mktemp("mini"))
+    return fixed_answers(settings.SUBJECTS[subject], tmp_path_factory.mktemp("mini"))
 
 
 @pytest.fixture
-def recorded(family):
-    return json.loads((ROOT / "tests" / "golden" / "tiny" / f"{family}.json").read_text())
+def recorded(subject):
+    return json.loads((ROOT / "tests" / "golden" / "tiny" / f"{subject}.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["all", "sttm", "random"])

@@ -120,7 +120,7 @@ def test_every_phrase_is_one_token_and_any_text_comes_back(student):
 
 
 def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
-    from training.loop import Schedule, train
+    from training.loop import Place, Schedule, train
 
     def fit(folder, stop):
         torch.manual_seed(0)
@@ -143,8 +143,7 @@ def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
             try:
                 train(
                     *("fit", Schedule(60, 0.05, warmup=5), module, module.parameters(), fn),
-                    folder=folder,
-                    log=folder / "log.jsonl",
+                    Place(folder, folder / "log.jsonl"),
                     seed=1,
                     every=10,
                 )

@@ -1,4 +1,4 @@
-"""Footage for needles to hide in: textures under a moving camera, with cuts and noise, from a seed."""
+"""Footage for needles to hide in: textures under a moving camera, with cuts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-TEXTURE_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -60,49 +58,3 @@ class Footage:
             local = torch.as_tensor(times[shot == i] - self.starts[i], dtype=torch.float32)
             parts.append(self.scenes[i].render(local, height, width))
         return torch.cat(parts)
-
-
-def random_texture(rng: np.random.Generator) -> torch.Tensor:
-    """Muted texture ``[3, S, S]``: several octaves of noise with soft-edged patches on top.
-
-    Colours stay close to grey, so that the saturated needles can be told from every texture.
-    """
-    size = TEXTURE_SIZE
-    image = torch.full((3, size, size), float(rng.uniform(0.25, 0.7)))
-    roughness = rng.uniform(0.4, 0.75)
-    for octave, cells in enumerate((3, 6, 12, 24, 48)):
-        noise = torch.from_numpy(rng.standard_normal((1, 3, cells, cells)).astype(np.float32))
-        grey = noise.mean(1, keepdim=True) * 1.7
-        mixed = grey + 0.3 * (noise - noise.mean(1, keepdim=True))
-        up = F.interpolate(mixed, (size, size), mode="bicubic", align_corners=False)[0]
-        image = image + 0.16 * roughness**octave * up
-    axis = torch.linspace(0, 1, size)
-    for _ in range(int(rng.integers(2, 8))):
-        cx, cy, w, h = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.05, 0.25), rng.uniform(0.05, 0.25)
-        border = torch.maximum((axis - cx).abs()[None, :] / w, (axis - cy).abs()[:, None] / h)
-        mask = ((1 - border) / rng.uniform(0.05, 0.4) + 0.5).clamp(0, 1) * float(rng.uniform(0.4, 1.0))
-        shade = rng.uniform(0.1, 0.9)
-        colour = torch.tensor(shade + rng.uniform(-0.1, 0.1, 3), dtype=torch.float32)[:, None, None]
-        image = image + mask * (colour - image)
-    return image.clamp(0.02, 0.98)
-
-
-def random_scene(rng: np.random.Generator, *, still: bool = False) -> Scene:
-    """One shot. ``still`` keeps the camera at rest (an inserted picture)."""
-    speed = 0.0 if still else float(rng.uniform(0.0, 0.12))
-    angle = float(rng.uniform(0, 2 * np.pi))
-    return Scene(
-        texture=random_texture(rng),
-        start=(float(rng.uniform(-0.5, 0.5)), float(rng.uniform(-0.5, 0.5))),
-        velocity=(speed * float(np.cos(angle)), speed * float(np.sin(angle))),
-        zoom=float(rng.uniform(0.25, 0.7)),
-        zoom_rate=0.0 if still else float(rng.uniform(-0.04, 0.04)),
-        sway=(0.0 if still else float(rng.uniform(0, 0.02)), float(rng.uniform(1, 4))),
-    )
-
-
-def random_footage(rng: np.random.Generator, seconds: float) -> Footage:
-    """Footage of ``seconds`` with up to three cuts."""
-    cuts = sorted(rng.uniform(0.5, max(seconds, 1.0), int(rng.integers(0, 4))).tolist())
-    starts = (0.0, *cuts)
-    return Footage(tuple(random_scene(rng) for _ in starts), starts, noise=float(rng.uniform(0.0, 0.03)))
