@@ -13,7 +13,8 @@ import torch
 
 from sttm_lmms.config import check_number
 from sttm_lmms.methods.base import BudgetWarning
-from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, partition_at
+from sttm_lmms.methods.sttm.dense import DenseVideo, fits
+from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, check_features, partition_at
 from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds, turning_points
 from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarities
 
@@ -94,7 +95,12 @@ def search_budget(profile: Searchable, budget: float) -> Search:
 
 
 def calibrate(
-    features: Iterable[torch.Tensor], budget: float, config: STTMConfig, head_dim: int | None = None
+    features: Iterable[torch.Tensor],
+    budget: float,
+    config: STTMConfig,
+    head_dim: int | None = None,
+    *,
+    _dense: bool | None = None,
 ) -> Thresholds:
     """One fixed pair of thresholds that meets a budget on average over videos, as the paper uses them.
 
@@ -104,12 +110,16 @@ def calibrate(
         budget: average over videos of kept tokens / all tokens, in (0, 1].
         config: everything but thresholds and budget.
         head_dim: see :func:`sttm_lmms.methods.sttm.merge_video_tokens`.
+        _dense: for tests; videos on CUDA devices are measured by the dense path otherwise.
 
     Raises:
         ValueError: there is no video, the budget is out of range, or no thresholds keep so few tokens.
     """
     check_number("budget", budget, 0.0, 1.0, low_open=True)
-    profiles = [Profile.of(build_quadtrees(video, config, head_dim)) for video in features]
+    profiles = [
+        _profile_of(video, config, head_dim, video.device.type == "cuda" if _dense is None else _dense)
+        for video in features
+    ]
     if not profiles:
         raise ValueError("calibration needs at least one video")
 
@@ -124,3 +134,10 @@ def calibrate(
             "of the tokens on average; ask for more, or start the quadtrees at a lower root_level"
         )
     return search.best
+
+
+def _profile_of(video: torch.Tensor, config: STTMConfig, head_dim: int | None, dense: bool) -> Searchable:
+    check_features(video, config, head_dim)
+    if dense and fits(video, config):
+        return DenseVideo.of(video, config, head_dim).without_features()
+    return Profile.of(build_quadtrees(video, config, head_dim))

@@ -99,6 +99,10 @@ class DenseVideo:
         """What a search for thresholds asks: this video itself, which is measured already."""
         return self
 
+    def without_features(self) -> DenseVideo:
+        """The same similarities for counting alone: nothing can be merged, and the memory of features is free."""
+        return replace(self, features=self.features.new_empty(*self.features.shape[:3], 0), counts={})
+
     def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
         """The tokens at a pair of thresholds, see :meth:`SparseVideo.merge_at`."""
         count = self.counts.get(thresholds)

@@ -18,6 +18,7 @@ from sttm_lmms.methods.sttm import (
     temporal,
 )
 from sttm_lmms.methods.sttm.budget import Profile
+from sttm_lmms.methods.sttm.dense import DenseVideo
 from sttm_lmms.methods.sttm.quadtree import build_quadtrees
 from sttm_lmms.methods.sttm.search import LOWEST, Thresholds
 from sttm_lmms.methods.sttm.similarity import row_dots
@@ -159,6 +160,17 @@ def test_calibration_meets_the_budget_on_average() -> None:
     shares = [merge_video_tokens(features, STTMConfig(*thresholds)).budget for features in videos]
     assert 0.39 < sum(shares) / len(shares) <= 0.4
     assert max(shares) - min(shares) > 0.01, "one pair of thresholds gives each video its own share"
+
+
+@pytest.mark.parametrize("settings", [{}, {"per_head": True, "odd_edge": "masked"}], ids=str)
+def test_calibration_on_tables_finds_the_same_and_keeps_no_features(settings: dict) -> None:
+    config = STTMConfig(budget=0.4, **settings)
+    videos = [natural_features(6, 9, 8, 32, seed=seed) for seed in range(2)]
+    assert calibrate(videos, 0.4, config, 8, _dense=True) == calibrate(videos, 0.4, config, 8, _dense=False)
+    measured = DenseVideo.of(videos[0], config, 8).without_features()
+    storages = [value.untyped_storage().data_ptr() for value in vars(measured.measured).values()]
+    assert measured.features.numel() == 0
+    assert videos[0].untyped_storage().data_ptr() not in [*storages, measured.features.untyped_storage().data_ptr()]
 
 
 def test_calibration_refuses_what_it_cannot_do() -> None:
