@@ -10,7 +10,7 @@ import pytest
 from training.evaluate import table
 
 RESULTS = Path(__file__).parents[2] / "results" / "spatial"
-FOLDERS = ("plain", "textured", "control")
+FOLDERS = ("plain", "textured", "late_control")
 
 
 def rows(folder):
@@ -41,7 +41,7 @@ def test_on_plain_videos_at_least_two_fifths_go_in_space(share):
         assert row["kept"] == pytest.approx(float(share.rstrip("%")) / 100, abs=0.02)
 
 
-@pytest.mark.parametrize("folder", ["plain", "control"])
+@pytest.mark.parametrize("folder", ["plain", "late_control"])
 def test_without_needles_it_guesses(folder):
     row = rows(folder)["needle tokens removed (oracle)"]
     low, high = row["retrieval"]["interval"]
