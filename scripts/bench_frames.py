@@ -92,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=60, help="a third for each kind of question; four tries each")
     parser.add_argument("--seconds", type=float, nargs="+", default=[14.0, 15.0], help="lengths of the videos")
     parser.add_argument("--seed", type=int, default=140)
-    parser.add_argument("--pairs", nargs="+", default=["4", "8:0.5", "16:0.25", "40:0.1"], help="FRAMES or FRAMES:BUDGET")
+    parser.add_argument(
+        "--pairs", nargs="+", default=["4", "8:0.5", "16:0.25", "40:0.1"], help="FRAMES or FRAMES:BUDGET"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/bench/frames"))
     options = parser.parse_args(arguments)
     from sttm_lmms.demo import shipped
