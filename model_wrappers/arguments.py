@@ -6,7 +6,7 @@ import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
@@ -75,17 +75,26 @@ class WrapperArguments:
     method_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+Arguments = TypeVar("Arguments", bound=WrapperArguments)
+
+
 def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ()) -> WrapperArguments:
+    """The arguments of every wrapper, see :func:`parse_as`."""
+    return parse_as(WrapperArguments, values, refused=refused)
+
+
+def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Collection[str] = ()) -> Arguments:
     """Arguments from the strings, numbers and booleans that lmms-eval read from ``--model_args``.
 
     Args:
+        kind: a subclass adds arguments of one wrapper.
         refused: arguments that this family has no use for.
 
     Raises:
         ValueError: a name or value is unknown, of the wrong type, or does not go with the others.
     """
-    hints = get_type_hints(WrapperArguments)
-    own = [f.name for f in fields(WrapperArguments) if f.name != "method_settings" and f.name not in refused]
+    hints = get_type_hints(kind)
+    own = [f.name for f in fields(kind) if f.name != "method_settings" and f.name not in refused]
     method = str(values.get("method", "sttm"))
     settings = method_hints(method)
     for name in values:
@@ -108,7 +117,7 @@ def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ())
     check_integer("prefetch", parsed.get("prefetch", 2), 0)
     check_integer("prefetch_workers", parsed.get("prefetch_workers") or 1, 1)
     check_number("host_cache_gb", parsed.get("host_cache_gb", 0.0), 0.0, 1e6)
-    arguments = WrapperArguments(**parsed, method_settings=chosen)
+    arguments = kind(**parsed, method_settings=chosen)
     _check_choice_of_tokens(arguments)
     return arguments
 

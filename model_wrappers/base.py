@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from sttm_lmms.model_wrappers import exchange, screen
-from sttm_lmms.model_wrappers.arguments import parse_arguments
+from sttm_lmms.model_wrappers.arguments import WrapperArguments, parse_arguments
 from sttm_lmms.model_wrappers.documents import (
     Document,
     Messages,
@@ -27,10 +27,11 @@ from sttm_lmms.model_wrappers.documents import (
 )
 from sttm_lmms.model_wrappers.finish import finish_run
 from sttm_lmms.model_wrappers.loading import load
-from sttm_lmms.model_wrappers.placement import make_reproducible, place
+from sttm_lmms.model_wrappers.placement import Placement, make_reproducible, place
 from sttm_lmms.model_wrappers.results import Results
 from sttm_lmms.model_wrappers.rounds import Conversation
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
+from torch import nn
 from tqdm import tqdm
 
 from sttm_lmms.errors import OutOfMemoryError, STTMError
@@ -84,28 +85,35 @@ class STTMWrapper(lmms):
     def __init__(self, **values: Any) -> None:
         super().__init__()
         screen.install()
-        self.arguments = parse_arguments(values, refused=self.refused)
-        default_settings(self.arguments, self.family)
+        self.arguments, self._family = self.read(values)
         placement = place(self.arguments)
         if self.arguments.reproduce:
             make_reproducible()
         self.device, self._rank, self._world_size = placement.device, placement.rank, placement.world_size
-        self.model, self.processor = load(self.arguments, placement, self.family)
+        self.model, self.processor = self._load(placement)
         self._task_settings: dict[str, TaskSettings] = {}
         self._tasks_described: set[str] = set()
         self._tasks_warned: set[str] = set()
         self._output_tokens = 0
         self._seconds = 0.0
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> tuple[WrapperArguments, str]:
+        """The arguments and the name of the model family, with all that can be refused before anything is loaded."""
+        arguments = parse_arguments(values, refused=cls.refused)
+        default_settings(arguments, cls.family)
+        return arguments, cls.family
+
+    def _load(self, placement: Placement) -> tuple[nn.Module, Any]:
+        return load(self.arguments, placement, self._family)
+
     @cached_property
     def _engine(self) -> Engine:
         """Made at the first request: only then are the tasks known."""
-        settings = default_settings(self.arguments, self.family)
-        return Engine(
-            self.model,
-            self.processor,
+        settings = default_settings(self.arguments, self._family)
+        return self._make_engine(
             settings.config,
-            family=get_family(self.family),
+            family=get_family(self._family),
             video=settings.video,
             newline=self.arguments.newline,
             reuse=self.arguments.reuse,
@@ -116,6 +124,9 @@ class STTMWrapper(lmms):
             on_error=self.arguments.on_error,
             features=self._store(),
         )
+
+    def _make_engine(self, config: Any, **settings: Any) -> Engine:
+        return Engine(self.model, self.processor, config, **settings)
 
     def _store(self) -> FeatureStore | None:
         if self.arguments.features is None:
@@ -336,7 +347,7 @@ class STTMWrapper(lmms):
 
     def _settings(self, task: str) -> TaskSettings:
         if task not in self._task_settings:
-            self._task_settings[task] = task_settings(self.arguments, self.family, task)
+            self._task_settings[task] = task_settings(self.arguments, self._family, task)
         return self._task_settings[task]
 
     def _asked(self) -> str | None:
@@ -354,9 +365,9 @@ class STTMWrapper(lmms):
             method=self.arguments.method,
             config=settings.config,
             checkpoint=self.arguments.pretrained,
-            family=self.family,
+            family=self._family,
             video=replace(settings.video, backend=_backend(settings.video), sampling=self._sampling(settings.video)),
-            newline=get_family(self.family).newline_mode(
+            newline=get_family(self._family).newline_mode(
                 self.model.config, self.arguments.newline, reduced=settings.config is not None
             ),
             reuse=self.arguments.reuse,
@@ -364,7 +375,7 @@ class STTMWrapper(lmms):
 
     def _sampling(self, video: VideoSettings) -> str:
         """The frame sampling that ran, by its own name."""
-        return get_family(self.family).model_sampling if video.sampling == "model" else video.sampling
+        return get_family(self._family).model_sampling if video.sampling == "model" else video.sampling
 
 
 def _backend(video: VideoSettings) -> str:

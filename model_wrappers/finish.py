@@ -59,6 +59,8 @@ def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds
 def _log(summary: RunSummary, shares: Sequence[Share]) -> None:
     tokens = sum(share.output_tokens for share in shares)
     seconds = max(share.seconds for share in shares)
+    if seconds:
+        summary = replace(summary, questions_per_s=summary.questions / seconds)
     log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, summary.metrics())
 
 

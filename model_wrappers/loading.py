@@ -31,8 +31,8 @@ def check_packages(arguments: WrapperArguments) -> None:
     check_quantization(arguments.load_in_4bit)
 
 
-def load(arguments: WrapperArguments, placement: Placement, family: str) -> tuple[nn.Module, Any]:
-    """Model and processor.
+def load(arguments: WrapperArguments, placement: Placement, family: str, **options: Any) -> tuple[nn.Module, Any]:
+    """Model and processor. ``options`` are the family's own, see its ``load_model``.
 
     Raises:
         CheckpointError: it cannot be read, or is of another architecture.
@@ -51,6 +51,7 @@ def load(arguments: WrapperArguments, placement: Placement, family: str) -> tupl
             attn_implementation=arguments.attn_implementation,
             family=family,
             load_in_4bit=arguments.load_in_4bit,
+            **options,
         )
     except Exception as error:
         if not is_out_of_memory(error):

@@ -8,10 +8,8 @@ from typing import Any
 
 from lmms_eval.utils import simple_parse_args_string
 from sttm_lmms.model_wrappers import WRAPPERS
-from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.loading import check_family, check_packages
 from sttm_lmms.model_wrappers.placement import place
-from sttm_lmms.model_wrappers.settings import default_settings
 
 
 def check_run(model: str, model_args: str, options: Mapping[str, Any]) -> None:
@@ -30,8 +28,7 @@ def check_run(model: str, model_args: str, options: Mapping[str, Any]) -> None:
         return
     module, name = WRAPPERS[model].split(".")
     wrapper = getattr(import_module(f"sttm_lmms.model_wrappers.{module}"), name)
-    arguments = parse_arguments({**options, **simple_parse_args_string(model_args)}, refused=wrapper.refused)
-    default_settings(arguments, wrapper.family)
+    arguments, family = wrapper.read({**options, **simple_parse_args_string(model_args)})
     place(arguments)
     check_packages(arguments)
-    check_family(arguments, wrapper.family)
+    check_family(arguments, family)

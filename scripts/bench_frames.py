@@ -32,13 +32,9 @@ from sttm_lmms.runtime import Engine, GenerationSettings, Request
 from sttm_lmms.video import VideoSettings
 
 
-def answers_of(model: Any, processor: Any, root: Path, frames: int, budget: float | None) -> dict[str, Any]:
-    """Scores of all questions with so many frames a video at a budget (None: all tokens), and what it took."""
+def answers_of(engine: Engine, root: Path) -> dict[str, Any]:
+    """Scores of all questions of the generated benchmark below ``root``, and what they took."""
     questions = load_benchmark("vnbench", root)
-    config = None if budget is None else STTMConfig(budget=budget)
-    engine = Engine(
-        model, processor, config, video=VideoSettings(max_frames=frames, fps=ALL_FRAMES), newline="no_token"
-    )
     requests = []
     for question in questions:
         video = str(root / "vnbench" / "videos" / f"{question.video_id}.mp4")
@@ -48,8 +44,6 @@ def answers_of(model: Any, processor: Any, root: Path, frames: int, budget: floa
     answers = engine.generate(requests, batch_size=4)
     scores = [score_reply(a.text, q.letters, str(q.answer))[1] for q, a in zip(questions, answers, strict=True)]
     return {
-        "frames": frames,
-        "budget": budget,
         "visual_tokens": fmean(answer.visual_tokens for answer in answers),
         "tokens_into_the_llm": fmean(answer.kept_tokens for answer in answers),
         "accuracy": fmean(scores),
@@ -98,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=60, help="a third for each kind of question; four tries each")
     parser.add_argument("--seconds", type=float, nargs="+", default=[14.0, 15.0], help="lengths of the videos")
     parser.add_argument("--seed", type=int, default=140)
-    parser.add_argument("--pairs", nargs="+", default=["4", "8:0.5", "16:0.25"], help="FRAMES or FRAMES:BUDGET")
+    parser.add_argument(
+        "--pairs", nargs="+", default=["4", "8:0.5", "16:0.25", "40:0.1"], help="FRAMES or FRAMES:BUDGET"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/bench/frames"))
     options = parser.parse_args(arguments)
     from sttm_lmms.demo import shipped
@@ -109,7 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_benchmark(folder, videos=options.videos, seed=options.seed, split="test", lengths=options.seconds)
         for pair in options.pairs:
             frames, _, budget = pair.partition(":")
-            row = answers_of(model, processor, Path(folder), int(frames), float(budget) if budget else None)
+            share = float(budget) if budget else None
+            config = None if share is None else STTMConfig(budget=share)
+            video = VideoSettings(max_frames=int(frames), fps=ALL_FRAMES)
+            row = answers_of(Engine(model, processor, config, video=video, newline="no_token"), Path(folder))
+            row |= {"frames": int(frames), "budget": share}
             rows.append({**row, "gain": gain(row, rows[0] if rows else row)})
             print(table(rows, {"command": "", "device": "", "date": ""}).splitlines()[-3], flush=True)
     header = about("cpu")

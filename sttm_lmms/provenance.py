@@ -34,6 +34,7 @@ class RunSummary:
 
     Attributes:
         questions: answers given.
+        questions_per_s: the same a second, decoding, vision and all else included, over all processes.
         failures: videos that could not be read.
         videos_decoded, vision_passes, prefills: work done; reuse makes them smaller than ``questions``.
         reduction_asked: 1 if the run was asked to reduce tokens, else 0 (half of the certificate).
@@ -56,6 +57,7 @@ class RunSummary:
     """
 
     questions: int = 0
+    questions_per_s: float | None = None
     failures: int = 0
     videos_decoded: int = 0
     vision_passes: int = 0

@@ -55,9 +55,19 @@ def stock_tasks(tmp_path: Path) -> StockTasks:
     return StockTasks(include_path, hf_home, tuple(videos), videos)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--vllm", type=Path, help="bin/python of an environment with vLLM; make test-vllm makes one")
+    parser.addoption("--kills", type=int, default=3, help="random moments at which test_kill_anywhere.py kills a run")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = skipped_groups(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     if lines:
         terminalreporter.section("not run on this machine")
         for line in lines:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--kills")

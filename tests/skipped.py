@@ -10,6 +10,7 @@ WAYS = {
     "CUDA": "run on a machine with an NVIDIA GPU and a CUDA build of torch",
     "annotation file": "put the benchmarks' published annotation files where the reason says",
     "torchcodec": 'pip install "torchcodec>=0.7", and FFmpeg (Debian: apt-get install ffmpeg)',
+    "vLLM": "make test-vllm",
     "root may": "run as an ordinary user",
     "could not import": "make install",
     "is not installed": "make install",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+from transformers import AutoProcessor, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import UnsupportedModelError
@@ -77,12 +77,19 @@ class LlavaFamily(Family):
             video = lowered.rfind("llava-video") > lowered.rfind("onevision")
         return architecture in self.architectures and bool(video) == self.default_time_instruction
 
-    def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
+    def load_model(self, path: Path, *, with_decoder: bool = True, **kwargs: Any) -> nn.Module:
+        """As of :class:`Family`; ``with_decoder=False`` leaves out the decoder's layers and the output head, of which
+        nothing is read: what is left sees, embeds and merges."""
         config = read_json(path / "config.json")
         if lmms_lab.ARCHITECTURE in (config.get("architectures") or ()):
-            model = lmms_lab.load(path, config=config, **kwargs)
-        else:
+            model = lmms_lab.load(path, config=config, with_decoder=with_decoder, **kwargs)
+        elif with_decoder:
             model = load_model(LlavaOnevisionForConditionalGeneration, path, **kwargs)
+        else:
+            short = lmms_lab.without_layers(LlavaOnevisionConfig.from_pretrained(path))
+            model = load_model(LlavaOnevisionForConditionalGeneration, path, config=short, checked=True, **kwargs)
+        if not with_decoder:
+            model.lm_head.to("meta")
         for field, default in (
             ("mm_newline_position", self.default_newline),
             ("add_time_instruction", self.default_time_instruction),

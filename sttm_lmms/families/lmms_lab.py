@@ -167,17 +167,31 @@ def model_config(config: Mapping[str, Any], folder: Path) -> LlavaOnevisionConfi
 
 
 def load(
-    path: Path, *, config: Mapping[str, Any], headers: Mapping[str, TensorHeader] | None = None, **kwargs: Any
+    path: Path,
+    *,
+    config: Mapping[str, Any],
+    headers: Mapping[str, TensorHeader] | None = None,
+    with_decoder: bool = True,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """The model of an original checkpoint. Every tensor is checked by name and shape before any is loaded.
 
     Args:
         headers: as in :func:`~sttm_lmms.families.checkpoint.load_model`.
+        with_decoder: False builds and reads no decoder layer.
     """
     hf_config = model_config(config, path)
     _check(path, hf_config, read_headers(path) if headers is None else headers)
+    hf_config = hf_config if with_decoder else without_layers(hf_config)
     kwargs |= {"config": hf_config, "key_mapping": KEY_MAPPING, "checked": True, "headers": headers}
     return load_model(LlavaOnevisionForConditionalGeneration, path, **kwargs)
+
+
+def without_layers(config: Any) -> Any:
+    """``config``, changed in place: its decoder has no layers (transformers lists their tensors as unexpected)."""
+    config.text_config.num_hidden_layers = 0
+    config.text_config.layer_types = []
+    return config
 
 
 def _check(folder: Path, config: Any, headers: Mapping[str, TensorHeader]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -88,27 +88,33 @@ def generate_ids(
         inputs: further arguments of ``model.generate``.
     """
     tokenizer = tokenizer_of(processor)
-    eos = model.generation_config.eos_token_id
-    eos = tokenizer.eos_token_id if eos is None else eos
-    ends = set(eos) if isinstance(eos, (list, tuple)) else {eos}
+    ends = end_ids(model, processor)
     pad = tokenizer.pad_token_id
     start = input_ids.shape[1]
     if settings.until:
         stops = StoppingCriteriaList([_StopAtText(tokenizer, settings.until, start)])
         inputs["stopping_criteria"] = stops
-    arguments = {"eos_token_id": eos, **settings.arguments()}
+    arguments = {"eos_token_id": ends, **settings.arguments()}
     if not penalise_prompt:
         arguments = _without_prompt(model, arguments, start)
     sequences = model.generate(
         input_ids=input_ids,
-        pad_token_id=pad if pad is not None else next(iter(ends)),
+        pad_token_id=pad if pad is not None else ends[0],
         **arguments,
         **inputs,
     )
-    return [_until_end(row[start:].tolist(), ends, pad) for row in sequences]
+    return [until_end(row[start:].tolist(), ends, pad) for row in sequences]
 
 
-def _until_end(ids: list[int], ends: set[int], pad: int | None) -> list[int]:
+def end_ids(model: Any, processor: Any) -> list[int]:
+    """Ids of the tokens that end an answer: the checkpoint's, or the tokenizer's where it names none."""
+    eos = model.generation_config.eos_token_id
+    eos = tokenizer_of(processor).eos_token_id if eos is None else eos
+    return list(eos) if isinstance(eos, (list, tuple)) else [eos]
+
+
+def until_end(ids: list[int], ends: Collection[int], pad: int | None = None) -> list[int]:
+    """``ids`` up to the first of ``ends``, without padding behind them."""
     for index, token in enumerate(ids):
         if token in ends:
             return ids[:index]

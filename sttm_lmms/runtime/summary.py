@@ -35,11 +35,12 @@ class Totals:
             return
         self.count_reduction(answer.visual_tokens, answer.kept_tokens, answer.layer_tokens, answer.kv_share)
         timing = answer.timing
-        if "ttft" in timing and not answer.reused:
-            seen = sum(timing.get(phase, 0.0) for phase in ("video_decode", "preprocess", "vision"))
-            (self._paid if self._warm_up else self._warm_up).append(
-                {**timing, "ttft_end_to_end": seen + timing["ttft"]}
-            )
+        if timing and not answer.reused:
+            times = dict(timing)
+            if "ttft" in timing:
+                seen = sum(timing.get(phase, 0.0) for phase in ("video_decode", "preprocess", "vision"))
+                times["ttft_end_to_end"] = seen + timing["ttft"]
+            (self._paid if self._warm_up else self._warm_up).append(times)
         if "ttft" in timing:
             self._ttft.append(timing["ttft"])
         if answer.output_tokens > 1 and "decode" in timing:
@@ -96,8 +97,8 @@ class Totals:
             kept_share_min=min(self._shares, default=None),
             kept_share_max=max(self._shares, default=None),
             ttft_s=_mean(self._ttft[1:] if len(self._ttft) > 1 else self._ttft),
-            ttft_first_s=_mean(times["ttft"] for times in paid),
-            ttft_end_to_end_s=_mean(times["ttft_end_to_end"] for times in paid),
+            ttft_first_s=_mean(times["ttft"] for times in paid if "ttft" in times),
+            ttft_end_to_end_s=_mean(times["ttft_end_to_end"] for times in paid if "ttft_end_to_end" in times),
             **phases,
             decode_s_per_token=self._decode_seconds / self._decode_tokens if self._decode_tokens else None,
             peak_memory_bytes=peak_memory,

@@ -45,6 +45,10 @@ COVERED: dict[str, str] = {
     "make results-tiny": TIME,
     "make test-fast": TIME,
     "make test-matrix": TIME,
+    "make test-vllm": TIME,
+    'pip install "sttm-lmms[eval,vllm] @ git+<this repository>"': NETWORK,
+    "lmms-eval --model sttm_vllm --model_args pretrained=lmms-lab/LLaVA-Video-72B-Qwen2,budget=0.3,"
+    "tensor_parallel_size=4 --tasks sttm_videomme --log_samples --output_path runs/": GPU,
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
     'pip install "sttm-lmms @ git+<this repository>"': NETWORK,
     "sttm-lmms doctor": HERE,
@@ -98,6 +102,8 @@ COVERED: dict[str, str] = {
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
     "sttm-lmms calibrate": "tests/cli/test_video_commands.py::test_calibrate_writes_a_preset_that_meets_the_budget",
     "python scripts/bench_frames.py": "tests/scripts/test_bench_frames.py::test_a_small_run",
+    "python scripts/bench_memory.py": "tests/scripts/test_bench_memory.py::test_a_small_run",
+    "make results-compare": "tests/cli/test_compare.py::test_the_whole_and_once_more",
     "sttm-lmms visualize --method yours": (
         "tests/report/test_visualize_command.py::test_every_method_is_drawn_from_pixels_or_refused"
     ),

@@ -13,7 +13,8 @@ import torch
 
 from sttm_lmms.config import check_number
 from sttm_lmms.methods.base import BudgetWarning
-from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, partition_at
+from sttm_lmms.methods.sttm.dense import DenseVideo, fits
+from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, check_features, partition_at
 from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds, turning_points
 from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarities
 
@@ -57,7 +58,7 @@ class Profile:
     def share(self, thresholds: Thresholds) -> float:
         """Kept tokens / all tokens."""
         partition = partition_at(self.layout, self.min_child_similarity, thresholds.spatial)
-        owner = merge_in_time(partition, thresholds.temporal, self._look_up).flatten()
+        owner = merge_in_time(partition, thresholds.temporal, self.look_up).owner.flatten()
         kept = int((owner == torch.arange(len(owner), device=owner.device)).sum())
         return kept / len(owner)
 
@@ -68,7 +69,8 @@ class Profile:
         """The spatial and the temporal thresholds at which the share can change, ascending."""
         return turning_points(self.min_child_similarity, self.similarity)
 
-    def _look_up(self, pairs: Pairs) -> torch.Tensor:
+    def look_up(self, pairs: Pairs) -> torch.Tensor:
+        """``[P]`` float32, the similarities of pairs."""
         return self.similarity[pairs.earlier_level, pairs.later_level, pairs.cell]
 
 
@@ -93,7 +95,12 @@ def search_budget(profile: Searchable, budget: float) -> Search:
 
 
 def calibrate(
-    features: Iterable[torch.Tensor], budget: float, config: STTMConfig, head_dim: int | None = None
+    features: Iterable[torch.Tensor],
+    budget: float,
+    config: STTMConfig,
+    head_dim: int | None = None,
+    *,
+    _dense: bool | None = None,
 ) -> Thresholds:
     """One fixed pair of thresholds that meets a budget on average over videos, as the paper uses them.
 
@@ -103,12 +110,16 @@ def calibrate(
         budget: average over videos of kept tokens / all tokens, in (0, 1].
         config: everything but thresholds and budget.
         head_dim: see :func:`sttm_lmms.methods.sttm.merge_video_tokens`.
+        _dense: for tests; videos on CUDA devices are measured by the dense path otherwise.
 
     Raises:
         ValueError: there is no video, the budget is out of range, or no thresholds keep so few tokens.
     """
     check_number("budget", budget, 0.0, 1.0, low_open=True)
-    profiles = [Profile.of(build_quadtrees(video, config, head_dim)) for video in features]
+    profiles = [
+        _profile_of(video, config, head_dim, video.device.type == "cuda" if _dense is None else _dense)
+        for video in features
+    ]
     if not profiles:
         raise ValueError("calibration needs at least one video")
 
@@ -123,3 +134,10 @@ def calibrate(
             "of the tokens on average; ask for more, or start the quadtrees at a lower root_level"
         )
     return search.best
+
+
+def _profile_of(video: torch.Tensor, config: STTMConfig, head_dim: int | None, dense: bool) -> Searchable:
+    check_features(video, config, head_dim)
+    if dense and fits(video, config):
+        return DenseVideo.of(video, config, head_dim).without_features()
+    return Profile.of(build_quadtrees(video, config, head_dim))

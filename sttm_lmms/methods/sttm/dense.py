@@ -94,9 +94,14 @@ class DenseVideo:
         """T*H*W."""
         return math.prod(self.features.shape[:3])
 
+    @property
     def profile(self) -> DenseVideo:
         """What a search for thresholds asks: this video itself, which is measured already."""
         return self
+
+    def without_features(self) -> DenseVideo:
+        """The same similarities for counting alone: nothing can be merged, and the memory of features is free."""
+        return replace(self, features=self.features.new_empty(*self.features.shape[:3], 0), counts={})
 
     def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
         """The tokens at a pair of thresholds, see :meth:`SparseVideo.merge_at`."""
@@ -127,7 +132,7 @@ class DenseVideo:
             later, link = tokens.anchor[1:].flatten(), tokens.link.flatten()
             labels = leave_groups(Labels(level, anchor, owner), later, link, wanted - count.kept)
         else:
-            agreement = self.measured.agreement[:, self.tables.over].movedim(1, 0)
+            agreement = self.measured.agreement[:, self.tables.over[0]].movedim(1, 0)
             labels = split_nodes(Labels(level, anchor, anchor), agreement, self.tables.anchor, wanted - count.spatial)
         shape = tokens.cell.shape
         return replace(
@@ -178,7 +183,7 @@ class DenseVideo:
         for start in range(0, len(points), step):
             spatial, temporal = table[start : start + step].unbind(1)
             number = len(spatial)
-            tokens = tokens_at(self.measured, self.tables, spatial, temporal, points=number, limit=limit)
+            tokens = tokens_at(self.measured, self.tables, spatial[..., None], temporal, points=number, limit=limit)
             kept.append(tokens.survives.sum((0, 2)))
             spatial_kept.append(tokens.starts.sum((0, 2)))
             rounds.append(tokens.rounds)

@@ -36,9 +36,9 @@ class Groups:
     def of(cls, tokens: Tokens, tables: Tables) -> Groups:
         """Sort the cells."""
         number = tokens.survives.flatten().cumsum(0)
-        cell = tokens.cell.flatten()
         token = (number - 1)[tokens.owner.flatten()]
         ordered, order = token.sort(stable=True)
+        cell = tokens.cell.flatten()
         start, end = (torch.searchsorted(ordered, cell, right=right) for right in (False, True))
         return cls(tables, tokens, number[-1:], token, order, start, end)
 
@@ -49,7 +49,7 @@ class Groups:
         start = self.start[:kept]
         survivor = self.order[start]
         frame, cell = survivor // self.tables.cells, survivor % self.tables.cells
-        box = self.tables.box[self.tokens.level.flatten()[survivor], cell]
+        box = self.tables.box[self.tokens.level.take(survivor), cell]
         return (
             self._means(features, start, weighted_avg),
             torch.cat((frame[:, None], box), 1),
@@ -62,17 +62,17 @@ class Groups:
         half = features.dtype == torch.float16
         if weighted_avg and not half:
             return F.embedding_bag(self.order, rows, start, mode="mean")
-        share = self.tables.share.gather(0, self.tokens.level.flatten(0, 1)).flatten()
+        share = self.tables.share[self.tokens.level, self.tables.column].view(-1, 1)
         if weighted_avg:
             share = torch.ones_like(share)
         # A node's shares sum up to 1. All are powers of two: the sum is exact, in any order.
-        members = share.new_zeros(len(share)).index_add_(0, self.token, share)
+        members = torch.zeros_like(share).index_add_(0, self.token, share)
         if half:
             # Sums would overflow: divided by the next power of two before, by the rest afterwards, which is as exact.
             below = members - 0.5
             scale = torch.frexp(below).mantissa / below
             members = members * scale
             share = share * scale[self.token]
-        weight = share[self.order].to(features.dtype)
+        weight = share.take(self.order).to(features.dtype)
         sums = F.embedding_bag(self.order, rows, start, mode="sum", per_sample_weights=weight)
-        return sums.div_(members[: len(start), None])
+        return sums.div_(members[: len(start)])

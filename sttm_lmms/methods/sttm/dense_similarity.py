@@ -25,17 +25,22 @@ TABLE_BYTES = 1 << 24
 
 def pool(features: torch.Tensor, tables: Tables, weighted_avg: bool) -> torch.Tensor:
     """Features of the coarse nodes of ``[T, H, W, C]``: ``[T, n, C]`` in its dtype, in the order of ``tables``."""
-    levels = [features]
+    if not tables.pieces:
+        return features.new_empty(len(features), 0, features.shape[-1])
+    grid = features.movedim(-1, 1)
+    levels: list[torch.Tensor] = []
     for cells in reversed(tables.cells_under):
         weight = cells if weighted_avg else None
-        levels.insert(0, _average(levels[0]) if weight is None else _weighted_average(levels[0], weight))
-    pieces = [levels[level][:, rows].flatten(1, 2) for level, rows in tables.pieces]
-    return torch.cat(pieces, 1) if pieces else features.new_empty(len(features), 0, features.shape[-1])
+        grid = _average(grid) if weight is None else _weighted_average(grid, weight)
+        levels.insert(0, grid.movedim(1, -1))
+    if len(tables.bands) == 1:
+        return torch.cat([level.flatten(1, 2) for level in levels], 1)
+    return torch.cat([levels[level][:, rows].flatten(1, 2) for level, rows in tables.pieces], 1)
 
 
 def _average(grid: torch.Tensor) -> torch.Tensor:
-    odd = (grid.shape[-3] % 2, grid.shape[-2] % 2)
-    return F.avg_pool2d(grid.movedim(-1, -3), 2, padding=odd, count_include_pad=False).movedim(-3, -1)
+    """Mean over children, ``[..., h, w]`` -> ``[..., ceil(h/2), ceil(w/2)]``."""
+    return F.avg_pool2d(grid, 2, padding=(grid.shape[-2] % 2, grid.shape[-1] % 2), count_include_pad=False)
 
 
 def _weighted_average(grid: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -49,11 +54,14 @@ class Measured:
 
     Attributes:
         agreement: ``[T, n]`` float32, lowest cosine similarity between each coarse node and its children.
+        barrier: ``[T, 1, L - 1, H*W]`` float32, for the coarse node over each cell the highest agreement of it and of
+            the nodes above it: a threshold up to that stops the descent there or before.
         similarity: ``[T - 1, L * L, H*W]`` float32, cosine similarity between the nodes over a cell in one frame and
             in the next, for each pair of levels in the order of ``Tables.pair``; None if it was not asked for.
     """
 
     agreement: torch.Tensor
+    barrier: torch.Tensor
     similarity: torch.Tensor | None
 
 
@@ -71,13 +79,16 @@ def measure(
             norms = node.clamp(min=EPS)
             agreement = agreement / (norms[:, tables.child] * norms[:, tables.parent])
         agreement = agreement.amin(-1)
+    barrier = agreement[:, tables.over]
+    if tables.coarse:
+        barrier = barrier.cummax(2).values
     if not temporal:
-        return Measured(agreement, None)
+        return Measured(agreement, barrier, None)
     similarity = _frame_to_frame(fine, coarse, tables, head_dim)
     if node is not None:
         norms = node + EPS
         similarity = similarity / (norms[:-1, tables.earlier] * norms[1:, tables.later])
-    return Measured(agreement, similarity)
+    return Measured(agreement, barrier, similarity)
 
 
 def _norms(fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:

@@ -51,14 +51,16 @@ class Tables:
     Attributes:
         sizes: the L level sizes ``(h, w)``.
         cells_under: per coarse level, what :func:`torch.mul` weighs the next finer level's nodes with before pooling a
-            mean over cells, ``[h, w, 1]`` float32; None where all of them have the same number of cells.
+            mean over cells, ``[1, h, w]`` float32; None where all of them have the same number of cells.
         pieces: ``(level, rows)`` whose nodes make up the coarse numbering.
         bands: see :class:`Band`.
         anchor: ``[L, H*W]`` int64, top-left cell of the node over each cell.
+        back: ``[L, H*W]`` int64, how far that is before the cell.
+        column: ``[H*W]`` int64, 0, 1, 2, ...
         share: ``[L, H*W]`` float32, the cell's weight in the pooled feature of that node. Always a power of two: a
             node is the mean of 1, 2 or 4 children.
         box: ``[L, H*W, 4]`` int64 ``(y0, x0, y1, x1)`` of that node.
-        over: ``[L - 1, H*W]`` int64, that node's index into ``fine_parent`` and ``coarse_parent`` put together.
+        over: ``[1, L - 1, H*W]`` int64, that node's index into ``fine_parent`` and ``coarse_parent`` put together.
         fine_child, fine_parent: ``[n1, 4]`` cells and ``[n1, 1]`` coarse nodes, for parents of cells. A missing child
             is the frame's top-left one, or with ``odd_edge="masked"`` a repeated one.
         coarse_child, coarse_parent: ``[n2, 4]`` and ``[n2, 1]`` coarse nodes, for the other parents.
@@ -72,6 +74,8 @@ class Tables:
     pieces: tuple[tuple[int, slice], ...]
     bands: tuple[Band, ...]
     anchor: torch.Tensor
+    back: torch.Tensor
+    column: torch.Tensor
     share: torch.Tensor
     box: torch.Tensor
     over: torch.Tensor
@@ -132,7 +136,7 @@ def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, devi
         family = _families(sizes[level + 1])
         share[level] = share[level + 1] / family[row[level]][:, column[level]]
         weight = np.outer(np.bincount(row[level + 1]), np.bincount(column[level + 1]))
-        under.insert(0, None if (weight == weight[0, 0]).all() else weight[..., None].astype(np.float32))
+        under.insert(0, None if (weight == weight[0, 0]).all() else weight[None].astype(np.float32))
 
     child, parent = [np.empty((0, 4), np.int64)] * 2, [np.empty((0, 1), np.int64)] * 2
     first = [0] * levels  # of each level in the order (parents of cells, other parents)
@@ -164,16 +168,19 @@ def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, devi
         start, stop = (int(nodes.min()), int(nodes.max()) + 1) if nodes.size else (0, 0)
         return Band(inside, slice(start, stop), put(nodes - start), put(np.arange(inside.stop - inside.start)))
 
+    anchor = (top * width + left).reshape(levels, cells)
     with torch.inference_mode(False):
         return Tables(
             sizes,
             tuple(None if weight is None else put(weight) for weight in under),
             tuple(pieces),
             tuple(band(*run) for run in runs),
-            put((top * width + left).reshape(levels, cells)),
+            put(anchor),
+            put(np.arange(cells) - anchor),
+            put(np.arange(cells)),
             put(share.reshape(levels, cells)),
             put(np.stack((top, left, bottom, right), -1).reshape(levels, cells, 4)),
-            put(np.stack(over) if over else np.empty((0, cells), np.int64)),
+            put(np.stack(over)[None] if over else np.empty((1, 0, cells), np.int64)),
             put(child[0]),
             put(parent[0]),
             put(child[1]),

@@ -67,39 +67,30 @@ def tokens_at(
     Args:
         measured: the video's similarities; without temporal ones the temporal step is off.
         tables: of its grid.
-        spatial, temporal: numbers, or ``[B, 1]`` float32.
+        spatial, temporal: numbers, or ``[B, 1, 1]`` and ``[B, 1]`` float32.
         points: B.
         limit: rounds of the union, if not :func:`rounds_for`.
         settled: ``limit`` is known to be the first stable round, none is looked for.
     """
-    frames = len(measured.agreement)
-    cells = tables.cells
-    cell = torch.arange(frames * points * cells, device=tables.anchor.device).view(frames, points, cells)
-    level = _levels(measured.agreement, tables, spatial, cell)
-    anchor = tables.anchor.gather(0, level.flatten(0, 1)).view_as(cell) + cell[..., :1]
+    frames, cells = len(measured.agreement), tables.cells
+    flat = torch.arange(frames * points * cells, device=tables.anchor.device)
+    cell = flat.view(frames, points, cells)
+    level = (measured.barrier < spatial).sum(2)
+    anchor = cell - tables.back[level, tables.column]
     if measured.similarity is None:
-        return Tokens(level, anchor, anchor, cell, cell.new_zeros(points), 1)
+        return Tokens(level, anchor, anchor, cell, flat.new_zeros(points), 1)
 
     pair = tables.pair[torch.add(level[1:], level[:-1], alpha=tables.levels)]
     link = measured.similarity.gather(1, pair)
-    kept = link >= temporal
-    # A pair that does not count becomes a pair of a token with itself, which changes nothing.
     earlier = anchor[:-1]
-    later = torch.where(kept, anchor[1:], earlier)
+    # A pair that does not count becomes a pair of a token with itself, which changes nothing.
+    later = torch.where(link >= temporal, anchor[1:], earlier)
     limit = limit or rounds_for(frames)
-    representatives = _rounds(cell.flatten(), earlier.flatten(), later.flatten(), limit)
+    representatives = _rounds(flat, earlier, later, limit)
     if settled:
-        return Tokens(level, anchor, representatives[-1][anchor], cell, cell.new_zeros(points), limit, link)
-    representative, rounds = _first_stable(torch.stack(representatives), frames, points)
-    return Tokens(level, anchor, representative[anchor], cell, rounds, limit, link)
-
-
-def _levels(agreement: torch.Tensor, tables: Tables, spatial: float | torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """``[T, B, H*W]``: how many nodes over a cell, from the root on, do not stop."""
-    if not tables.coarse:
-        return torch.zeros_like(cell)
-    goes_on = agreement[:, None] < spatial
-    return goes_on[:, :, tables.over].cumprod(2).sum(2)
+        return Tokens(level, anchor, representatives[-1][anchor], cell, flat.new_zeros(points), limit, link)
+    owner, rounds = _first_stable(representatives, flat, anchor)
+    return Tokens(level, anchor, owner, cell, rounds, limit, link)
 
 
 def _rounds(cell: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, limit: int) -> list[torch.Tensor]:
@@ -107,25 +98,30 @@ def _rounds(cell: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, limi
 
     The minimum over a pair is the minimum of a token's own value, which scattering includes, and its partner's.
     """
-    token, partner = torch.cat((earlier, later)), torch.cat((later, earlier))
-    found = [cell]
-    for _ in range(limit):
+    pairs = earlier.numel()
+    ends = torch.cat((earlier, later, earlier)).flatten()
+    token, partner = ends[: 2 * pairs], ends[pairs:]
+    lowered = cell.scatter_reduce(0, token, partner, "amin")
+    found = [lowered[lowered]]
+    for _ in range(limit - 1):
         lowered = found[-1].scatter_reduce(0, token, found[-1][partner], "amin")
         found.append(lowered[lowered])
-    return found[1:]
+    return found
 
 
-def _first_stable(representatives: torch.Tensor, frames: int, points: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each pair of thresholds the first of ``[R, T*B*H*W]`` that is its own representative.
+def _first_stable(
+    representatives: list[torch.Tensor], cell: torch.Tensor, anchor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each pair of thresholds the first of R representatives ``[T*B*H*W]`` that is its own representative.
 
     More rounds are not harmless: they would go on merging.
 
     Returns:
-        ``[T*B*H*W]``, and ``[B]`` the number of unstable rounds before it; R (and the last round) if there is none.
+        Representatives ``[T, B, H*W]`` of the anchors, and ``[B]`` the number of unstable rounds before; R (and
+        every token itself) if none is stable.
     """
-    rounds = len(representatives)
-    grid = representatives.view(rounds, frames, points, -1)
-    changes = representatives.gather(1, representatives) != representatives
-    unstable = changes.view_as(grid).any((1, 3)).cumprod(0).sum(0)
-    chosen = unstable.clamp(max=rounds - 1)[None, None, :, None].expand(1, *grid.shape[1:])
-    return grid.gather(0, chosen).flatten(), unstable
+    # The cells themselves are stable, so that there always is a first one.
+    table = torch.stack((*representatives, cell))
+    changes = table.gather(1, table) != table
+    unstable = changes.view(-1, *anchor.shape).any((1, 3)).cumprod(0).sum(0)
+    return table.take(torch.add(anchor, unstable[:, None], alpha=len(cell))), unstable

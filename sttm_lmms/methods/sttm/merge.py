@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,7 +17,7 @@ from sttm_lmms.methods.sttm.dense import DenseVideo, fits
 from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
 from sttm_lmms.methods.sttm.quadtree import Partition, Quadtrees, build_quadtrees, check_features, partition_at
 from sttm_lmms.methods.sttm.search import Thresholds
-from sttm_lmms.methods.sttm.temporal import merge_in_time, overlapping_pairs, pair_similarities
+from sttm_lmms.methods.sttm.temporal import Merged, Pairs, merge_in_time, similarities_of
 from sttm_lmms.types import MergedTokens
 
 if TYPE_CHECKING:
@@ -77,14 +79,12 @@ def _measure(
 
 def _merge_to_budget(video: SparseVideo | DenseVideo, budget: float) -> MergedTokens:
     most = math.floor(budget * video.tokens)
-    search = search_budget(video.profile(), most / video.tokens)
+    search = search_budget(video.profile, most / video.tokens)
+    merged = video.merge_at(search.best, most)
     if search.best_share is None:
-        merged = video.merge_at(search.best)
         kept = f"{len(merged)} of {merged.source_map.numel()} tokens ({merged.budget:.4f})"
         reason = f"is below what this video allows: its lowest thresholds keep {kept}"
         warnings.warn(f"budget={budget} {reason}", BudgetWarning, stacklevel=3)
-    else:
-        merged = video.merge_at(search.best, most)
     return replace(merged, info={**merged.info, "budget": budget, "evaluations": search.evaluations})
 
 
@@ -100,51 +100,62 @@ class SparseVideo:
         """T*H*W."""
         return self.trees.norms[-1].shape[0]
 
+    @cached_property
     def profile(self) -> Profile:
+        """What a search for thresholds asks."""
         return Profile.of(self.trees)
 
     def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
-        """The tokens at a pair of thresholds, split until there are as many as ``wanted``."""
-        return merge_at(self.trees, *thresholds, weighted_avg=self.weighted_avg, wanted=wanted)
+        """The tokens at a pair of thresholds, split until there are as many as ``wanted``.
+
+        What a search has measured is looked up there; without one, only the pairs at hand are measured.
+        """
+        similarities = self.profile.look_up if wanted else None
+        return merge_at(
+            self.trees, *thresholds, weighted_avg=self.weighted_avg, wanted=wanted, similarities=similarities
+        )
 
 
 def merge_at(
-    trees: Quadtrees, spatial: float, temporal: float, *, weighted_avg: bool = False, wanted: int = 0
+    trees: Quadtrees,
+    spatial: float,
+    temporal: float,
+    *,
+    weighted_avg: bool = False,
+    wanted: int = 0,
+    similarities: Callable[[Pairs], torch.Tensor] | None = None,
 ) -> MergedTokens:
     """The tokens of a video at a pair of thresholds, split until there are as many as ``wanted``.
 
-    ``info`` holds the thresholds and the number of tokens after the spatial step, before splitting.
+    ``similarities`` of pairs are measured unless they are given. ``info`` holds the thresholds and the number of tokens
+    after the spatial step, before splitting.
     """
     partition = partition_at(trees.layout, trees.min_child_similarity, spatial)
-    owner = merge_in_time(
-        partition, temporal, lambda pairs: pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
-    )
+    merged = merge_in_time(partition, temporal, similarities or partial(similarities_of, trees))
     info = {
         "spatial_threshold": spatial,
         "temporal_threshold": temporal,
         "after_spatial": int(partition.is_anchor.sum()),
     }
     if wanted:
-        partition, owner = _split(trees, partition, owner, wanted)
-    return _collect(trees, partition, owner, weighted_avg, info)
+        partition, merged = _split(trees, partition, merged, wanted)
+    return _collect(trees, partition, merged.owner, weighted_avg, info)
 
 
-def _split(trees: Quadtrees, partition: Partition, owner: torch.Tensor, wanted: int) -> tuple[Partition, torch.Tensor]:
+def _split(trees: Quadtrees, partition: Partition, merged: Merged, wanted: int) -> tuple[Partition, Merged]:
     """Split tokens until there are as many as wanted."""
-    cell, shape = torch.arange(owner.numel(), device=owner.device), owner.shape
-    kept, spatial = (int((label.flatten() == cell).sum()) for label in (owner, partition.anchor))
+    cell, shape = torch.arange(merged.owner.numel(), device=merged.owner.device), merged.owner.shape
+    kept, spatial = (int((label.flatten() == cell).sum()) for label in (merged.owner, partition.anchor))
     if wanted <= kept:
-        return partition, owner
-    labels = Labels(partition.level.flatten(), partition.anchor.flatten(), owner.flatten())
-    if wanted <= spatial:
-        pairs = overlapping_pairs(partition)
-        link = pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
-        labels = leave_groups(labels, pairs.later, link, wanted - kept)
+        return partition, merged
+    labels = Labels(partition.level.flatten(), partition.anchor.flatten(), merged.owner.flatten())
+    if wanted <= spatial and merged.later is not None and merged.link is not None:
+        labels = leave_groups(labels, merged.later, merged.link, wanted - kept)
     else:
         labels = replace(labels, owner=labels.anchor)
         agreement = trees.min_child_similarity.flatten(2)
         labels = split_nodes(labels, agreement, trees.layout.anchors(), wanted - spatial)
-    return Partition(labels.level.view(shape), labels.anchor.view(shape)), labels.owner.view(shape)
+    return Partition(labels.level.view(shape), labels.anchor.view(shape)), Merged(labels.owner.view(shape))
 
 
 def _collect(

@@ -29,6 +29,21 @@ class Pairs:
     later: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Merged:
+    """Tokens after the temporal step.
+
+    Attributes:
+        owner: ``[T, H, W]`` int64, anchor of the token that stands for each cell.
+        later: ``[P]`` int64, anchors of tokens of which each overlaps one of the frame before; None if the step is off.
+        link: ``[P]`` float32, similarity of the two.
+    """
+
+    owner: torch.Tensor
+    later: torch.Tensor | None = None
+    link: torch.Tensor | None = None
+
+
 def overlapping_pairs(partition: Partition) -> Pairs:
     """All pairs, in O(T*H*W): quadtree boxes are nested or disjoint, so the smaller one's top-left cell tells both."""
     frame = partition.anchor[0].numel()
@@ -66,10 +81,15 @@ def pair_similarities(
     return similarity
 
 
+def similarities_of(trees: Quadtrees, pairs: Pairs) -> torch.Tensor:
+    """``[P]`` float32 cosine similarities of pairs, measured."""
+    return pair_similarities(trees, pairs.cell, pairs.earlier_level, pairs.later_level)
+
+
 def merge_in_time(
     partition: Partition, temporal_threshold: float, similarities: Callable[[Pairs], torch.Tensor]
-) -> torch.Tensor:
-    """``[T, H, W]`` int64: anchor of the token that stands for each cell after the temporal step.
+) -> Merged:
+    """Merge the tokens of consecutive frames.
 
     Args:
         partition: the tokens of the spatial step.
@@ -77,10 +97,11 @@ def merge_in_time(
         similarities: ``[P]`` float32 cosine similarities of pairs; called at most once.
     """
     if temporal_threshold <= 0 or len(partition.anchor) == 1:
-        return partition.anchor
+        return Merged(partition.anchor)
     pairs = overlapping_pairs(partition)
-    kept = similarities(pairs) >= temporal_threshold
-    return representatives(partition, pairs.earlier[kept], pairs.later[kept])
+    link = similarities(pairs)
+    kept = link >= temporal_threshold
+    return Merged(representatives(partition, pairs.earlier[kept], pairs.later[kept]), pairs.later, link)
 
 
 def representatives(partition: Partition, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:

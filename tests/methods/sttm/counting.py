@@ -37,7 +37,8 @@ class Work(TorchDispatchMode):
     """Counts what is dispatched and refuses what makes the host wait for the device.
 
     Attributes:
-        operations: how often each operation was called; views, which launch nothing, are left out.
+        operations: how often each operation was called, without views.
+        views: how often a view was made, which launches nothing.
         moved: bytes that they read and write.
         peak: most bytes that were alive at once, of all tensors made inside.
     """
@@ -45,7 +46,7 @@ class Work(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: Counter[str] = Counter()
-        self.moved = self.peak = 0
+        self.views = self.moved = self.peak = 0
         self._alive: dict[StorageWeakRef, int] = {}
 
     @property
@@ -55,7 +56,10 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1]
-        if func.namespace == "prim" or func.is_view:
+        if func.namespace == "prim":
+            return out
+        if func.is_view:
+            self.views += 1
             return out
         assert name not in HOST_READS, f"{name} makes the host wait"
         results, given = _tensors(out), _tensors((args, kwargs))

@@ -9,10 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sttm_lmms.methods.sttm import BudgetWarning, MergedTokens, STTMConfig, calibrate, merge_video_tokens
+from sttm_lmms.methods.sttm import (
+    BudgetWarning,
+    MergedTokens,
+    STTMConfig,
+    calibrate,
+    merge_video_tokens,
+    temporal,
+)
 from sttm_lmms.methods.sttm.budget import Profile
+from sttm_lmms.methods.sttm.dense import DenseVideo
 from sttm_lmms.methods.sttm.quadtree import build_quadtrees
 from sttm_lmms.methods.sttm.search import LOWEST, Thresholds
+from sttm_lmms.methods.sttm.similarity import row_dots
 from sttm_lmms.testing.synthetic import natural_features
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -132,12 +141,36 @@ def test_counting_agrees_with_merging() -> None:
         assert profile.share(thresholds) == merge_video_tokens(features, STTMConfig(*thresholds)).budget
 
 
+def test_no_similarity_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging and splitting look up what the search has measured."""
+    calls = []
+    monkeypatch.setattr(temporal, "row_dots", lambda *args: calls.append(len(args[3])) or row_dots(*args))
+    features, config = natural_features(6, 13, 10, 32), STTMConfig(budget=0.5)
+    Profile.of(build_quadtrees(features, config))
+    alone = sum(calls)
+    calls.clear()
+    merged = merge_video_tokens(features, config, _path="sparse")
+    assert merged.info["after_spatial"] > len(merged) == 390
+    assert sum(calls) == alone > 0
+
+
 def test_calibration_meets_the_budget_on_average() -> None:
     videos = [natural_features(8, 14, 14, 32, seed=seed) for seed in range(3)] + [video("noisy", (8, 10, 9), 32)]
     thresholds = calibrate(iter(videos), 0.4, STTMConfig(budget=0.4))
     shares = [merge_video_tokens(features, STTMConfig(*thresholds)).budget for features in videos]
     assert 0.39 < sum(shares) / len(shares) <= 0.4
     assert max(shares) - min(shares) > 0.01, "one pair of thresholds gives each video its own share"
+
+
+@pytest.mark.parametrize("settings", [{}, {"per_head": True, "odd_edge": "masked"}], ids=str)
+def test_calibration_on_tables_finds_the_same_and_keeps_no_features(settings: dict) -> None:
+    config = STTMConfig(budget=0.4, **settings)
+    videos = [natural_features(6, 9, 8, 32, seed=seed) for seed in range(2)]
+    assert calibrate(videos, 0.4, config, 8, _dense=True) == calibrate(videos, 0.4, config, 8, _dense=False)
+    measured = DenseVideo.of(videos[0], config, 8).without_features()
+    storages = [value.untyped_storage().data_ptr() for value in vars(measured.measured).values()]
+    assert measured.features.numel() == 0
+    assert videos[0].untyped_storage().data_ptr() not in [*storages, measured.features.untyped_storage().data_ptr()]
 
 
 def test_calibration_refuses_what_it_cannot_do() -> None:

@@ -1,0 +1,160 @@
+"""``lmms-eval --model sttm_vllm``: LLaVA-Video and LLaVA-OneVision, with the decoder in vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from loguru import logger
+from sttm_lmms.model_wrappers.arguments import WrapperArguments, method_hints, parse_as
+from sttm_lmms.model_wrappers.base import STTMWrapper
+from sttm_lmms.model_wrappers.loading import load
+from sttm_lmms.model_wrappers.placement import Placement
+from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings
+from torch import nn
+
+from sttm_lmms.config import check_integer, check_number
+from sttm_lmms.families.checkpoint import resolve_checkpoint
+from sttm_lmms.runtime import Engine
+from sttm_lmms.serving.connection import check_vllm, open_vllm
+from sttm_lmms.serving.decoder_cache import cached_decoder
+from sttm_lmms.serving.engine import VLLMEngine
+from sttm_lmms.serving.limits import check_served, served_family, unknowns
+
+
+@dataclass(frozen=True)
+class VLLMArguments(WrapperArguments):
+    """Arguments of this wrapper on top of those of all.
+
+    Attributes:
+        family: only for a converted checkpoint whose files do not say which of the two it is.
+        tensor_parallel_size: GPUs that share the decoder; the vision tower runs on the first one.
+        gpu_memory_utilization: share of a GPU's memory (without one: of the host's) that vLLM takes; the rest is the
+            vision tower's. By default 0.85, on a CPU 0.15.
+        max_model_len: longest prompt and answer together; by default the checkpoint's.
+        max_num_seqs: answers that vLLM generates at the same time; by default its own choice.
+        enforce_eager: no CUDA graphs and no compilation, which starts faster and runs slower.
+        queue_gb: host memory for prompts that are handed to vLLM in one call.
+        decoder_cache: folder for exported decoders; by default ``sttm_lmms/decoders`` in the hub's folder.
+        vllm_python: ``bin/python`` of another environment that has vLLM, which then runs there.
+    """
+
+    family: str | None = None
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    enforce_eager: bool = False
+    queue_gb: float = 2.0
+    decoder_cache: Path | None = None
+    vllm_python: Path | None = None
+
+
+class VLLM(STTMWrapper):
+    """Frames, vision tower, projector, pooling and merging as in the other wrappers; answers of vLLM.
+
+    Raises:
+        STTMError: the model family, the machine or the installed vLLM cannot do it; before any weights are loaded.
+    """
+
+    family: ClassVar[str] = "llava_video"
+    refused: ClassVar[tuple[str, ...]] = (
+        *("min_pixels", "max_pixels", "attn_implementation", "device_map", "host_cache_gb", "load_in_4bit"),
+    )
+    arguments: VLLMArguments
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> tuple[VLLMArguments, str]:
+        arguments = _merging_first(parse_as(VLLMArguments, values, refused=cls.refused))
+        check_integer("tensor_parallel_size", arguments.tensor_parallel_size, 1)
+        if arguments.gpu_memory_utilization is not None:
+            check_number("gpu_memory_utilization", arguments.gpu_memory_utilization, 0.0, 1.0, low_open=True)
+        check_number("queue_gb", arguments.queue_gb, 0.0, 1e6, low_open=True)
+        if arguments.family not in (None, "llava_video", "llava_onevision"):
+            raise ValueError(f"family={arguments.family!r} is not valid; it must be llava_video or llava_onevision")
+        family = served_family(arguments.pretrained, arguments.revision).name
+        family = arguments.family or family
+        check_served(default_settings(arguments, family).config, family)
+        check_vllm(arguments.vllm_python)
+        return arguments, family
+
+    def _load(self, placement: Placement) -> tuple[nn.Module, Any]:
+        if placement.world_size > 1:
+            raise ValueError(
+                f"{placement.world_size} processes were started, but vLLM starts its own: start one process, and give "
+                "tensor_parallel_size=N to spread the decoder over N GPUs"
+            )
+        # The vision tower first: vLLM measures how much memory is free when it starts, and takes it.
+        model, processor = load(self.arguments, placement, self._family, with_decoder=False)
+        settings = self._llm_settings(placement)
+        self._llm = open_vllm(settings, self.arguments.vllm_python)
+        known = unknowns(self._llm.version, placement.dtype, placement.device, self.arguments.tensor_parallel_size)
+        logger.info("vLLM {} with the decoder in {}", self._llm.version, settings["model"])
+        if known:
+            logger.warning("vLLM was compared with our own engine on a CPU in float32; not with {}", "; ".join(known))
+        return model, processor
+
+    def _llm_settings(self, placement: Placement) -> dict[str, Any]:
+        """Arguments of ``vllm.LLM``."""
+        arguments = self.arguments
+        checkpoint = resolve_checkpoint(arguments.pretrained, revision=arguments.revision)
+        usual = 0.15 if placement.device.type == "cpu" else 0.85
+        given = {"max_model_len": arguments.max_model_len, "max_num_seqs": arguments.max_num_seqs}
+        return {
+            "model": str(cached_decoder(checkpoint, arguments.decoder_cache)),
+            "dtype": str(placement.dtype).removeprefix("torch."),
+            "tensor_parallel_size": arguments.tensor_parallel_size,
+            "gpu_memory_utilization": arguments.gpu_memory_utilization or usual,
+            "enforce_eager": arguments.enforce_eager,
+            "enable_prompt_embeds": True,
+            "enable_prefix_caching": arguments.reuse == "prefix",
+            "seed": 0,
+            **{name: value for name, value in given.items() if value is not None},
+        }
+
+    def _make_engine(self, config: Any, **settings: Any) -> Engine:
+        del settings["host_cache_gb"]
+        return VLLMEngine(
+            self.model, self.processor, config, llm=self._llm, queue_gb=self.arguments.queue_gb, **settings
+        )
+
+    def _settings(self, task: str) -> TaskSettings:
+        settings = super()._settings(task)
+        check_served(settings.config, self._family)  # a preset has its settings only now
+        return settings
+
+    def _provenance(self, task: str) -> Any:
+        return replace(super()._provenance(task), attention=f"vLLM {self._llm.version}")
+
+    def clean(self) -> None:
+        """As of all wrappers; vLLM is stopped."""
+        engine = self._engine
+        assert isinstance(engine, VLLMEngine)
+        if engine.prompt_tokens and self._seconds:
+            logger.info(
+                "vLLM: {:.2f} questions and {:.1f} new tokens a second, decoding, vision and merging included; {:.1%} "
+                "of the prompts' tokens out of its prefix cache",
+                engine.totals.answered / self._seconds,
+                self._output_tokens / self._seconds,
+                engine.cached_tokens / engine.prompt_tokens,
+            )
+        try:
+            super().clean()
+        finally:
+            self._llm.close()
+
+
+class SimpleVLLM(VLLM):
+    """The same for tasks that chat models cannot run (``--force_simple``)."""
+
+    is_simple = True
+
+
+def _merging_first(arguments: Any) -> Any:
+    """``start_layer=0`` where nobody says another, because vLLM leaves no choice; a preset says another."""
+    settings = arguments.method_settings
+    if arguments.preset or "start_layer" in settings or "start_layer" not in method_hints(arguments.method):
+        return arguments
+    return replace(arguments, method_settings={**settings, "start_layer": 0})

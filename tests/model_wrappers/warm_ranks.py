@@ -1,0 +1,83 @@
+"""Processes of a run, forked from one that has imported everything: such a run costs little more than its own work.
+
+What a launcher does is left out: it sets the same variables, and is tested with a few runs of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    [
+        *("lmms_eval.__main__", "lmms_eval.evaluator", "datasets", "av", "nltk", "sacrebleu"),
+        *("transformers.models.llava_onevision.modeling_llava_onevision", "transformers.models.qwen2.modeling_qwen2"),
+        *("transformers.models.siglip.modeling_siglip", "transformers.models.qwen2.tokenization_qwen2"),
+        *("sttm_lmms.cli.evaluate", "sttm_lmms.model_wrappers.harness", "sttm_lmms.model_wrappers.preflight"),
+        *("sttm_lmms.model_wrappers.llava_video", "sttm_lmms.testing.tiny"),
+    ]
+)
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[BaseProcess]:
+    """``sttm-lmms eval ARGS`` on ``world`` processes, each a group of its own, which print into ``log``.RANK."""
+    common = {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    if world > 1:
+        common |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = []
+    for rank in range(world):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        process = _context.Process(target=_rank, args=(list(args), common | own, f"{log}.{rank}"))
+        process.start()
+        ranks.append(process)
+    return ranks
+
+
+def run_ranks(data: Path, out: Path, args: Sequence[str], world: int, timeout: float = 200) -> str:
+    """Run to the end; what was printed. Raises ``AssertionError`` with that if a process failed."""
+    log = out.with_suffix(".log")
+    ranks = start_ranks(data, log, args, world)
+    for process in ranks:
+        process.join(timeout)
+    printed = "\n".join(path.read_text() for path in sorted(log.parent.glob(f"{log.name}.*")))
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0] * world, f"{codes}\n{printed[-3000:]}"
+    return printed
+
+
+def group_alive(group: int) -> bool:
+    """Whether any process of a group is left: the leader's children stay in it."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _rank(args: list[str], environment: dict[str, str], log: str) -> None:
+    os.setpgid(0, 0)
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    import lmms_eval.__main__ as command
+
+    from sttm_lmms.cli.evaluate import evaluate
+
+    # Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run.
+    command.TaskManager = partial(command.TaskManager, include_defaults=False)
+    evaluate(args)
