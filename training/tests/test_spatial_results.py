@@ -41,7 +41,7 @@ def test_on_plain_videos_at_least_two_fifths_go_in_space(share):
         assert row["kept"] == pytest.approx(float(share.rstrip("%")) / 100, abs=0.02)
 
 
-@pytest.mark.parametrize("folder", ["plain", "late_control"])
+@pytest.mark.parametrize("folder", ["plain", "control", "late_control"])
 def test_without_needles_it_guesses(folder):
     row = rows(folder)["needle tokens removed (oracle)"]
     low, high = row["retrieval"]["interval"]
