@@ -10,7 +10,7 @@ import pytest
 from training.evaluate import table
 
 RESULTS = Path(__file__).parents[2] / "results" / "spatial"
-FOLDERS = ("plain", "textured", "late_control")
+FOLDERS = ("plain", "textured", "late_control", "control")
 
 
 def rows(folder):
