@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchlib import about, write_json
 
 from sttm_lmms import STTMConfig, get_method, load_pretrained
 from sttm_lmms.config import check_number
+from sttm_lmms.demo import QWEN_VIDEO, make_videos, shipped
 from sttm_lmms.methods.base import Probe, Scratch
 from sttm_lmms.methods.sttm import merge_video_tokens
 from sttm_lmms.runtime import Engine
@@ -33,7 +34,7 @@ from sttm_lmms.video import VideoSettings
 
 VIDEO = {
     "llava_video": VideoSettings(max_frames=16),
-    "qwen2_vl": VideoSettings(fps=2, max_frames=32, min_pixels=37632, max_pixels=39200),
+    "qwen2_vl": VideoSettings(**QWEN_VIDEO),
 }
 
 
@@ -53,14 +54,15 @@ class Protected(STTMConfig):
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
         """Merge to fewer tokens, take the novel ones out of their groups, and again until the count is right."""
-        plain = replace(_without_protect(self), budget=self.budget)
         most = int(self.budget * len(tokens))
         novel = most_novel(tokens, int(self.protect * most))
         low, high = 0, most  # of the merge below; what is taken out comes on top
         best = None
         while low <= high:
             middle = (low + high + 1) // 2
-            config = replace(plain, budget=max(middle, 1) / len(tokens))
+            config = STTMConfig(
+                root_level=self.root_level, start_layer=self.start_layer, budget=max(middle, 1) / len(tokens)
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 kept = take_out(tokens, Kept.of_merged(merge_video_tokens(tokens.as_grid(), config)), novel)
@@ -70,10 +72,6 @@ class Protected(STTMConfig):
                 high = middle - 1
         # At the method's floor nothing is left for novel tokens.
         return best if best is not None else super().reduce(tokens, layer, probe, scratch)
-
-
-def _without_protect(config: Protected) -> STTMConfig:
-    return STTMConfig(root_level=config.root_level, start_layer=config.start_layer, budget=config.budget)
 
 
 def most_novel(tokens: Tokens, number: int) -> torch.Tensor:
@@ -138,8 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/bench/protect"), help="folder for the videos")
     parser.add_argument("--out", type=Path, default=Path("results/bench/protect"))
     options = parser.parse_args(arguments)
-    from sttm_lmms.demo import make_videos, shipped
-
     protected: Any = get_method("bench_protect:Protected")
     rows: list[dict[str, Any]] = []
     header = about("cpu")

@@ -80,25 +80,26 @@ def demo(
 
 def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
     """Mini-VNBench with ``count`` videos under ``folder``, made where it is not there yet. Returns the data root."""
-    from sttm_lmms.benchmarks.mini import write_benchmark
     from sttm_lmms.benchmarks.mini.writer import FRAME_SIZES
 
     root, complete = videos_folder(folder, count, family)
-    if not complete.is_file():
-        write_benchmark(root, videos=count, sizes=SQUARE_SIZES if family == "qwen2_vl" else FRAME_SIZES)
-        complete.write_text("Written last: everything is there.\n")
+    _write_once(root, complete, videos=count, sizes=SQUARE_SIZES if family == "qwen2_vl" else FRAME_SIZES)
     return root
 
 
 def make_plain_video(folder: Path) -> Path:
     """A video of the second set, whose plain areas merge in space; made where it is not there yet."""
+    root = folder / "plain-video"
+    _write_once(root, root / "complete.txt", videos=1, scenery="plain")
+    return min((root / "vnbench" / "videos").iterdir())
+
+
+def _write_once(root: Path, complete: Path, **arguments: Any) -> None:
     from sttm_lmms.benchmarks.mini import write_benchmark
 
-    root = folder / "plain-video"
-    if not (root / "complete.txt").is_file():
-        write_benchmark(root, videos=1, scenery="plain")
-        (root / "complete.txt").write_text("Written last: everything is there.\n")
-    return min((root / "vnbench" / "videos").iterdir())
+    if not complete.is_file():
+        write_benchmark(root, **arguments)
+        complete.write_text("Written last: everything is there.\n")
 
 
 def videos_folder(folder: Path, count: int, family: str) -> tuple[Path, Path]:

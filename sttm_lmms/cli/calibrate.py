@@ -42,7 +42,7 @@ def calibrate(
     from sttm_lmms.benchmarks.presets import size_of
     from sttm_lmms.cli.videos import load_model, video_settings, videos_of
     from sttm_lmms.config import check_integer
-    from sttm_lmms.methods.sttm.budget import calibrate as search
+    from sttm_lmms.methods.sttm import calibrate as search
     from sttm_lmms.runtime.hidden import video_states
 
     named = size or size_of(model)

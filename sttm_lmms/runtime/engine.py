@@ -171,11 +171,18 @@ class Engine:
         """
         check_integer("batch_size", batch_size, 1)
         for group in self._groups(requests):
-            for index, answer in list(self._answer_group(group, batch_size)):  # no hooks while the caller is at work
-                self.totals.add(answer)
-                if progress:
-                    progress(1)
-                yield index, answer
+            # A list, because no hooks may be left while the caller is at work.
+            yield from self._given(list(self._answer_group(group, batch_size)), progress)
+
+    def _given(
+        self, answers: Sequence[tuple[int, Answer]], progress: Callable[[int], None] | None
+    ) -> Iterator[tuple[int, Answer]]:
+        """Count each answer as it is handed over."""
+        for index, answer in answers:
+            self.totals.add(answer)
+            if progress:
+                progress(1)
+            yield index, answer
 
     def loglikelihood(
         self, requests: Sequence[tuple[Request, str]], *, progress: Callable[[int], None] | None = None
@@ -266,16 +273,16 @@ class Engine:
             )
         return prepared
 
+    def _prefix_key(self, request: Request, prepared: PreparedInput) -> Hashable:
+        """The same for all requests that begin with the same text and visuals and reduce them alike."""
+        begin = prepared.input_ids[0, : prepared.prefix_length]
+        return source_key(request, self._video(request)), self._config(request), tuple(begin.tolist())
+
     def _question(
         self, reducer: TokenReducer, index: int, request: Request, prepared: PreparedInput, encoded: Encoded
     ) -> _Question:
         """Find or compute the prefix of a request."""
-        cut = prepared.prefix_length
-        key = (
-            source_key(request, self._video(request)),
-            self._config(request),
-            tuple(prepared.input_ids[0, :cut].tolist()),
-        )
+        cut, key = prepared.prefix_length, self._prefix_key(request, prepared)
         prefix, paid, timeline = self._prefixes.get(key), None, None
         if prefix is None:
             self._prefixes.make_room()

@@ -13,7 +13,7 @@ from sttm_lmms.config import check_number
 from sttm_lmms.runtime.engine import Engine
 from sttm_lmms.runtime.generation import answer_text, end_ids, until_end
 from sttm_lmms.runtime.requests import Answer, LogLikelihood, Request
-from sttm_lmms.runtime.sources import Encoded, source_key
+from sttm_lmms.runtime.sources import Encoded
 from sttm_lmms.serving.connection import LLM
 from sttm_lmms.serving.limits import check_served
 from sttm_lmms.serving.merged import MergedPrefix, merge_prefix
@@ -80,19 +80,17 @@ class VLLMEngine(Engine):
         A caller that is stopped loses no more than one pack.
         """
         waiting: list[_Asked] = []
-
-        def full() -> bool:
-            return sum(asked.nbytes for asked in waiting) >= self._queue_bytes or len(waiting) >= _MOST_AT_ONCE
-
+        size = 0
         for group in self._groups(requests):
             for found in self._see_group(group):
-                if isinstance(found, _Asked):
-                    waiting.append(found)
-                else:
+                if not isinstance(found, _Asked):
                     yield from self._given(found, progress)
-                if full():
+                    continue
+                waiting.append(found)
+                size += found.nbytes
+                if size >= self._queue_bytes or len(waiting) >= _MOST_AT_ONCE:
                     yield from self._given(self._answers(waiting), progress)
-                    waiting = []
+                    waiting, size = [], 0
         if waiting:
             yield from self._given(self._answers(waiting), progress)
 
@@ -111,15 +109,6 @@ class VLLMEngine(Engine):
 
     # -- one pack ----------------------------------------------------------------------------------------------
 
-    def _given(
-        self, answers: list[tuple[int, Answer]], progress: Callable[[int], None] | None
-    ) -> Iterator[tuple[int, Answer]]:
-        for index, answer in answers:
-            self.totals.add(answer)
-            if progress:
-                progress(1)
-            yield index, answer
-
     def _see_group(self, group: list[tuple[int, Request]]) -> Iterator[_Asked | list[tuple[int, Answer]]]:
         """The prompts of requests that show the same visuals; or, where these cannot be had, the answers."""
         self.counters.questions += len(group)
@@ -132,8 +121,7 @@ class VLLMEngine(Engine):
                 yield [(later, Answer(error=encoded)) for later, _ in group[position:]]
                 return
             prepared = self._prepare(request, encoded, config)
-            cut = prepared.prefix_length
-            key = (source_key(request, self._video(request)), config, tuple(prepared.input_ids[0, :cut].tolist()))
+            cut, key = prepared.prefix_length, self._prefix_key(request, prepared)
             prefix = self._merged.get(key) if self.reuse == "prefix" else None
             if paid := prefix is None:
                 prefix = merge_prefix(config, prepared, self.model.config, self._stopwatch.mark)

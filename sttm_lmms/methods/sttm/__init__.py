@@ -20,7 +20,8 @@ With a budget instead of thresholds (``budget.py``, ``search.py``)::
     search the pair of thresholds with the largest share of kept tokens that is still within the budget
 """
 
-from sttm_lmms.methods.sttm.budget import BudgetWarning, calibrate
+from sttm_lmms.methods.sttm.budget import BudgetWarning
+from sttm_lmms.methods.sttm.calibrate import calibrate
 from sttm_lmms.methods.sttm.merge import merge_video_tokens
 from sttm_lmms.methods.sttm.method import STTMConfig
 from sttm_lmms.types import MergedTokens

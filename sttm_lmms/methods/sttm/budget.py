@@ -5,23 +5,18 @@ All similarities of a video are computed once; a step of the search only counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
-from sttm_lmms.config import check_number
 from sttm_lmms.methods.base import BudgetWarning
-from sttm_lmms.methods.sttm.dense import DenseVideo, fits
-from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, build_quadtrees, check_features, partition_at
-from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Search, Thresholds, turning_points
+from sttm_lmms.methods.sttm.quadtree import Layout, Quadtrees, partition_at
+from sttm_lmms.methods.sttm.search import HIGHEST, Search, Thresholds, turning_points
 from sttm_lmms.methods.sttm.temporal import Pairs, merge_in_time, pair_similarities
 
-if TYPE_CHECKING:
-    from sttm_lmms.methods.sttm.method import STTMConfig
-
-__all__ = ["BudgetWarning", "Profile", "calibrate", "search_budget"]
+__all__ = ["BudgetWarning", "Profile", "search_budget"]
 
 
 @dataclass(frozen=True)
@@ -92,52 +87,3 @@ def search_budget(profile: Searchable, budget: float) -> Search:
             for space_first in (True, False):
                 search.leave_path(start, spatial, temporal, space_first=space_first)
     return search
-
-
-def calibrate(
-    features: Iterable[torch.Tensor],
-    budget: float,
-    config: STTMConfig,
-    head_dim: int | None = None,
-    *,
-    _dense: bool | None = None,
-) -> Thresholds:
-    """One fixed pair of thresholds that meets a budget on average over videos, as the paper uses them.
-
-    Args:
-        features: visual tokens ``[T, H, W, C]`` of each video, at the layer where they are to be merged. Taken one at a
-            time; only similarities are kept.
-        budget: average over videos of kept tokens / all tokens, in (0, 1].
-        config: everything but thresholds and budget.
-        head_dim: see :func:`sttm_lmms.methods.sttm.merge_video_tokens`.
-        _dense: for tests; videos on CUDA devices are measured by the dense path otherwise.
-
-    Raises:
-        ValueError: there is no video, the budget is out of range, or no thresholds keep so few tokens.
-    """
-    check_number("budget", budget, 0.0, 1.0, low_open=True)
-    profiles = [
-        _profile_of(video, config, head_dim, video.device.type == "cuda" if _dense is None else _dense)
-        for video in features
-    ]
-    if not profiles:
-        raise ValueError("calibration needs at least one video")
-
-    def average(thresholds: Thresholds) -> float:
-        return sum(profile.share(thresholds) for profile in profiles) / len(profiles)
-
-    search = Search(average, budget)
-    search.follow_path()
-    if search.best_share is None:
-        raise ValueError(
-            f"budget={budget} is below what these videos allow: even the lowest thresholds keep {average(LOWEST):.4f} "
-            "of the tokens on average; ask for more, or start the quadtrees at a lower root_level"
-        )
-    return search.best
-
-
-def _profile_of(video: torch.Tensor, config: STTMConfig, head_dim: int | None, dense: bool) -> Searchable:
-    check_features(video, config, head_dim)
-    if dense and fits(video, config):
-        return DenseVideo.of(video, config, head_dim).without_features()
-    return Profile.of(build_quadtrees(video, config, head_dim))

@@ -54,14 +54,13 @@ def merge_video_tokens(
         ValueError: ``features`` has another rank or is empty, or ``head_dim`` is missing or does not divide C.
         TypeError: ``features`` is not floating point.
     """
-    check_features(features, config, head_dim)
     path = _path or default_path(features.device)
     if config.budget is None:
         assert config.spatial_threshold is not None
         assert config.temporal_threshold is not None
         thresholds = Thresholds(config.spatial_threshold, config.temporal_threshold)
-        return _measure(features, config, head_dim, path, temporal=thresholds.temporal > 0).merge_at(thresholds)
-    return _merge_to_budget(_measure(features, config, head_dim, path), config.budget)
+        return measure(features, config, head_dim, path, temporal=thresholds.temporal > 0).merge_at(thresholds)
+    return _merge_to_budget(measure(features, config, head_dim, path), config.budget)
 
 
 def default_path(device: torch.device) -> Path:
@@ -69,9 +68,14 @@ def default_path(device: torch.device) -> Path:
     return "dense" if device.type == "cuda" else "sparse"
 
 
-def _measure(
+def measure(
     features: torch.Tensor, config: STTMConfig, head_dim: int | None, path: Path, *, temporal: bool = True
 ) -> SparseVideo | DenseVideo:
+    """All similarities of a video; ``temporal=False`` may leave out what only the temporal step needs.
+
+    Arguments and errors as in :func:`merge_video_tokens`.
+    """
+    check_features(features, config, head_dim)
     if path == "dense" and fits(features, config):
         return DenseVideo.of(features, config, head_dim, temporal=temporal)
     return SparseVideo(build_quadtrees(features, config, head_dim), config.weighted_avg)
@@ -104,6 +108,10 @@ class SparseVideo:
     def profile(self) -> Profile:
         """What a search for thresholds asks."""
         return Profile.of(self.trees)
+
+    def without_features(self) -> Profile:
+        """The same similarities for counting alone."""
+        return self.profile
 
     def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
         """The tokens at a pair of thresholds, split until there are as many as ``wanted``.

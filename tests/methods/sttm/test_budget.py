@@ -166,7 +166,7 @@ def test_calibration_meets_the_budget_on_average() -> None:
 def test_calibration_on_tables_finds_the_same_and_keeps_no_features(settings: dict) -> None:
     config = STTMConfig(budget=0.4, **settings)
     videos = [natural_features(6, 9, 8, 32, seed=seed) for seed in range(2)]
-    assert calibrate(videos, 0.4, config, 8, _dense=True) == calibrate(videos, 0.4, config, 8, _dense=False)
+    assert calibrate(videos, 0.4, config, 8, _path="dense") == calibrate(videos, 0.4, config, 8, _path="sparse")
     measured = DenseVideo.of(videos[0], config, 8).without_features()
     storages = [value.untyped_storage().data_ptr() for value in vars(measured.measured).values()]
     assert measured.features.numel() == 0
