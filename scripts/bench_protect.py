@@ -6,7 +6,7 @@
 ``protect`` keeps the tokens that are least similar to every token of the frames before from merging. It is a method of
 this script, not of the package: it would have to win here first. Same held-out generated videos for every row, both
 embedded checkpoints. Writes JSON and a table, with 95% intervals clustered by video and differences paired by video,
-into results/bench/protect/.
+into results/bench/protect/, after every row.
 """
 
 from __future__ import annotations
@@ -149,14 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 answers_of(Engine(model, processor, config, video=VIDEO[family], newline=newline), root)
                 for config in configs
             ]
-            row = {"family": family, "budget": budget, "plain": runs[0], "protected": runs[1]}
-            rows.append({**row, "gain": gain(runs[1], runs[0])})
+            difference = gain(runs[1], runs[0])
+            for run in runs:
+                del run["scores"], run["videos"]
+            rows.append(
+                {"family": family, "budget": budget, "plain": runs[0], "protected": runs[1], "gain": difference}
+            )
             print(table(rows, header).splitlines()[-3], flush=True)
-    for row in rows:
-        for run in (row["plain"], row["protected"]):
-            del run["scores"], run["videos"]
-    write_json(options.out / "cpu.json", **header, videos=options.videos, protect=options.protect, rows=rows)
-    (options.out / "cpu.md").write_text(table(rows, header))
+            write_json(options.out / "cpu.json", **header, videos=options.videos, protect=options.protect, rows=rows)
+            (options.out / "cpu.md").write_text(table(rows, header))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
 
 from sttm_lmms.config import check_choice, check_integer
 from sttm_lmms.errors import FeatureError, VideoError
@@ -17,15 +15,14 @@ from sttm_lmms.families.base import Family
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method
 from sttm_lmms.provenance import RunSummary
-from sttm_lmms.runtime.generation import answer_text, continuation_score, generate_ids, tokenizer_of
-from sttm_lmms.runtime.prefix import Prefix, continued, mean_layer_tokens, prefill_prefix, question_batch
+from sttm_lmms.runtime.asking import Asking, Question, reductions
+from sttm_lmms.runtime.prefix import continued, mean_layer_tokens, prefill_prefix
 from sttm_lmms.runtime.prefix_cache import PrefixCache
 from sttm_lmms.runtime.reducer import TokenReducer
-from sttm_lmms.runtime.report import Timeline
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
 from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key
 from sttm_lmms.runtime.summary import Totals
-from sttm_lmms.runtime.timing import FirstForward, Mark, Stopwatch, peak_memory
+from sttm_lmms.runtime.timing import Stopwatch, peak_memory
 from sttm_lmms.types import PreparedInput
 
 if TYPE_CHECKING:
@@ -35,21 +32,6 @@ Reuse = Literal["prefix", "features", "none"]
 OnError = Literal["skip", "raise"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One request on its way through a prefix."""
-
-    index: int
-    request: Request
-    ids: torch.Tensor
-    prefix: Prefix
-    paid: tuple[Mark, Mark] | None
-    """When the prefix was computed for this question; None if an earlier one paid for it."""
-    timeline: Timeline | None
-    encoded: Encoded
-    prompt_tokens: int
 
 
 class Engine:
@@ -116,6 +98,7 @@ class Engine:
             prefetch=prefetch,
             workers=prefetch_workers,
         )
+        self._asking = Asking(model, processor, self.family, self._stopwatch)
         self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
 
@@ -240,7 +223,7 @@ class Engine:
         self.counters.questions += len(group)
         config = self._config(group[0][1])
         with TokenReducer(self.model, config, spans=(), timing=self.timing) as reducer:
-            batch: list[_Question] = []
+            batch: list[Question] = []
             for position, (index, request) in enumerate(group):
                 encoded = self._encode(group[position:], request)
                 if isinstance(encoded, str):
@@ -248,15 +231,16 @@ class Engine:
                     break
                 prepared = self._prepare(request, encoded, config)
                 if not self._shares_prefix(config) or not prepared.visual_tokens:
-                    yield index, self._answer_at_once(reducer, request, prepared, encoded)
+                    self.counters.prefills += 1
+                    yield index, self._asking.answer_at_once(reducer, request, prepared, encoded)
                     continue
                 question = self._question(reducer, index, request, prepared, encoded)
-                if batch and (len(batch) == batch_size or reducer.edits_cache or not _batchable(batch[-1], question)):
-                    yield from self._answer_batch(reducer, batch)
+                if batch and (len(batch) == batch_size or reducer.edits_cache or not question.runs_with(batch[-1])):
+                    yield from self._asking.answer_batch(reducer, batch)
                     batch = []
                 batch.append(question)
             if batch:
-                yield from self._answer_batch(reducer, batch)
+                yield from self._asking.answer_batch(reducer, batch)
 
     def _prepare(self, request: Request, encoded: Encoded, config: Any) -> PreparedInput:
         # A mode that was asked for goes on in any family, so that one without newline tokens can refuse it.
@@ -280,7 +264,7 @@ class Engine:
 
     def _question(
         self, reducer: TokenReducer, index: int, request: Request, prepared: PreparedInput, encoded: Encoded
-    ) -> _Question:
+    ) -> Question:
         """Find or compute the prefix of a request."""
         cut, key = prepared.prefix_length, self._prefix_key(request, prepared)
         prefix, paid, timeline = self._prefixes.get(key), None, None
@@ -292,7 +276,7 @@ class Engine:
             timeline = reducer.report.timeline if prefix.reductions else None
             self.counters.prefills += 1
             self._prefixes.put(key, prefix)
-        return _Question(
+        return Question(
             index=index,
             request=request,
             ids=prepared.input_ids[0, cut:],
@@ -301,120 +285,6 @@ class Engine:
             timeline=timeline,
             encoded=encoded,
             prompt_tokens=prepared.input_ids.shape[1],
-        )
-
-    def _answer_batch(self, reducer: TokenReducer, batch: list[_Question]) -> Iterator[tuple[int, Answer]]:
-        """Questions that continue one prefix, as one batch."""
-        prefix, settings = batch[0].prefix, batch[0].request.generation
-        input_ids, mask = question_batch(prefix, [question.ids for question in batch])
-        reducer.expect((), unpadded=len(batch) == 1)
-        mark, seconds, report = self._stopwatch.mark, self._stopwatch.seconds, reducer.report
-        seen, stored = report.kv_seen, report.kv_stored
-        began = mark()
-        with (
-            continued(reducer, prefix, len(batch) * settings.num_beams) as cache,
-            FirstForward(self.model, mark) as first,
-        ):
-            rows = generate_ids(
-                self.model,
-                self.processor,
-                settings,
-                input_ids=input_ids,
-                penalise_prompt=self.family.penalises_prompt(),
-                attention_mask=mask,
-                position_ids=torch.arange(mask.shape[1], device=mask.device).expand(mask.shape),
-                past_key_values=cache,
-            )
-        ended = mark()
-        first_token = seconds(began, first.ended or ended)
-        kv = (report.kv_seen - seen, report.kv_stored - stored)
-        for question, ids in zip(batch, rows, strict=True):
-            yield (
-                question.index,
-                self._answer(
-                    question.request,
-                    ids,
-                    visual=(prefix.visual_tokens, prefix.kept_tokens),
-                    prompt_tokens=question.prompt_tokens,
-                    encoded=question.encoded,
-                    phases=question.timeline.seconds() if question.timeline else {},
-                    prefill=(seconds(*question.paid) if question.paid else 0.0) + first_token,
-                    decode=seconds(began, ended) - first_token,
-                    reused=question.paid is None,
-                    layer_tokens=prefix.layer_tokens,
-                    kv=kv,
-                ),
-            )
-
-    def _answer_at_once(
-        self, reducer: TokenReducer, request: Request, prepared: PreparedInput, encoded: Encoded
-    ) -> Answer:
-        """The whole prompt in one prefill."""
-        reducer.expect(prepared.spans, unpadded=True, deepstack=prepared.deepstack)
-        mark, seconds, report = self._stopwatch.mark, self._stopwatch.seconds, reducer.report
-        seen, stored = report.kv_seen, report.kv_stored
-        self.counters.prefills += 1
-        positions = {} if prepared.position_ids is None else {"position_ids": prepared.position_ids}
-        began = mark()
-        with FirstForward(self.model, mark) as first:
-            (ids,) = generate_ids(
-                self.model,
-                self.processor,
-                request.generation,
-                input_ids=prepared.input_ids,
-                penalise_prompt=self.family.penalises_prompt(),
-                inputs_embeds=prepared.inputs_embeds,
-                attention_mask=torch.ones_like(prepared.input_ids),
-                **positions,
-            )
-        ended = mark()
-        first_token = seconds(began, first.ended or ended)
-        events = reducer.report.latest if prepared.spans else []
-        events = events[:: request.generation.num_beams]
-        removed = sum(event.before - event.after for event in events)
-        return self._answer(
-            request,
-            ids,
-            visual=(prepared.visual_tokens, prepared.visual_tokens - removed),
-            prompt_tokens=prepared.input_ids.shape[1],
-            encoded=encoded,
-            phases=report.phases if events else {},
-            prefill=first_token,
-            decode=seconds(began, ended) - first_token,
-            reused=False,
-            layer_tokens=mean_layer_tokens(prepared.visual_tokens, events),
-            kv=(report.kv_seen - seen, report.kv_stored - stored),
-        )
-
-    def _answer(
-        self,
-        request: Request,
-        ids: list[int],
-        *,
-        visual: tuple[int, int],
-        prompt_tokens: int,
-        encoded: Encoded,
-        phases: dict[str, float],
-        prefill: float,
-        decode: float,
-        reused: bool,
-        layer_tokens: float,
-        kv: tuple[float, float],
-    ) -> Answer:
-        seeing = encoded.timing()
-        timing = {**seeing, **phases, "prefill": prefill, "ttft": prefill, "decode": decode}
-        timing["end_to_end"] = sum(seeing.values()) + prefill + decode
-        return Answer(
-            text=answer_text(self.processor, ids, request.generation.until),
-            visual_tokens=visual[0],
-            kept_tokens=visual[1],
-            input_tokens=prompt_tokens,
-            output_tokens=len(ids),
-            reduced=layer_tokens < visual[0] or kv[0] < kv[1],
-            reused=reused,
-            layer_tokens=layer_tokens,
-            kv_share=kv[0] / kv[1] if kv[1] else 1.0,
-            timing=timing,
         )
 
     def _score_group(
@@ -431,64 +301,22 @@ class Engine:
                     return
                 prepared = self._prepare(request, encoded, config)
                 if not prepared.visual_tokens:
-                    yield index, self._score(prepared.input_ids[0], texts[index])
+                    yield index, self._asking.score(prepared.input_ids[0], texts[index])
                     continue
                 if not self._shares_prefix(config):
-                    yield index, self._score_at_once(reducer, prepared, texts[index])
+                    self.counters.prefills += 1
+                    yield index, self._asking.score_at_once(reducer, prepared, texts[index])
+                    self._count_score(reducer, prepared)
                     continue
                 question = self._question(reducer, index, request, prepared, encoded)
                 prefix = question.prefix
                 reducer.expect((), unpadded=True)
                 with continued(reducer, prefix, 1) as cache:
-                    score = self._score(question.ids, texts[index], cache)
+                    score = self._asking.score(question.ids, texts[index], cache)
                 yield index, score
                 self._totals.count_reduction(prefix.visual_tokens, prefix.kept_tokens, prefix.layer_tokens)
 
-    @torch.inference_mode()
-    def _score_at_once(self, reducer: TokenReducer, prepared: PreparedInput, text: str) -> LogLikelihood:
-        """As :meth:`_score` in one prefill of the whole prompt, for methods that look at the question.
-
-        The continuation is fed after the prompt, so that the method sees what it would see when generating.
-        """
-        reducer.expect(prepared.spans, unpadded=True, deepstack=prepared.deepstack)
-        self.counters.prefills += 1
-        cache = DynamicCache(config=reducer.decoder.config)
-        states = reducer.decoder(
-            inputs_embeds=prepared.inputs_embeds,
-            position_ids=prepared.position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        events = reducer.report.latest if prepared.spans else []
-        kept = prepared.visual_tokens - sum(event.before - event.after for event in events)
-        self._totals.count_reduction(
-            prepared.visual_tokens, kept, mean_layer_tokens(prepared.visual_tokens, events), reducer.report.kv_share
-        )
-        tokenizer = tokenizer_of(self.processor)
-        targets = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
-        if not len(targets):
-            return LogLikelihood(0.0, True, 0)
-        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
-        logits = [head(states[:, -1:])]
-        reducer.adopt(cache, reducer.state_of(cache))
-        if len(targets) > 1:
-            ids = targets[None, :-1].to(prepared.input_ids.device)
-            logits.append(self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits)
-        return LogLikelihood(*continuation_score(torch.cat(logits, dim=1)[0], targets), len(targets))
-
-    @torch.inference_mode()
-    def _score(self, prompt: torch.Tensor, text: str, cache: Cache | None = None) -> LogLikelihood:
-        """Score ``text`` after the prompt ``[L]``, which continues ``cache`` where one is given."""
-        tokenizer = tokenizer_of(self.processor)
-        targets = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
-        if not len(targets):
-            return LogLikelihood(0.0, True, 0)
-        ids = torch.cat([prompt, targets.to(prompt)])[None]
-        logits = self.model(
-            input_ids=ids[:, :-1], past_key_values=cache, use_cache=cache is not None, logits_to_keep=len(targets)
-        ).logits[0]
-        return LogLikelihood(*continuation_score(logits, targets), len(targets))
-
-
-def _batchable(a: _Question, b: _Question) -> bool:
-    return a.prefix is b.prefix and a.request.generation == b.request.generation
+    def _count_score(self, reducer: TokenReducer, prepared: PreparedInput) -> None:
+        before, events = prepared.visual_tokens, reductions(reducer, prepared)
+        after = before - sum(event.before - event.after for event in events)
+        self._totals.count_reduction(before, after, mean_layer_tokens(before, events), reducer.report.kv_share)
