@@ -1,6 +1,7 @@
 """``lmms-eval`` in a process that cannot reach another machine: an attempt ends the run."""
 
 import socket
+import sys
 
 from lmms_eval.cli.dispatch import main
 
@@ -14,6 +15,11 @@ def connect_locally(self, address):
     return connect(self, address)
 
 
-if __name__ == "__main__":
+def lmms_eval(args):
     socket.socket.connect = connect_locally
+    sys.argv = ["lmms-eval", *args]
     main()
+
+
+if __name__ == "__main__":
+    lmms_eval(sys.argv[1:])

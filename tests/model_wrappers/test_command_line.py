@@ -7,7 +7,7 @@ import socket
 import sys
 
 import pytest
-import torch
+from warm_ranks import warm_lmms_eval
 from wrapper_runs import FAMILIES, HERE, QUESTIONS, VIDEOS, lmms_eval
 
 pytestmark = pytest.mark.slow
@@ -30,14 +30,6 @@ def free_port():
 def run(data, checkpoints, tmp_path_factory):
     """One run of LLaVA-Video that several tests look at."""
     return lmms_eval(data, tmp_path_factory.mktemp("run"), *arguments(checkpoints, "llava_video"))
-
-
-def test_what_cannot_work_is_said_last_by_lmms_eval_too(data, checkpoints, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    failed = lmms_eval(data, tmp_path, *arguments(checkpoints, "llava_video", "method=none,device=cuda"))
-    assert failed.results is None
-    assert "leave device out, say device=cpu" in failed.printed.strip().splitlines()[-1]
 
 
 def test_a_run_has_a_score_and_says_what_it_did(run):
@@ -91,10 +83,10 @@ def test_two_processes_give_the_answers_of_one(launcher, run, data, checkpoints,
 
 def test_an_interrupted_run_goes_on_from_the_response_cache(run, data, checkpoints, tmp_path):
     cache = ("--use_cache", str(tmp_path / "cache"))
-    first = lmms_eval(data, tmp_path / "first", *arguments(checkpoints, "llava_video"), *cache, "--limit", "5")
+    first = warm_lmms_eval(data, tmp_path / "first", *arguments(checkpoints, "llava_video"), *cache, "--limit", "5")
     assert first.results is not None, first.printed[-3000:]
     assert len(first.answers()) == 5
-    second = lmms_eval(data, tmp_path / "second", *arguments(checkpoints, "llava_video"), *cache)
+    second = warm_lmms_eval(data, tmp_path / "second", *arguments(checkpoints, "llava_video"), *cache)
     assert second.results is not None, second.printed[-3000:]
     assert second.answers() == run.answers()
     # Empty answers are not kept by lmms-eval, so some of the five may be asked again.
@@ -102,7 +94,7 @@ def test_an_interrupted_run_goes_on_from_the_response_cache(run, data, checkpoin
 
 
 def test_broken_videos_are_counted_and_listed(broken_data, checkpoints, tmp_path):
-    run = lmms_eval(broken_data, tmp_path / "out", *arguments(checkpoints, "llava_video"))
+    run = warm_lmms_eval(broken_data, tmp_path / "out", *arguments(checkpoints, "llava_video"))
     assert run.results is not None, run.printed[-3000:]
     assert run.throughput["avg_failures"] == 2
     errors = [sample["token_counts"][0].get("error") for sample in run.samples["vnbench"]]
@@ -120,7 +112,7 @@ def test_broken_videos_are_counted_and_listed(broken_data, checkpoints, tmp_path
     ],
 )
 def test_a_run_that_must_not_count_leaves_no_score(settings, message, broken_data, checkpoints, tmp_path):
-    run = lmms_eval(broken_data, tmp_path / "out", *arguments(checkpoints, "llava_video", settings))
+    run = warm_lmms_eval(broken_data, tmp_path / "out", *arguments(checkpoints, "llava_video", settings))
     assert message in run.printed
     assert run.results is None
 
@@ -130,7 +122,7 @@ def test_stock_tasks_of_lmms_eval(family, stock_tasks, data, checkpoints, tmp_pa
     for folder in stock_tasks.videos.values():
         for number, video in enumerate(sorted((data / "vnbench" / "videos").iterdir())[:2]):
             shutil.copy(video, folder / f"clip{number}.mp4")
-    run = lmms_eval(
+    run = warm_lmms_eval(
         data,
         tmp_path / "out",
         *arguments(checkpoints, family),
@@ -147,7 +139,7 @@ def test_stock_tasks_of_lmms_eval(family, stock_tasks, data, checkpoints, tmp_pa
 
 
 def test_multiple_choice_and_several_rounds(data, checkpoints, tmp_path):
-    run = lmms_eval(
+    run = warm_lmms_eval(
         data,
         tmp_path / "out",
         *arguments(checkpoints, "qwen2_vl"),

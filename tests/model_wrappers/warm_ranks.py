@@ -13,6 +13,8 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from wrapper_runs import TASKS, Run, read_run
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
@@ -33,7 +35,7 @@ def free_port() -> str:
 
 def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[BaseProcess]:
     """``sttm-lmms eval ARGS`` on ``world`` processes, each a group of its own, which print into ``log``.RANK."""
-    common = {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    common = _environment(data)
     if world > 1:
         common |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = []
@@ -43,6 +45,19 @@ def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[
         process.start()
         ranks.append(process)
     return ranks
+
+
+def warm_lmms_eval(data: Path, out: Path, *args: str, tasks: str = "vnbench", **environment: str) -> Run:
+    """As ``wrapper_runs.lmms_eval`` in one process, for everything that lmms-eval's own start does not matter to."""
+    command = ["--tasks", tasks, "--log_samples", "--output_path", str(out), *args]
+    if "--include_path" not in args:
+        command += ["--include_path", str(TASKS)]
+    log = out.with_suffix(".log")
+    process = _context.Process(target=_rank, args=(command, _environment(data) | environment, f"{log}.0", True))
+    process.start()
+    process.join(200)
+    assert process.exitcode is not None, "still running"
+    return read_run(out, Path(f"{log}.0").read_text())
 
 
 def run_ranks(data: Path, out: Path, args: Sequence[str], world: int, timeout: float = 200) -> str:
@@ -68,16 +83,28 @@ def group_alive(group: int) -> bool:
     return True
 
 
-def _rank(args: list[str], environment: dict[str, str], log: str) -> None:
+def _environment(data: Path) -> dict[str, str]:
+    return {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _rank(args: list[str], environment: dict[str, str], log: str, plain: bool = False) -> None:
+    """``sttm-lmms eval``, or ``lmms-eval`` where it is to be ``plain``."""
     os.setpgid(0, 0)
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    import datasets
     import lmms_eval.__main__ as command
+    import offline
 
     from sttm_lmms.cli.evaluate import evaluate
 
     # Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run.
     command.TaskManager = partial(command.TaskManager, include_defaults=False)
-    evaluate(args)
+    if "HF_HOME" in environment:
+        datasets.config.HF_DATASETS_CACHE = Path(environment["HF_HOME"], "datasets")  # read when it was imported
+    if plain:
+        offline.lmms_eval(args)
+    else:
+        evaluate(args)

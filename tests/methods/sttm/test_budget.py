@@ -27,7 +27,7 @@ from sttm_lmms.testing.synthetic import natural_features
 BUDGETS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
 KINDS = ("random", "static", "noisy", "natural")
 QUICK = [(1, 6, 10), (2, 14, 14), (8, 6, 10), (12, 13, 17), (24, 14, 14), (6, 27, 27)]
-SLOW = [(180, 6, 10), (180, 14, 14), (64, 27, 27), (1, 27, 27), (40, 20, 11)]
+SLOW = [(180, 6, 10), (64, 14, 14), (20, 27, 27), (1, 27, 27), (40, 20, 11)]
 
 
 def video(kind: str, size: tuple[int, int, int], channels: int = 16) -> torch.Tensor:
