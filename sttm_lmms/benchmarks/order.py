@@ -10,21 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
-FRAME_CAP = 128
-SECONDS_PER_FRAME = 20.0
-FRAMES_PER_QUESTION = 8.0
 _SWAPS_PER_RANK, _PARTNERS = 4, 8
 
 T = TypeVar("T")
 Group = list[int]  # positions of the documents that belong together
 Key = Callable[[T], Hashable]
 Cost = Callable[[Sequence[T]], float]
-
-
-def watching_cost(seconds: float, questions: int) -> float:
-    """Estimated cost of a video, in frames that are seen: frames at one a second up to the cap, reading the file (20
-    seconds of it for a frame), and 8 frames for each question. Only ratios matter."""
-    return min(seconds, FRAME_CAP) + seconds / SECONDS_PER_FRAME + FRAMES_PER_QUESTION * questions
 
 
 def order_for_world(docs: Sequence[T], key: Key[T], world_size: int, cost: Cost[T] | None = None) -> list[T]:
