@@ -24,7 +24,7 @@ def order_for_world(docs: Sequence[T], key: Key[T], world_size: int, cost: Cost[
     Rank ``r`` has room for exactly ``ceil((len(docs) - r) / world_size)`` documents. Where the groups cannot fill these
     rooms (2,700 questions, three to a video, on eight ranks: 337.5 each), the few groups left over are split;
     :func:`split_groups` names them. On each rank the groups keep the order in which they first occur in ``docs``, their
-    documents stay together, and no document is repeated. Deterministic: every rank computes the same order.
+    documents stay together and in order, and no document is repeated. Deterministic: every rank computes the same.
 
     Args:
         docs: the documents.
@@ -44,10 +44,16 @@ def order_for_world(docs: Sequence[T], key: Key[T], world_size: int, cost: Cost[
     if cost is not None and world_size > 1:
         prices = {group[0]: cost([docs[index] for index in group]) for share in shares for group in share}
         shares = _even_out(shares, prices)
-    ordered = list(docs)
+    places: dict[Hashable, list[int]] = {}
     for rank, share in enumerate(shares):
         share = sorted(share, key=lambda group: (-prices.get(group[0], 0.0), group))
-        ordered[rank::world_size] = [docs[index] for group in share for index in group]
+        indices = (index for group in share for index in group)
+        for place, index in zip(range(rank, len(docs), world_size), indices, strict=True):
+            places.setdefault(key(docs[index]), []).append(place)
+    ordered = list(docs)
+    for name, group in groups.items():  # those of a split group, too, one after the other
+        for place, index in zip(sorted(places[name]), group, strict=True):
+            ordered[place] = docs[index]
     return ordered
 
 
