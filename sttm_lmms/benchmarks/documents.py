@@ -61,7 +61,7 @@ class TaskData:
         questions = order_for_world(load_questions(path, benchmark), _video_of, world_size, cost=_cost)
         ordered = documents(questions, benchmark, video_folder(root, benchmark))
         if split := split_groups(ordered, _video_id, world_size):
-            log.info("%s: %d videos are shared between ranks", benchmark, len(split))
+            log.info("%s: %d videos are dealt to several ranks", benchmark, len(split))
         return cls(path, tuple(ordered))
 
     def __repr__(self) -> str:

@@ -1,7 +1,9 @@
 """An order of the documents in which the questions of one video fall on one rank.
 
 lmms-eval gives rank ``r`` of ``w`` the documents ``r, r + w, r + 2w, ...``: in the order of the file the questions of a
-video land on different ranks, each of which decodes the video again and none of which can reuse its KV cache.
+video land on different ranks, each of which decodes the video again and none of which can reuse its KV cache. Where
+the ranks can exchange requests, they share out whole videos whatever the order (``balance.py``); with a response cache
+they cannot, and the order decides.
 """
 
 from __future__ import annotations
