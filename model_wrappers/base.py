@@ -161,16 +161,16 @@ class STTMWrapper(lmms):
     def generate_until(self, requests: list[Instance]) -> Sequence[GenerationResult]:
         """Answers in the order of the requests, computed as they are taken.
 
-        With several processes, one video's questions are answered by one of them; all answers are then computed first.
+        With several processes each answers about whole videos; all answers are then computed first.
         """
         if exchange.possible():
             return self._answers_together(requests)
         return Results(len(requests), self._answers_one_by_one(requests))
 
     def _answers_one_by_one(self, requests: list[Instance]) -> Iterator[GenerationResult]:
-        with self._running("Answering", requests) as (documents, progress):
+        with self._running("Answering", requests) as (documents, bar):
             messages = [self._messages(document, document.first_turn) for document in documents]
-            answers = self._stream(documents, messages, progress)
+            answers = self._stream(documents, messages, bar.update)
             known: dict[int, Answer] = {}
             positions = iter(range(len(documents)))
             for request in requests:
@@ -184,24 +184,29 @@ class STTMWrapper(lmms):
                 yield self._result(documents[position], messages[position], known.pop(position))
 
     def _answers_together(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers of all processes' requests, each video's questions on one of them."""
-        with self._running("Answering", requests) as (documents, progress):
+        """Answers of all processes' requests, whole videos on each of them."""
+        with self._running("Answering", requests) as (documents, bar):
             real = [instance for instance in requests if not is_padding(instance)]
             messages = [self._messages(document, document.first_turn) for document in documents]
-            cards = exchange.gather([exchange.card(*pair) for pair in zip(real, messages, strict=True)])
-            moved = exchange.assign(cards)
-            here = [(self.rank, position) for position in range(len(real)) if (self.rank, position) not in moved]
-            guests = [address for address, rank in moved.items() if rank == self.rank]
-            like = {instance.task_name: instance for instance in requests}
-            for rank, position in guests:
+            known = zip(real, messages, (document.seconds for document in documents), strict=True)
+            cards = exchange.gather([exchange.card(*each) for each in known])
+            here = exchange.assign(cards)[self.rank]
+            like = {instance.task_name: instance for instance in requests}  # of every task: lmms-eval pads with one
+            asked: list[Document] = []
+            said: list[Messages | None] = []
+            for rank, position in here:
+                if rank == self.rank:
+                    asked.append(documents[position])
+                    said.append(messages[position])
+                    continue
                 item = cards[rank][position]
                 guest = read_instance(exchange.borrowed(like[item.task], item), self.task_dict, simple=self.is_simple)
-                documents.append(guest)
-                messages.append(self._messages(guest, guest.first_turn))
-            indices = [position for _, position in here] + list(range(len(real), len(documents)))
-            asked, said = [documents[i] for i in indices], [messages[i] for i in indices]
-            found = dict(zip([*here, *guests], self._finished(asked, said, progress), strict=True))
-            for others in exchange.gather({address: found[address] for address in guests}):
+                asked.append(guest)
+                said.append(self._messages(guest, guest.first_turn))
+            bar.total = len(here)
+            found = dict(zip(here, self._finished(asked, said, bar.update), strict=True))
+            guests = {address: result for address, result in found.items() if address[0] != self.rank}
+            for others in exchange.gather(guests):
                 found |= {address: result for address, result in others.items() if address[0] == self.rank}
             return _with_padding(
                 requests, [found[self.rank, position] for position in range(len(real))], GenerationResult("")
@@ -216,7 +221,7 @@ class STTMWrapper(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then the next."""
-        with self._running("Answering in rounds", requests) as (documents, progress):
+        with self._running("Answering in rounds", requests) as (documents, bar):
             conversations = [Conversation.open(document) for document in documents]
             active = conversations
             while active:
@@ -224,7 +229,7 @@ class STTMWrapper(lmms):
                 messages = [self._messages(talk.document, talk.turn) for talk in active]
                 answers = self._answer(asked, messages)
                 still = [talk for talk, answer in zip(active, answers, strict=True) if talk.answer(answer.text)]
-                progress(len(active) - len(still))
+                bar.update(len(active) - len(still))
                 active = still
         return _with_padding(requests, [conversation.outputs for conversation in conversations], [])
 
@@ -234,12 +239,12 @@ class STTMWrapper(lmms):
         lmms-eval takes the smallest value for the best choice. A video that cannot be read gives infinity. The ``text``
         of each result is a :class:`Score`.
         """
-        with self._running("Scoring", requests) as (documents, progress):
+        with self._running("Scoring", requests) as (documents, bar):
             messages = [self._messages(document, document.first_turn) for document in documents]
             ready = [index for index, found in enumerate(messages) if found is not None]
             pairs = [(self._request(documents[i], messages[i]), documents[i].continuation) for i in ready]
             scores = [Score((float("inf"), False))] * len(documents)
-            for i, found in zip(ready, self._engine.loglikelihood(pairs, progress=progress), strict=True):
+            for i, found in zip(ready, self._engine.loglikelihood(pairs, progress=bar.update), strict=True):
                 if found.error is None:
                     scores[i] = Score((-found.logprob / max(1, found.tokens), found.is_greedy))
         return _with_padding(requests, [GenerationResult(score) for score in scores], GenerationResult(""))
@@ -258,13 +263,13 @@ class STTMWrapper(lmms):
     # The same for every kind of request.
 
     @contextmanager
-    def _running(self, what: str, requests: Sequence[Instance]) -> Iterator[tuple[list[Document], Progress]]:
+    def _running(self, what: str, requests: Sequence[Instance]) -> Iterator[tuple[list[Document], tqdm]]:
         """The documents behind the requests that count, and a progress bar. Time and errors are looked after."""
         real = [instance for instance in requests if not is_padding(instance)]
         started = time.perf_counter()
         try:
             with tqdm(total=len(real), desc=what, disable=self.rank != 0) as bar:
-                yield [read_instance(instance, self.task_dict, simple=self.is_simple) for instance in real], bar.update
+                yield [read_instance(instance, self.task_dict, simple=self.is_simple) for instance in real], bar
         except Exception as caught:
             error = self._explained(caught)
             if self.world_size == 1:

@@ -12,6 +12,7 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
+from sttm_lmms.benchmarks.annotations import video_seconds
 from sttm_lmms.errors import STTMError, VideoError
 from sttm_lmms.runtime import GenerationSettings
 from sttm_lmms.video.index import open_video
@@ -38,6 +39,7 @@ class Document:
         next_turn: makes the messages of a later round from its number, the answers so far and the task's notes.
         gen_kwargs: of the task, with ``--gen_kwargs`` merged in.
         continuation: text to be scored, in loglikelihood requests.
+        seconds: about how long the video is, 0 where the task's document does not say.
     """
 
     task: str
@@ -45,6 +47,7 @@ class Document:
     next_turn: Callable[[int, list[str], Any], Turn] | None = None
     gen_kwargs: Mapping[str, Any] | None = None
     continuation: str = ""
+    seconds: float = 0.0
 
 
 def is_padding(instance: Instance) -> bool:
@@ -64,14 +67,15 @@ def read_instance(instance: Instance, datasets: Mapping[str, Any], *, simple: bo
         context, continuation, doc_to_visual = args[:3]
         text = continuation(doc) if callable(continuation) else continuation
         return Document(task, lambda: user_turn(doc_to_visual(doc), context), continuation=str(text))
+    seconds = video_seconds(doc) if isinstance(doc, Mapping) else 0.0
     if not simple:
         _, doc_to_messages, gen_kwargs = args[:3]
-        return Document(
-            task, lambda: chat_messages(doc_to_messages(doc)), _chat_rounds(doc_to_messages, doc), gen_kwargs
-        )
+        rounds = _chat_rounds(doc_to_messages, doc)
+        return Document(task, lambda: chat_messages(doc_to_messages(doc)), rounds, gen_kwargs, seconds=seconds)
     context, gen_kwargs, doc_to_visual = args[:3]
-    rounds = _simple_rounds(args[3], doc) if instance.request_type == "generate_until_multi_round" else None
-    return Document(task, lambda: user_turn(doc_to_visual(doc), context), rounds, gen_kwargs)
+    several = instance.request_type == "generate_until_multi_round"
+    turns = _simple_rounds(args[3], doc) if several else None
+    return Document(task, lambda: user_turn(doc_to_visual(doc), context), turns, gen_kwargs, seconds=seconds)
 
 
 def make_turn(document: Document, make: Callable[[], Any]) -> Any:

@@ -17,9 +17,10 @@ from typing import Any
 
 from sttm_lmms.benchmarks import scores
 from sttm_lmms.benchmarks.annotations import load_questions
+from sttm_lmms.benchmarks.balance import watching_cost
 from sttm_lmms.benchmarks.data import annotation_file, data_root, find_video, video_folder
 from sttm_lmms.benchmarks.formats import get_format
-from sttm_lmms.benchmarks.order import order_for_world, split_groups, watching_cost
+from sttm_lmms.benchmarks.order import order_for_world, split_groups
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.submission import write_submission
@@ -60,12 +61,13 @@ class TaskData:
         questions = order_for_world(load_questions(path, benchmark), _video_of, world_size, cost=_cost)
         ordered = documents(questions, benchmark, video_folder(root, benchmark))
         if split := split_groups(ordered, _video_id, world_size):
-            log.info("%s: %d videos are shared between ranks", benchmark, len(split))
+            log.info("%s: %d videos are dealt to several ranks", benchmark, len(split))
         return cls(path, tuple(ordered))
 
     def __repr__(self) -> str:
         """Short, and other for other questions: lmms-eval writes it to result files and keys cached answers by it."""
-        content = json.dumps([{**doc, "video": ""} for doc in self.docs], sort_keys=True).encode()
+        asked = [{name: value for name, value in doc.items() if name != "video_second"} for doc in self.docs]
+        content = json.dumps([{**doc, "video": ""} for doc in asked], sort_keys=True).encode()
         digest = hashlib.sha256(content).hexdigest()[:12]
         return f"TaskData({self.annotations.name}, {len(self.docs)} questions, {digest})"
 
@@ -89,8 +91,9 @@ class TaskData:
 def documents(questions: Sequence[Question], benchmark: str, videos: Path) -> list[Document]:
     """One flat dict a question.
 
-    ``tries`` is the number of questions of its video, ``submit`` says that the benchmark keeps answers secret; an
-    unknown answer and categories the benchmark does not have are "".
+    ``tries`` is the number of questions of its video, ``video_second`` its length or 0, by which processes share the
+    work, ``submit`` says that the benchmark keeps answers secret; an unknown answer and categories the benchmark does
+    not have are "".
     """
     submit = any(question.answer is None for question in questions)
     tries = Counter(question.video_id for question in questions)
@@ -105,6 +108,7 @@ def documents(questions: Sequence[Question], benchmark: str, videos: Path) -> li
             "answer": question.answer or "",
             "video": paths[question.video_id],
             "tries": tries[question.video_id],
+            "video_second": question.seconds,
             "submit": submit,
             **{name: question.categories.get(name, "") for name in CATEGORIES},
         }

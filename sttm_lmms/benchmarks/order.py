@@ -1,7 +1,9 @@
 """An order of the documents in which the questions of one video fall on one rank.
 
 lmms-eval gives rank ``r`` of ``w`` the documents ``r, r + w, r + 2w, ...``: in the order of the file the questions of a
-video land on different ranks, each of which decodes the video again and none of which can reuse its KV cache.
+video land on different ranks, each of which decodes the video again and none of which can reuse its KV cache. Where
+the ranks can exchange requests, they share out whole videos whatever the order (``balance.py``); with a response cache
+they cannot, and the order decides.
 """
 
 from __future__ import annotations
@@ -10,9 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
-FRAME_CAP = 128
-SECONDS_PER_FRAME = 20.0
-FRAMES_PER_QUESTION = 8.0
 _SWAPS_PER_RANK, _PARTNERS = 4, 8
 
 T = TypeVar("T")
@@ -21,19 +20,13 @@ Key = Callable[[T], Hashable]
 Cost = Callable[[Sequence[T]], float]
 
 
-def watching_cost(seconds: float, questions: int) -> float:
-    """Estimated cost of a video, in frames that are seen: frames at one a second up to the cap, reading the file (20
-    seconds of it for a frame), and 8 frames for each question. Only ratios matter."""
-    return min(seconds, FRAME_CAP) + seconds / SECONDS_PER_FRAME + FRAMES_PER_QUESTION * questions
-
-
 def order_for_world(docs: Sequence[T], key: Key[T], world_size: int, cost: Cost[T] | None = None) -> list[T]:
     """A permutation of ``docs`` such that documents with equal ``key`` fall on one rank.
 
     Rank ``r`` has room for exactly ``ceil((len(docs) - r) / world_size)`` documents. Where the groups cannot fill these
     rooms (2,700 questions, three to a video, on eight ranks: 337.5 each), the few groups left over are split;
     :func:`split_groups` names them. On each rank the groups keep the order in which they first occur in ``docs``, their
-    documents stay together, and no document is repeated. Deterministic: every rank computes the same order.
+    documents stay together and in order, and no document is repeated. Deterministic: every rank computes the same.
 
     Args:
         docs: the documents.
@@ -53,10 +46,16 @@ def order_for_world(docs: Sequence[T], key: Key[T], world_size: int, cost: Cost[
     if cost is not None and world_size > 1:
         prices = {group[0]: cost([docs[index] for index in group]) for share in shares for group in share}
         shares = _even_out(shares, prices)
-    ordered = list(docs)
+    places: dict[Hashable, list[int]] = {}
     for rank, share in enumerate(shares):
         share = sorted(share, key=lambda group: (-prices.get(group[0], 0.0), group))
-        ordered[rank::world_size] = [docs[index] for group in share for index in group]
+        indices = (index for group in share for index in group)
+        for place, index in zip(range(rank, len(docs), world_size), indices, strict=True):
+            places.setdefault(key(docs[index]), []).append(place)
+    ordered = list(docs)
+    for name, group in groups.items():  # those of a split group, too, one after the other
+        for place, index in zip(sorted(places[name]), group, strict=True):
+            ordered[place] = docs[index]
     return ordered
 
 

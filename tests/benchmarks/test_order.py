@@ -78,6 +78,7 @@ def test_properties(sizes, world_size):
     assert sorted(ordered) == sorted(docs)
     shared = split_groups(ordered, video, world_size)
     assert len(shared) < max(world_size, 2) * max(sizes, default=1)
+    assert sorted(ordered, key=video) == sorted(docs), "the questions of a video have changed their order"
     for share in ranks(ordered, world_size):
         videos = [doc[0] for doc in share]
         runs = [name for i, name in enumerate(videos) if i == 0 or videos[i - 1] != name]

@@ -1,4 +1,4 @@
-"""Processes exchange requests, so that each video is seen once whatever the order of the documents."""
+"""Processes exchange requests, so that each has whole videos and about as much to do as the others."""
 
 from __future__ import annotations
 
@@ -15,43 +15,87 @@ from sttm_lmms.model_wrappers.exchange import Card, assign, borrowed, card
 from wrapper_runs import HERE, QUESTIONS, VIDEOS, lmms_eval
 
 
-def dealt(sizes: list[int], world: int) -> list[list[Card]]:
-    """Cards of the processes when the documents of videos of these sizes are dealt out round robin."""
-    docs = [Card("task", "", (), f"v{v}") for v, size in enumerate(sizes) for _ in range(size)]
+def cards_of(videos, world, seconds=lambda video: 0.0):
+    """Cards of the processes when documents of these videos (None: one that stays) are dealt out round robin."""
+    docs = [
+        Card("t", "", (n, "t", "test"), None if video is None else f"v{video}", seconds(video))
+        for n, video in enumerate(videos)
+    ]
     return [docs[rank::world] for rank in range(world)]
 
 
-def answered_by(cards, moved):
+def owners(cards, shares):
     """Video -> the processes that answer one of its questions."""
     who: dict = {}
-    for rank, own in enumerate(cards):
-        for position, item in enumerate(own):
-            who.setdefault(item.videos, set()).add(moved.get((rank, position), rank))
+    for rank, share in enumerate(shares):
+        for home, position in share:
+            who.setdefault(cards[home][position].videos, set()).add(rank)
     return who
 
 
+def seen(cards, share):
+    """Videos of a process, in its order."""
+    return list(dict.fromkeys(cards[home][position].videos for home, position in share))
+
+
 def test_three_questions_a_video_on_three_processes():
-    cards = dealt([3] * 12, 3)
-    moved = assign(cards)
-    assert all(len(ranks) == 1 for ranks in answered_by(cards, moved).values())
-    assert Counter(next(iter(ranks)) for ranks in answered_by(cards, moved).values()) == {0: 4, 1: 4, 2: 4}
+    cards = cards_of([video for video in range(12) for _ in range(3)], 3)
+    found = owners(cards, assign(cards))
+    assert all(len(ranks) == 1 for ranks in found.values())
+    assert Counter(next(iter(ranks)) for ranks in found.values()) == {0: 4, 1: 4, 2: 4}
 
 
-def test_nothing_moves_that_is_together_already():
-    assert assign([[Card("t", "", (), "a")] * 3, [Card("t", "", (), "b")] * 2]) == {}
-    assert assign([[Card("t", "", ()), Card("t", "", ())], [Card("t", "", ())]]) == {}
-    assert assign([[Card("t", "", (), "a")], [Card("u", "", (), "a")]]) == {}, "tasks may show a video differently"
+def test_what_is_balanced_stays():
+    alone = [Card("t", "", (n, "t", "test")) for n in range(3)]
+    for cards in (
+        cards_of(["a", "b"] * 3, 2),
+        [alone[:2], alone[2:]],
+        [[Card("t", "", (0, "t", "test"), "a")], [Card("u", "", (0, "u", "test"), "a")]],  # tasks may show it otherwise
+    ):
+        assert assign(cards) == [[(r, n) for n in range(len(own))] for r, own in enumerate(cards)]
 
 
-@given(st.lists(st.integers(1, 9), max_size=30), st.integers(2, 8))
-def test_every_video_is_answered_by_one_process(sizes, world):
-    cards = dealt(sizes, world)
-    moved = assign(cards)
-    assert all(len(ranks) == 1 for ranks in answered_by(cards, moved).values())
-    owners = {(rank, item.videos) for rank, own in enumerate(cards) for item in own}
-    assert all((rank, cards[home][at].videos) in owners for (home, at), rank in moved.items())
-    load = Counter(moved.get((r, p), r) for r, own in enumerate(cards) for p in range(len(own)))
-    assert max((load[r] for r in range(world)), default=0) <= -(-sum(sizes) // world) + 2 * max(sizes, default=0)
+def test_long_videos_go_to_processes_that_have_no_question_of_them():
+    lengths = {"v0": 3600.0, "v3": 3500.0, "v6": 3400.0}
+    cards = cards_of(range(9), 3, lambda video: lengths.get(f"v{video}", 10.0))  # all long ones are dealt to the first
+    shares = assign(cards)
+    assert {seen(cards, share)[0] for share in shares} == {"v0", "v3", "v6"}
+    assert [len(share) for share in shares] == [3, 3, 3]
+
+
+def test_many_questions_of_one_video_leave_the_other_videos_to_others():
+    cards = cards_of([0] * 60 + [1, 2, 3, 4], 2)
+    assert [seen(cards, share) for share in assign(cards)] == [["v0"], ["v1", "v2", "v3", "v4"]]
+
+
+def test_requests_that_stay_count_as_work():
+    cards = cards_of([None, "a"] + [None, None] * 40 + ["b", "c"], 2)
+    cards = [cards[0] + cards[1][1:-1], [cards[1][0], cards[1][-1]]]  # all that stay, and a video, on the first
+    shares = assign(cards)
+    assert [seen(cards, share) for share in shares] == [[None], ["va", "vb", "vc"]]
+
+
+def test_more_processes_than_videos():
+    cards = cards_of([0, 0, 1, 1, 0], 5)
+    shares = assign(cards)
+    assert sorted(map(len, shares)) == [0, 0, 0, 2, 3]
+    assert assign(cards_of([], 3)) == [[], [], []]
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0, 4000)), max_size=30), st.integers(0, 9), st.integers(2, 8))
+def test_every_request_once_and_every_video_on_one_process(videos, staying, world):
+    dealt = [None] * staying + [video for video, (size, _) in enumerate(videos) for _ in range(size)]
+    cards = cards_of(dealt, world, lambda video: 0.0 if video is None else videos[video][1])
+    shares = assign(cards)
+    assert sorted(address for share in shares for address in share) == sorted(
+        (rank, position) for rank, own in enumerate(cards) for position in range(len(own))
+    )
+    assert all(len(ranks) == 1 for video, ranks in owners(cards, shares).items() if video)
+    for rank, share in enumerate(shares):
+        items = [cards[home][position] for home, position in share]
+        assert all(home == rank for (home, _), item in zip(share, items, strict=True) if item.videos is None)
+        runs = [video for n, video in enumerate(items) if n == 0 or items[n - 1].videos != video.videos]
+        assert len({item.videos for item in items if item.videos}) == sum(bool(item.videos) for item in runs)
 
 
 def test_cards_and_borrowed_requests():
@@ -66,6 +110,7 @@ def test_cards_and_borrowed_requests():
     video = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Why?"}]}]
     item = card(instance("Why?", 7), video)
     assert item == Card("t", "Why?", (7, "t", "test"), ("a.mp4",))
+    assert card(instance("Why?", 7), video, 90.0).seconds == 90.0
     assert card(instance("Why?", 7), None).videos is None
     assert (
         card(instance("Why?", 7), [{"role": "user", "content": [{"type": "image", "image": object()}]}]).videos is None

@@ -6,14 +6,17 @@ import json
 
 import pytest
 from warm_ranks import run_ranks
-from wrapper_runs import QUESTIONS, TASKS, VIDEOS, read_run
+from wrapper_runs import TASKS, read_run
 
+from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.demo import shipped
 
 pytestmark = pytest.mark.slow
 
 WAYS = ((1, 0), (1, 4), (2, 4), (4, 4))
 """Threads, videos ahead."""
+VIDEOS, QUESTIONS = 4, 15
+"""Three processes are dealt five questions each, so that three videos are cut before they exchange them."""
 
 
 def without_times(sample):
@@ -43,8 +46,11 @@ def counters(run):
 
 
 @pytest.fixture(scope="module")
-def runs(data, tmp_path_factory):
+def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ways")
+    data = folder / "data"
+    file = write_benchmark(data, videos=VIDEOS, lengths=(6, 20), sizes=((64, 64),), fps=(8,))
+    file.write_text(json.dumps(json.loads(file.read_text())[:QUESTIONS]))
 
     def run(world, workers, prefetch):
         out = folder / f"{world}-{workers}-{prefetch}"
