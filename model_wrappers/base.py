@@ -92,7 +92,6 @@ class STTMWrapper(lmms):
         self.device, self._rank, self._world_size = placement.device, placement.rank, placement.world_size
         self.model, self.processor = self._load(placement)
         self._task_settings: dict[str, TaskSettings] = {}
-        self._tasks_described: set[str] = set()
         self._tasks_warned: set[str] = set()
         self._output_tokens = 0
         self._seconds = 0.0
@@ -172,6 +171,7 @@ class STTMWrapper(lmms):
             messages = [self._messages(document, document.first_turn) for document in documents]
             answers = self._stream(documents, messages, bar.update)
             known: dict[int, Answer] = {}
+            described: set[str] = set()
             positions = iter(range(len(documents)))
             for request in requests:
                 if is_padding(request):
@@ -181,7 +181,10 @@ class STTMWrapper(lmms):
                 while position not in known:
                     index, answer = next(answers)
                     known[index] = answer
-                yield self._result(documents[position], messages[position], known.pop(position))
+                task = documents[position].task
+                describes = task not in described
+                described.add(task)
+                yield self._result(documents[position], messages[position], known.pop(position), describes=describes)
 
     def _answers_together(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers of all processes' requests, whole videos on each of them."""
@@ -204,20 +207,18 @@ class STTMWrapper(lmms):
                 asked.append(guest)
                 said.append(self._messages(guest, guest.first_turn))
             bar.total = len(here)
-            found = dict(zip(here, self._finished(asked, said, bar.update), strict=True))
+            answers = dict(self._stream(asked, said, bar.update))
+            described = exchange.described(cards)
+            found = {
+                address: self._result(asked[i], said[i], answers[i], describes=address in described)
+                for i, address in enumerate(here)
+            }
             guests = {address: result for address, result in found.items() if address[0] != self.rank}
             for others in exchange.gather(guests):
                 found |= {address: result for address, result in others.items() if address[0] == self.rank}
             return _with_padding(
                 requests, [found[self.rank, position] for position in range(len(real))], GenerationResult("")
             )
-
-    def _finished(
-        self, documents: Sequence[Document], messages: Sequence[Messages | None], progress: Progress
-    ) -> list[GenerationResult]:
-        """Results of all documents, in order."""
-        answers = dict(self._stream(documents, messages, progress))
-        return [self._result(documents[i], messages[i], answers[i]) for i in range(len(documents))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then the next."""
@@ -341,12 +342,11 @@ class STTMWrapper(lmms):
         answers = dict(self._stream(documents, messages))
         return [answers[index] for index in range(len(documents))]
 
-    def _result(self, document: Document, messages: Messages | None, answer: Answer) -> GenerationResult:
-        """Text and record of an answer. The first one of a task on this process describes the run."""
-        provenance = None
-        if document.task not in self._tasks_described:
-            self._tasks_described.add(document.task)
-            provenance = self._provenance(document.task)
+    def _result(
+        self, document: Document, messages: Messages | None, answer: Answer, *, describes: bool
+    ) -> GenerationResult:
+        """Text and record of an answer, with a description of the run where the answer is to carry it."""
+        provenance = self._provenance(document.task) if describes else None
         record = sample_record(answer, video=first_video(messages or []), reused=answer.reused, provenance=provenance)
         return GenerationResult(answer.text, AnswerRecord(answer.input_tokens, answer.output_tokens, record=record))
 

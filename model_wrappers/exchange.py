@@ -19,6 +19,7 @@ import torch.distributed as dist
 from lmms_eval.api.instance import Instance
 
 from sttm_lmms.benchmarks.balance import FRAMES_PER_QUESTION, share_out, watching_cost
+from sttm_lmms.benchmarks.order import requests_are_exchanged
 
 T = TypeVar("T")
 Address = tuple[int, int]
@@ -42,14 +43,9 @@ class Card:
 
 
 def possible(arguments: Sequence[str] | None = None) -> bool:
-    """Whether every process is certain to be asked at the same point.
-
-    With lmms-eval's response cache (``--use_cache``, or a ``--config`` that may hold it) a process whose answers are
-    all known is not asked at all, and the others would wait for it.
-    """
-    words = [word.partition("=")[0] for word in (sys.argv if arguments is None else arguments)]
-    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-    return not alone and "--tasks" in words and not {"--use_cache", "--config"} & set(words)
+    """Whether there are several processes, and each is certain to be asked at the same point."""
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return together and requests_are_exchanged(sys.argv if arguments is None else arguments)
 
 
 def card(instance: Instance, messages: Sequence[Mapping[str, Any]] | None, seconds: float = 0.0) -> Card:
@@ -89,6 +85,14 @@ def assign(cards: Sequence[Sequence[Card]]) -> list[list[Address]]:
         shares[rank].append(priced)
     first_to_last = (sorted(share, key=lambda priced: -priced[0]) for share in shares)
     return [[address for _, group in share for address in group] for share in first_to_last]
+
+
+def described(cards: Sequence[Sequence[Card]]) -> set[Address]:
+    """The requests whose answers describe the run, as with one process: the first of each task."""
+    first: dict[str, Address] = {}
+    for position, item in enumerate(cards[0]):
+        first.setdefault(item.task, (0, position))
+    return set(first.values())
 
 
 def borrowed(like: Instance, item: Card) -> Instance:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from sttm_lmms.benchmarks.annotations import load_questions
 from sttm_lmms.benchmarks.balance import watching_cost
 from sttm_lmms.benchmarks.data import annotation_file, data_root, find_video, video_folder
 from sttm_lmms.benchmarks.formats import get_format
-from sttm_lmms.benchmarks.order import order_for_world, split_groups
+from sttm_lmms.benchmarks.order import order_for_world, requests_are_exchanged, split_groups
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.submission import write_submission
@@ -50,13 +51,15 @@ class TaskData:
         Args:
             benchmark: a name of ``FORMATS``.
             root: the data root, ``$STTM_DATA_ROOT`` by default.
-            world_size: number of ranks, ``$WORLD_SIZE`` by default, which is where lmms-eval takes it from.
+            world_size: number of ranks for which the documents are ordered. By default ``$WORLD_SIZE``, which is where
+                lmms-eval takes it from, or 1 (the order of the file) in a run whose processes exchange requests.
 
         Raises:
             AnnotationError: the annotation file is missing or malformed.
         """
         root = data_root() if root is None else root
-        world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+        if world_size is None:
+            world_size = 1 if requests_are_exchanged(sys.argv) else int(os.environ.get("WORLD_SIZE", 1))
         path = annotation_file(root, get_format(benchmark))
         questions = order_for_world(load_questions(path, benchmark), _video_of, world_size, cost=_cost)
         ordered = documents(questions, benchmark, video_folder(root, benchmark))

@@ -20,6 +20,16 @@ Key = Callable[[T], Hashable]
 Cost = Callable[[Sequence[T]], float]
 
 
+def requests_are_exchanged(arguments: Sequence[str]) -> bool:
+    """Whether several processes of this lmms-eval command line exchange requests, so that no order is needed.
+
+    With the response cache (``--use_cache``, or a ``--config`` that may hold it) a process whose answers are all known
+    is never asked, and the others would wait for it.
+    """
+    words = {word.partition("=")[0] for word in arguments}
+    return "--tasks" in words and not {"--use_cache", "--config"} & words
+
+
 def order_for_world(docs: Sequence[T], key: Key[T], world_size: int, cost: Cost[T] | None = None) -> list[T]:
     """A permutation of ``docs`` such that documents with equal ``key`` fall on one rank.
 

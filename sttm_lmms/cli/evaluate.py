@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +37,27 @@ def evaluate(args: Sequence[str]) -> None:
     output = option(args, "--output_path")
     if option(args, "--use_cache") is not None:
         os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
-    before = _result_files(output)
+    before = _files(output)
     with shorter_tables():
         reason = run_lmms_eval(args)
     if reason:
         raise STTMError(reason)
-    if output and int(os.environ.get("RANK", 0)) == 0 and _result_files(output) <= before:
-        raise STTMError(f"the run failed (see above): no new result file in {output}")
+    if output and int(os.environ.get("RANK", 0)) == 0:
+        new = _files(output) - before
+        if not any(file.name.endswith("_results.json") for file in new):
+            raise STTMError(f"the run failed (see above): no new result file in {output}")
+        for file in new:
+            if "_samples_" in file.name:
+                sort_samples(file)
+
+
+def sort_samples(file: Path) -> None:
+    """Put the lines of a sample file into the order of the documents; lmms-eval writes them process by process."""
+    with file.open(encoding="utf-8", newline="\n") as samples:
+        lines = sorted(samples, key=lambda line: json.loads(line)["doc_id"])
+    partial = file.with_suffix(".tmp")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(file)
 
 
 def tasks_folder() -> Path:
@@ -78,5 +93,6 @@ def option(args: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _result_files(output: str | None) -> set[Path]:
-    return set(Path(output).rglob("*_results.json")) if output else set()
+def _files(output: str | None) -> set[Path]:
+    """Result and sample files of lmms-eval."""
+    return {file for file in Path(output).rglob("*.json*") if file.is_file()} if output else set()

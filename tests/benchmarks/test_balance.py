@@ -1,6 +1,6 @@
 """Whole videos for processes that can answer about any video."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttm_lmms.benchmarks.balance import share_out, watching_cost
@@ -42,6 +42,7 @@ def test_groups_leave_a_process_only_if_that_helps():
     assert share_out([], [], [1, 2]) == []
 
 
+@settings(deadline=None)
 @given(prices=PRICES, before=st.lists(st.floats(0, 500), min_size=1, max_size=9), data=st.data())
 def test_no_worse_than_longest_processing_time(prices, before, data):
     homes = data.draw(st.lists(st.integers(0, len(before) - 1), min_size=len(prices), max_size=len(prices)))

@@ -1,6 +1,7 @@
 """Our tasks and lmms-eval's own load offline, through `--include_path` alone."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_order_follows_the_world_size(small_data, manager, monkeypatch, world_si
     assert sorted(video for share in shares for video in share) == ["100", "100", "200"]
     if world_size == 2:
         assert shares == [["100", "100"], ["200"]]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_order_is_that_of_the_file_where_processes_exchange_requests(small_data, manager, monkeypatch, ordered):
+    """So --limit and doc_id mean the same for any number of them."""
+    words = ["lmms-eval", "--tasks", "sttm_nextqa"] + ["--use_cache=here"] * ordered
+    orders = []
+    for world_size in (1, 2):
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        monkeypatch.setattr(sys, "argv", words)
+        task = get_task_dict(["sttm_nextqa"], manager, "chat")["sttm_nextqa"]
+        orders.append([doc["question_id"] for _, doc in task.doc_iterator()])
+    assert (orders[0] == orders[1]) is not ordered
 
 
 def test_missing_annotations_say_what_to_do(offline, manager, monkeypatch, tmp_path):
