@@ -70,7 +70,7 @@ PLANS = {
     ),
     "control": Plan(
         "llava_video_fine",
-        {"grow": (600, 2e-3), "whole": (160, 8e-4), "clock": (200, 3e-3)},
+        {"grow": (900, 2e-3), "whole": (160, 8e-4), "clock": (200, 3e-3)},
         eyes="llava_video_fine",
         bank=(60, 16),
     ),
