@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +26,7 @@ import torch
 from sttm_lmms.methods.sttm.dense_average import average_tokens
 from sttm_lmms.methods.sttm.dense_similarity import Measured, measure
 from sttm_lmms.methods.sttm.dense_tables import Tables, tables_for
-from sttm_lmms.methods.sttm.dense_union import Tokens, rounds_for, tokens_at
+from sttm_lmms.methods.sttm.dense_union import rounds_for, tokens_at
 from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
 from sttm_lmms.methods.sttm.quadtree import check_features
 from sttm_lmms.methods.sttm.search import Thresholds, turning_points
@@ -60,6 +62,7 @@ class DenseVideo:
         tables: of its grid.
         measured: its similarities.
         weighted_avg: average over cells instead of over nodes.
+        kernels: use those of ``dense_kernels.py`` instead of ``dense_union.py``.
         counts: what :meth:`ahead` has counted.
     """
 
@@ -67,16 +70,25 @@ class DenseVideo:
     tables: Tables
     measured: Measured
     weighted_avg: bool
+    kernels: bool = False
     counts: dict[Thresholds, Count] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, features: torch.Tensor, config: STTMConfig, head_dim: int | None, *, temporal: bool = True
+        cls,
+        features: torch.Tensor,
+        config: STTMConfig,
+        head_dim: int | None,
+        *,
+        temporal: bool = True,
+        kernels: bool = False,
     ) -> DenseVideo:
         """Measure ``[T, H, W, C]``; ``temporal=False`` leaves out what only the temporal step needs.
 
-        Arguments and errors as in ``merge_video_tokens``.
+        Arguments and errors as in ``merge_video_tokens``; ImportError where ``kernels`` lack triton.
         """
+        if kernels:
+            _kernels()
         check_features(features, config, head_dim)
         frames, height, width, _ = features.shape
         tables = tables_for(height, width, config.root_level, config.odd_edge, features.device)
@@ -88,7 +100,7 @@ class DenseVideo:
             head_dim=head_dim if config.per_head else None,
             temporal=temporal and frames > 1,
         )
-        return cls(features, tables, measured, config.weighted_avg)
+        return cls(features, tables, measured, config.weighted_avg, kernels)
 
     @property
     def tokens(self) -> int:
@@ -108,10 +120,10 @@ class DenseVideo:
         """The tokens at a pair of thresholds, see :meth:`SparseVideo.merge_at`."""
         if wanted:
             self.ahead([thresholds])
-        tokens, count = self._tokens(thresholds)
-        kept, labels = count.kept, Labels(tokens.level, tokens.anchor, tokens.owner(count.rounds))
+        labels, link, count = self._tokens(thresholds)
+        kept = count.kept
         if wanted > kept:
-            kept, labels = wanted, self._split(labels, tokens.link, count, wanted)
+            kept, labels = wanted, self._split(labels, link, count, wanted)
         merged = average_tokens(self.features, self.tables, labels, kept, weighted_avg=self.weighted_avg)
         info = {
             "spatial_threshold": thresholds.spatial,
@@ -120,19 +132,21 @@ class DenseVideo:
         }
         return MergedTokens(*merged, info=info)
 
-    def _tokens(self, thresholds: Thresholds) -> tuple[Tokens, Count]:
-        """The tokens at a pair of thresholds.
+    def _tokens(self, thresholds: Thresholds) -> tuple[Labels, torch.Tensor | None, Count]:
+        """The tokens at a pair of thresholds, and the similarities that decided about pairs.
 
         One host read where it was not counted before, but for a union that takes unusually many rounds.
         """
         count, rounds = self.counts.get(thresholds), rounds_for(len(self.features))
-        if count is not None:
-            return tokens_at(self.measured, self.tables, *_effective(thresholds), rounds=count.rounds), count
+        if self.kernels:
+            labels, link, numbers = _kernels().tokens_at(self.measured, self.tables, *_effective(thresholds))
+            return labels, link, count or Count(*to_host(numbers))
         while True:
+            rounds = count.rounds if count else rounds
             tokens = tokens_at(self.measured, self.tables, *_effective(thresholds), rounds=rounds)
-            (count,) = _counts(to_host(tokens.counts()), self.tokens)
+            count = count or _counts(to_host(tokens.counts()), self.tokens)[0]
             if count is not None:
-                return tokens, count
+                return Labels(tokens.level, tokens.anchor, tokens.owner(count.rounds)), tokens.link, count
             rounds *= 2
 
     def _split(self, labels: Labels, link: torch.Tensor | None, count: Count, wanted: int) -> Labels:
@@ -162,21 +176,32 @@ class DenseVideo:
 
     def _count(self, points: list[Thresholds], rounds: int) -> list[Count | None]:
         """The counts at each pair of thresholds; None for one whose union takes more rounds."""
-        # int64 tables of a union: two a round, and about twelve others.
-        step = max(1, int(POINTS_SHARE * self.features.nbytes) // (8 * self.tokens * (2 * rounds + 12)))
-        counts = []
+        # The tables of a union are int64: two a round, and about twelve others; or the int32 ones of a kernel.
+        a_point = 4 * _kernels().SCRATCH if self.kernels else 8 * (2 * rounds + 12)
+        step = max(1, int(POINTS_SHARE * self.features.nbytes) // (a_point * self.tokens))
+        found = []
         for start in range(0, len(points), step):
-            table = torch.tensor([_effective(point) for point in points[start : start + step]], dtype=torch.float32)
-            spatial, temporal = table.to(self.features.device, non_blocking=True).split(1, dim=1)
-            tokens = tokens_at(self.measured, self.tables, spatial, temporal, rounds=rounds, points=len(spatial))
-            counts.append(tokens.counts())
-        return _counts(to_host(counts[0] if len(counts) == 1 else torch.cat(counts, 2)), self.tokens)
+            part = [_effective(point) for point in points[start : start + step]]
+            table = torch.tensor(part, dtype=torch.float32).to(self.features.device, non_blocking=True)
+            if self.kernels:
+                found.append(_kernels().count_at(self.measured, self.tables, table))
+                continue
+            spatial, temporal = table.split(1, dim=1)
+            tokens = tokens_at(self.measured, self.tables, spatial, temporal, rounds=rounds, points=len(part))
+            found.append(tokens.counts())
+        columns = to_host(found[0] if len(found) == 1 else torch.cat(found, -1))
+        return [Count(*row) for row in zip(*columns, strict=True)] if self.kernels else _counts(columns, self.tokens)
 
     def turning_points(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The spatial and the temporal thresholds at which the share can change, ascending, on the host."""
         similarity = self.measured.similarity
         temporal = torch.empty(0) if similarity is None else similarity.cpu()
         return turning_points(self.measured.agreement.cpu(), temporal)
+
+
+def _kernels() -> ModuleType:
+    """Triton is imported only where it was asked for."""
+    return import_module("sttm_lmms.methods.sttm.dense_kernels")
 
 
 def _counts(after_rounds: list[list[list[int]]], cells: int) -> list[Count | None]:

@@ -180,7 +180,7 @@ def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, devi
             put(parent),
             put(np.stack(np.broadcast_arrays(child, parent + cells))),
             put(temporal),
-            put(np.broadcast_to([[[0]], [[1]]], temporal.shape)),
+            put(np.broadcast_to([[[0]], [[1]]], temporal.shape).copy()),
             put(place.reshape(levels, levels)),
         )
 
