@@ -28,8 +28,9 @@ def average_tokens(
     """
     level, owner = labels.level, labels.owner
     ordered, order = owner.sort(stable=True)
-    # A token's first cell is its anchor.
-    start = (ordered == order).sort(descending=True, stable=True).indices[:kept]
+    # A token's first cell is its anchor; all others lie behind theirs. (Differences, as CUDA does not sort truth values
+    # in every version of torch.)
+    start = (ordered - order).sort(descending=True, stable=True).indices[:kept]
     survivor = order[start]
     token = torch.searchsorted(survivor, owner)
     counts = torch.searchsorted(ordered, survivor, right=True) - start
@@ -45,7 +46,7 @@ def average_tokens(
     if weighted_avg:
         share = torch.ones_like(share)
     # A node's shares sum up to 1. All are powers of two: the sum is exact, in any order.
-    members = share.new_zeros(kept, 1).index_add_(0, token, share)
+    members = F.embedding_bag(order, share, start, mode="sum")
     if half:
         # Sums would overflow: divided by the next power of two before, by the rest afterwards, which is as exact.
         below = members - 0.5

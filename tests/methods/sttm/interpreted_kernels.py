@@ -129,20 +129,7 @@ def test_recorded_outputs_of_the_published_merger(case: dict, monkeypatch: pytes
 
 def test_the_benchmark_times_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "scripts"))
-    size = [
-        "--frames",
-        "2",
-        "--grids",
-        "3x3",
-        "--channels",
-        "8",
-        "--dtypes",
-        "float32",
-        "--shares",
-        "0.5",
-        "--repeats",
-        "1",
-    ]
+    size = ["--frames=2", "--grids=3x3", "--channels=8", "--dtypes=float32", "--shares=0.5", "--repeats=1"]
     import_module("bench_merge").main(["--device", "cpu", "--triton", "--out", str(tmp_path), *size])
     (row,) = json.loads((tmp_path / "cpu.json").read_text())["rows"]
     assert row["triton_equal"] is True

@@ -66,12 +66,12 @@ def work_of(
 @pytest.mark.parametrize(
     ("size", "operations", "views"),
     [
-        ((1, 14, 14, 3584), 45, 14),
-        ((16, 14, 14, 3584), 81, 26),
-        ((128, 14, 14, 3584), 84, 26),
-        ((128, 13, 17, 3584), 84, 26),
-        ((128, 27, 27, 3584), 113, 83),
-        ((128, 14, 14, 896), 94, 32),
+        ((1, 14, 14, 3584), 44, 14),
+        ((16, 14, 14, 3584), 80, 26),
+        ((128, 14, 14, 3584), 83, 26),
+        ((128, 13, 17, 3584), 83, 26),
+        ((128, 27, 27, 3584), 112, 83),
+        ((128, 14, 14, 896), 93, 32),
     ],
     ids=str,
 )
@@ -95,7 +95,7 @@ def test_more_frames_cost_no_more_operations_but_for_rounds(
 @pytest.mark.parametrize("budget", [0.5, 0.3])
 def test_budget(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     work, reads = work_of((128, 14, 14, 3584), STTMConfig(budget=budget), monkeypatch)
-    assert (work.total, work.views, reads) == (201, 55, 3)
+    assert (work.total, work.views, reads) == (200, 55, 3)
     assert work.peak <= 1.5 * INPUT
 
 

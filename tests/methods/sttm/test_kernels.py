@@ -77,7 +77,7 @@ def test_compiles_without_a_gpu(capability: int, write: bool, tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("config", "operations", "views", "reads", "launches"),
-    [(THRESHOLDS, 51, 21, 1, 1), (STTMConfig(budget=0.5), 68, 27, 3, 4)],
+    [(THRESHOLDS, 50, 21, 1, 1), (STTMConfig(budget=0.5), 67, 27, 3, 4)],
     ids=["thresholds", "budget"],
 )
 def test_work(
