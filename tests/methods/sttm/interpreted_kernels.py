@@ -74,10 +74,10 @@ def test_same_labels_and_counts(
     features = natural_features(frames, height, width, 16, seed=frames, rank=5, dtype=dtype)
     measured, tables = measured_video(features, root_level, odd_edge)
     points = [Thresholds(0.85, 0.6), Thresholds(0.95, 0.3), OFF, LOWEST, HIGHEST]
-    if measured.similarity is not None and measured.agreement.numel():
-        # A threshold that is itself a similarity: a node with it is not split, a pair with it is merged.
-        similarity = measured.similarity.flatten()
-        points.append(Thresholds(measured.agreement.median().item(), similarity.median().item()))
+    # Thresholds that are themselves similarities: a node with it is not split, a pair with it is merged.
+    spatial = measured.agreement.median().item() if measured.agreement.numel() else 0.5
+    link = tokens_at(measured, tables, spatial, 0.5, rounds=ROUNDS).link
+    points.append(Thresholds(spatial, 0.5 if link is None else link.median().item()))
     check(measured, tables, points)
 
 
