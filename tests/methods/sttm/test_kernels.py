@@ -14,6 +14,7 @@ import torch
 from test_dense_work import THRESHOLDS, work_of
 
 from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
+from sttm_lmms.testing.synthetic import natural_features
 
 MODULE = "sttm_lmms.methods.sttm.dense_kernels"
 
@@ -34,6 +35,20 @@ def test_equal_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("config", [THRESHOLDS, STTMConfig(budget=0.3)], ids=["thresholds", "budget"])
+@pytest.mark.parametrize("size", [(128, 14, 14), (300, 27, 27)], ids=str)
+def test_equal_on_a_gpu(size: tuple[int, int, int], config: STTMConfig) -> None:
+    """Several times over: threads that do not wait for each other may be lucky once."""
+    features = natural_features(*size, 64, rank=16, dtype=torch.bfloat16, device="cuda")
+    expected = merge_video_tokens(features, config, _path="dense")
+    for _ in range(10):
+        merged = merge_video_tokens(features, config, _path="triton")
+        assert torch.equal(merged.source_map, expected.source_map)
+        assert torch.equal(merged.features, expected.features)
+        assert merged.info == expected.info
 
 
 @pytest.mark.parametrize("capability", [80, 90])
