@@ -45,6 +45,8 @@ COLUMNS = (
     ("with_search_ms", ".1f"),
     ("search_steps", ""),
     ("sparse_ms", ".1f"),
+    ("triton_ms", ".1f"),
+    ("triton_with_search_ms", ".1f"),
     ("pairwise_ms", ".1f"),
     ("reference_ms", ".1f"),
     ("speedup", ".1f"),
@@ -55,6 +57,7 @@ COLUMNS = (
     ("merge_waits", ""),
     ("with_search_waits", ""),
     ("reference_waits", ""),
+    ("triton_equal", ""),
 )
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -62,9 +65,10 @@ NOTES = """# Merging alone
 
 `merge`: thresholds given; `with search`: budget given; `pairwise`: the straightforward formulation of
 `sttm_lmms/testing/pairwise.py`; `reference`: the published merger (`--reference`); `sparse`: on a GPU, thresholds on
-the path of CPUs. Medians, of the wall clock or, with `--clock processor`, of the processor time of all threads. Memory
-is the peak beyond the input, result included, in multiples of the input (resident memory on a CPU, the allocator's
-count on a GPU). Waits: on a GPU, how often a call made the host wait. Speed-up is reference, or else pairwise, / merge.
+the path of CPUs; `triton`: with our own kernel (`--triton`), and whether its tokens are the same ones. Medians, of the
+wall clock or, with `--clock processor`, of the processor time of all threads. Memory is the peak beyond the input,
+result included, in multiples of the input (resident memory on a CPU, the allocator's count on a GPU). Waits: on a GPU,
+how often a call made the host wait. Speed-up is reference, or else pairwise, / merge.
 
 """
 
@@ -113,6 +117,13 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     }
     if device == "cuda":
         ways["sparse"] = lambda: merge_video_tokens(features, by_thresholds, _path="sparse")
+    if options.triton:
+        ways["triton"] = lambda: merge_video_tokens(features, by_thresholds, _path="triton")
+        ways["triton_with_search"] = lambda: merge_video_tokens(features, by_budget, _path="triton")
+        row["triton_equal"] = all(
+            torch.equal(ways[name]().source_map, ways[f"triton{suffix}"]().source_map)
+            for name, suffix in (("merge", ""), ("with_search", "_with_search"))
+        )
     if input_bytes <= options.pairwise_limit * 2**30:
         ways["pairwise"] = lambda: merge_pairwise(features, by_thresholds)
         if options.reference is not None:
@@ -236,6 +247,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairwise-limit", type=float, default=0.5, help="GiB of input up to which pairwise is run")
     parser.add_argument(
         "--reference", type=Path, metavar="PATH", help="checkout of the published code to run beside ours"
+    )
+    parser.add_argument(
+        "--triton", action="store_true", help="beside the default path, on a GPU, the one with a kernel"
     )
     parser.add_argument("--minutes", type=float, default=9.0, help="no case starts later than that")
     parser.add_argument("--out", type=Path, default=Path("results/bench/merge"))

@@ -53,9 +53,10 @@ class Measured:
     """All similarities that decide about a video's tokens.
 
     Attributes:
-        agreement: ``[T, n]`` float32, lowest cosine similarity between each coarse node and its children.
-        barrier: ``[T, 1, L - 1, H*W]`` float32, for the coarse node over each cell the highest agreement of it and of
-            the nodes above it: a threshold up to that stops the descent there or before.
+        agreement: ``[T, L - 1, 1, H*W]`` float32, lowest cosine similarity between the coarse node over each cell and
+            its children.
+        barrier: ``[T, L - 1, 1, H*W]`` float32, the highest of the node's agreement and of those of the nodes above:
+            a threshold up to that stops the descent there or before.
         similarity: ``[T - 1, L * L, H*W]`` float32, cosine similarity between the nodes over a cell in one frame and
             in the next, for each pair of levels in the order of ``Tables.pair``; None if it was not asked for.
     """
@@ -71,23 +72,20 @@ def measure(
     """Measure ``[T, H, W, C]``; with ``head_dim`` similarities are averages over heads."""
     fine, coarse = features.flatten(1, 2), pool(features, tables, weighted_avg)
     node = None if head_dim is not None else _norms(fine, coarse)
-    if not tables.coarse:
-        agreement = coarse.new_empty(len(coarse), 0, dtype=torch.float32)
-    else:
+    if tables.coarse:
         agreement = _frame_by_frame(fine, coarse, tables, head_dim)
         if node is not None:
-            norms = node.clamp(min=EPS)
-            agreement = agreement / (norms[:, tables.child] * norms[:, tables.parent])
+            agreement = agreement / node.clamp(min=EPS)[:, tables.family].prod(1)
         agreement = agreement.amin(-1)
-    barrier = agreement[:, tables.over]
-    if tables.coarse:
-        barrier = barrier.cummax(2).values
+        barrier = agreement.cummax(1).values
+    else:
+        agreement = barrier = fine.new_empty(len(fine), 0, 1, tables.cells, dtype=torch.float32)
     if not temporal:
         return Measured(agreement, barrier, None)
     similarity = _frame_to_frame(fine, coarse, tables, head_dim)
     if node is not None:
-        norms = node + EPS
-        similarity = similarity / (norms[:-1, tables.earlier] * norms[1:, tables.later])
+        consecutive = (node + EPS).unfold(0, 2, 1)
+        similarity = similarity / consecutive[:, tables.pair, tables.pair_frame].prod(1)
     return Measured(agreement, barrier, similarity)
 
 
@@ -97,17 +95,22 @@ def _norms(fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
 
 
 def _frame_by_frame(fine: torch.Tensor, coarse: torch.Tensor, tables: Tables, head_dim: int | None) -> torch.Tensor:
-    """``[T, n, 4]``: products of coarse nodes and their children."""
+    """``[T, L - 1, 1, H*W, 4]``: products of the coarse node over each cell and its children."""
     found = []
     size = 4 * tables.coarse * (tables.cells + tables.coarse)
     for frames in _blocks(fine, len(fine), size, tables.cells + tables.coarse, head_dim):
-        cells, nodes = (_comparable(part[frames], head_dim, _clamp) for part in (fine, coarse))
-        dots = _products(cells, nodes, head_dim)[:, tables.fine_child, tables.fine_parent]
-        if len(tables.coarse_child):
-            others = _products(nodes, nodes, head_dim)[:, tables.coarse_child, tables.coarse_parent]
-            dots = torch.cat((dots, others), 1)
-        found.append(dots)
+        nodes = _comparable(_of(coarse, frames), head_dim, _clamp)
+        parents = nodes.mT
+        products = _products(_comparable(_of(fine, frames), head_dim, _clamp), parents, head_dim)
+        if tables.levels > 2:
+            products = torch.cat((products, _products(nodes, parents, head_dim)), 1)
+        found.append(products[:, tables.child, tables.parent])
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _of(part: torch.Tensor, frames: slice) -> torch.Tensor:
+    """These frames, and no view of all of them."""
+    return part if frames == slice(0, len(part)) else part[frames]
 
 
 def _frame_to_frame(fine: torch.Tensor, coarse: torch.Tensor, tables: Tables, head_dim: int | None) -> torch.Tensor:
@@ -118,13 +121,14 @@ def _frame_to_frame(fine: torch.Tensor, coarse: torch.Tensor, tables: Tables, he
         for frames in _blocks(fine, len(fine) - 1, 4 * band.nodes**2, 2 * band.nodes, head_dim):
             following = slice(frames.start + 1, frames.stop + 1)
             f0, f1 = (_comparable(fine[block, band.cells], head_dim, _add) for block in (frames, following))
-            parts = [_products(f0, f1, head_dim).diagonal(dim1=1, dim2=2)[:, None]]
+            f1 = f1.mT
+            parts = [_products(f0, f1, head_dim)[:, band.cell, band.cell]]
             if len(band.over):
                 c0, c1 = (_comparable(coarse[block, band.coarse], head_dim, _add) for block in (frames, following))
+                c1 = c1.mT
                 parts.append(_products(f0, c1, head_dim)[:, band.cell, band.over])
                 parts.append(_products(c0, f1, head_dim)[:, band.over, band.cell])
-                both = _products(c0, c1, head_dim)[:, band.over[:, None], band.over]
-                parts.append(both.flatten(1, 2))
+                parts.append(_products(c0, c1, head_dim)[:, band.earlier, band.later])
             found.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         whole.append(found[0] if len(found) == 1 else torch.cat(found))
     return whole[0] if len(whole) == 1 else torch.cat(whole, -1)
@@ -173,7 +177,7 @@ def _add(norms: torch.Tensor) -> torch.Tensor:
 
 
 def _products(a: torch.Tensor, b: torch.Tensor, head_dim: int | None) -> torch.Tensor:
-    """``[t, n, C] x [t, m, C] -> [t, n, m]`` float32, averaged over heads."""
+    """``[t, n, C] x [t, C, m] -> [t, n, m]`` float32, averaged over heads."""
     if head_dim is not None:
-        return torch.bmm(a, b.mT) / (a.shape[-1] // head_dim)
-    return torch.bmm(a, b.mT) if a.dtype == torch.float32 else torch.bmm(a, b.mT, out_dtype=torch.float32)
+        return torch.bmm(a, b) / (a.shape[-1] // head_dim)
+    return torch.bmm(a, b) if a.dtype == torch.float32 else torch.bmm(a, b, out_dtype=torch.float32)

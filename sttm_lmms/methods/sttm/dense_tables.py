@@ -30,14 +30,17 @@ class Band:
 
     Attributes:
         cells, coarse: the band's range of cells and of coarse nodes.
+        cell: ``[1, cells]`` int64, 0, 1, ...
         over: ``[L - 1, cells]`` int64, for each cell the coarse node over it at each level, counted within the band.
-        cell: ``[cells]`` int64, 0, 1, ...
+        earlier, later: ``[(L - 1)**2, cells]`` int64, ``over`` for each pair of coarse levels.
     """
 
     cells: slice
     coarse: slice
-    over: torch.Tensor
     cell: torch.Tensor
+    over: torch.Tensor
+    earlier: torch.Tensor
+    later: torch.Tensor
 
     @property
     def nodes(self) -> int:
@@ -59,14 +62,13 @@ class Tables:
         column: ``[H*W]`` int64, 0, 1, 2, ...
         share: ``[L, H*W]`` float32, the cell's weight in the pooled feature of that node. Always a power of two: a
             node is the mean of 1, 2 or 4 children.
-        box: ``[L, H*W, 4]`` int64 ``(y0, x0, y1, x1)`` of that node.
-        over: ``[1, L - 1, H*W]`` int64, that node's index into ``fine_parent`` and ``coarse_parent`` put together.
-        fine_child, fine_parent: ``[n1, 4]`` cells and ``[n1, 1]`` coarse nodes, for parents of cells. A missing child
-            is the frame's top-left one, or with ``odd_edge="masked"`` a repeated one.
-        coarse_child, coarse_parent: ``[n2, 4]`` and ``[n2, 1]`` coarse nodes, for the other parents.
-        child, parent: ``[n, 4]`` and ``[n, 1]``, the two together, as slots.
-        earlier, later: ``[L * L, H*W]`` slots of the nodes over a cell for each pair of levels.
-        pair: ``[L * L]`` int64, for ``level in the earlier frame * L + level in the later one`` the row of those two.
+        box: ``[L, H*W, 5]`` int64 ``(0, y0, x0, y1, x1)`` of that node.
+        child, parent: ``[L - 1, 1, H*W, 4]`` slots of its children and ``[L - 1, 1, H*W, 1]`` its coarse number. A
+            missing child is the frame's top-left one, or with ``odd_edge="masked"`` a repeated one.
+        family: ``[2, L - 1, 1, H*W, 4]``, the two as slots.
+        pair: ``[2, L * L, H*W]`` slots of the nodes over a cell in a frame and in the next for each pair of levels.
+        pair_frame: 0 and 1, as large as ``pair``.
+        pair_row: ``[L, L]`` int64, for a level in the earlier frame and one in the later the row of those two.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -78,16 +80,12 @@ class Tables:
     column: torch.Tensor
     share: torch.Tensor
     box: torch.Tensor
-    over: torch.Tensor
-    fine_child: torch.Tensor
-    fine_parent: torch.Tensor
-    coarse_child: torch.Tensor
-    coarse_parent: torch.Tensor
     child: torch.Tensor
     parent: torch.Tensor
-    earlier: torch.Tensor
-    later: torch.Tensor
+    family: torch.Tensor
     pair: torch.Tensor
+    pair_frame: torch.Tensor
+    pair_row: torch.Tensor
 
     @property
     def levels(self) -> int:
@@ -138,18 +136,12 @@ def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, devi
         weight = np.outer(np.bincount(row[level + 1]), np.bincount(column[level + 1]))
         under.insert(0, None if (weight == weight[0, 0]).all() else weight[None].astype(np.float32))
 
-    child, parent = [np.empty((0, 4), np.int64)] * 2, [np.empty((0, 1), np.int64)] * 2
-    first = [0] * levels  # of each level in the order (parents of cells, other parents)
-    if levels > 1:
-        child[0] = _children(np.arange(cells).reshape(height, width), odd_edge)
-        parent[0] = number[-1].reshape(-1, 1)
-    for level in reversed(range(levels - 2)):
-        first[level] = len(parent[0]) + len(parent[1])
-        child[1] = np.concatenate((child[1], _children(number[level + 1], odd_edge)))
-        parent[1] = np.concatenate((parent[1], number[level].reshape(-1, 1)))
-    over = [
-        (first[level] + row[level][:, None] * sizes[level][1] + column[level]).ravel() for level in range(levels - 1)
-    ]
+    child, parent = np.empty((levels - 1, 1, cells, 4), np.int64), np.empty((levels - 1, 1, cells, 1), np.int64)
+    for level in range(levels - 1):
+        finer = number[level + 1] + cells if level < levels - 2 else np.arange(cells).reshape(height, width)
+        over = (row[level][:, None] * sizes[level][1] + column[level]).ravel()
+        child[level] = _children(finer, odd_edge)[over]
+        parent[level, 0, :, 0] = over_cell[level]
 
     # Pairs of levels in the order in which products come: cell x cell, cell x coarse, coarse x cell, coarse x coarse.
     fine, coarser = levels - 1, range(levels - 1)
@@ -157,6 +149,7 @@ def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, devi
     pairs += [(i, j) for i in coarser for j in coarser]
     place = np.empty(levels**2, np.int64)
     place[[a * levels + b for a, b in pairs]] = np.arange(levels**2)
+    temporal = np.stack([slot[list(side)] for side in zip(*pairs, strict=True)])
 
     def put(array: Any) -> torch.Tensor:
         # Not waited for, where torch would wait otherwise.
@@ -166,7 +159,10 @@ def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, devi
         inside = slice(y0 * width, y1 * width)
         nodes = np.stack([nodes[inside] for nodes in over_cell]) if over_cell else np.empty((0, cells), np.int64)
         start, stop = (int(nodes.min()), int(nodes.max()) + 1) if nodes.size else (0, 0)
-        return Band(inside, slice(start, stop), put(nodes - start), put(np.arange(inside.stop - inside.start)))
+        nodes -= start
+        earlier, later = nodes.repeat(levels - 1, 0), np.tile(nodes, (levels - 1, 1))
+        cell = np.arange(inside.stop - inside.start)[None]
+        return Band(inside, slice(start, stop), *map(put, (cell, nodes, earlier, later)))
 
     anchor = (top * width + left).reshape(levels, cells)
     with torch.inference_mode(False):
@@ -179,17 +175,13 @@ def tables_for(height: int, width: int, root_level: int, odd_edge: OddEdge, devi
             put(np.arange(cells) - anchor),
             put(np.arange(cells)),
             put(share.reshape(levels, cells)),
-            put(np.stack((top, left, bottom, right), -1).reshape(levels, cells, 4)),
-            put(np.stack(over)[None] if over else np.empty((1, 0, cells), np.int64)),
-            put(child[0]),
-            put(parent[0]),
-            put(child[1]),
-            put(parent[1]),
-            put(np.concatenate((child[0], child[1] + cells))),
-            put(np.concatenate(parent) + cells),
-            put(slot[[a for a, _ in pairs]]),
-            put(slot[[b for _, b in pairs]]),
-            put(place),
+            put(np.stack((np.zeros_like(top), top, left, bottom, right), -1).reshape(levels, cells, 5)),
+            put(child),
+            put(parent),
+            put(np.stack(np.broadcast_arrays(child, parent + cells))),
+            put(temporal),
+            put(np.broadcast_to([[[0]], [[1]]], temporal.shape).copy()),
+            put(place.reshape(levels, levels)),
         )
 
 

@@ -8,7 +8,7 @@ last one, children that would be too many stay with their first sibling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,11 +42,9 @@ def leave_groups(labels: Labels, later: torch.Tensor, link: torch.Tensor, number
     similarity = link.new_full(labels.anchor.shape, torch.inf)
     similarity = similarity.scatter_reduce(0, later, link, "amax", include_self=False)
     cell = torch.arange(len(similarity), device=similarity.device)
-    similarity = torch.where(labels.owner == cell, torch.inf, similarity)
-    chosen = similarity.sort(stable=True).indices[:number]
-    leaves = torch.zeros_like(cell, dtype=torch.bool).index_fill(0, chosen, True)
+    chosen = similarity.masked_fill(labels.owner == cell, torch.inf).sort(stable=True).indices[:number]
     # A cell that is no anchor can be chosen only where too few tokens have joined others, and changes nothing.
-    return Labels(labels.level, labels.anchor, torch.where(leaves[labels.anchor], labels.anchor, labels.owner))
+    return replace(labels, owner=labels.owner.scatter(0, chosen, chosen)[labels.anchor])
 
 
 def split_nodes(labels: Labels, agreement: torch.Tensor, anchors: torch.Tensor, number: int) -> Labels:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from sttm_lmms.methods.sttm.method import STTMConfig
 
 
-Path = Literal["sparse", "dense"]
-"""How tokens are found: over lists of nodes and pairs block by block, or in tables of all of them at once."""
+Path = Literal["sparse", "dense", "triton"]
+"""How tokens are found: over lists of nodes and pairs block by block, in tables of all of them at once, or in such
+tables with a kernel of our own for the union, which no GPU has run yet and which is therefore nobody's default."""
 
 
 def merge_video_tokens(
@@ -42,7 +43,7 @@ def merge_video_tokens(
         features: ``[T, H, W, C]``, any float dtype and device, T, H, W >= 1.
         config: thresholds, or a budget; ``start_layer`` and ``decode_positions`` play no role here.
         head_dim: channels of an attention head; needed with ``config.per_head``, unused without.
-        _path: for tests; :func:`default_path` otherwise.
+        _path: for tests and benchmarks; :func:`default_path` otherwise.
 
     Returns:
         The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, the number of
@@ -76,8 +77,8 @@ def measure(
     Arguments and errors as in :func:`merge_video_tokens`.
     """
     check_features(features, config, head_dim)
-    if path == "dense" and fits(features, config):
-        return DenseVideo.of(features, config, head_dim, temporal=temporal)
+    if path != "sparse" and fits(features, config):
+        return DenseVideo.of(features, config, head_dim, temporal=temporal, kernels=path == "triton")
     return SparseVideo(build_quadtrees(features, config, head_dim), config.weighted_avg)
 
 

@@ -11,9 +11,9 @@ from sttm_lmms.methods.sttm import (
     BudgetWarning,
     MergedTokens,
     STTMConfig,
+    dense,
     dense_similarity,
     dense_tables,
-    dense_union,
     merge,
     merge_video_tokens,
 )
@@ -48,7 +48,9 @@ def both(features: torch.Tensor, config: STTMConfig) -> MergedTokens:
     sparse, dense = (merge_video_tokens(features, config, 8, _path=path) for path in ("sparse", "dense"))
     for name in ("boxes", "counts", "source_map"):
         assert torch.equal(getattr(sparse, name), getattr(dense, name)), name
-    # Off the path a threshold is itself a similarity, whose last bit may differ.
+    # Off the path a threshold is itself a similarity, whose last bit may differ, and with it the number of steps.
+    steps, expected_steps = (merged.info.pop("evaluations", 0) for merged in (dense, sparse))
+    assert steps == pytest.approx(expected_steps, abs=3)
     assert dense.info == pytest.approx(sparse.info, rel=1e-6, abs=1e-6)
     assert (dense.features.dtype, dense.features.device) == (features.dtype, features.device)
     tolerance = TOLERANCE[features.dtype]
@@ -104,8 +106,7 @@ def test_still_videos_of_any_length_are_one_chain(frames: int) -> None:
 
 def test_more_rounds_than_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     features = natural_features(40, 7, 9, 16, rank=6)
-    monkeypatch.setattr(dense_union, "SPARE_ROUNDS", -5)
-    assert dense_union.rounds_for(40) == 1
+    monkeypatch.setattr(dense, "rounds_for", lambda frames: 1)
     for config in (STTMConfig(0.8, 0.4), STTMConfig(budget=0.3)):
         both(features, config)
 
@@ -129,7 +130,7 @@ def test_tables_agree_with_the_layout(grid: tuple[int, int], root_level: int) ->
         y, x = (torch.arange(side) for side in grid)
         y0, y1 = (side[level].expand(grid[1], -1).T for side in (layout.top, layout.bottom))
         x0, x1 = (side[level].expand(grid[0], -1) for side in (layout.left, layout.right))
-        assert torch.equal(tables.box[level], torch.stack((y0, x0, y1, x1), -1).flatten(0, 1))
+        assert torch.equal(tables.box[level, :, 1:], torch.stack((y0, x0, y1, x1), -1).flatten(0, 1))
         assert torch.equal(tables.anchor[level], (y0 * grid[1] + x0).flatten())
         inside = torch.zeros(grid[0] * grid[1]).index_add_(0, tables.anchor[level], tables.share[level])
         assert set(inside.tolist()) <= {0.0, 1.0}, "a node's shares sum up to 1"
