@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sttm_lmms.cli.printed import shorter_tables
 from sttm_lmms.errors import STTMError
+from sttm_lmms.output import Output
 
 
 def tasks() -> None:
@@ -33,16 +34,21 @@ def evaluate(args: Sequence[str]) -> None:
     model, model_args, device = (option(args, name) for name in ("--model", "--model_args", "--device"))
     if model is not None and model_args is not None:
         check_run(model, model_args, {} if device is None else {"device": device})
-    output = option(args, "--output_path")
-    if option(args, "--use_cache") is not None:
-        os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
-    before = _result_files(output)
+    run_id, path, cache = cache_run_id(args), option(args, "--output_path"), option(args, "--use_cache")
+    if cache is not None:
+        keep_answers(cache, run_id)
+    output, first = Output(Path(path), run_id) if path else None, int(os.environ.get("RANK", 0)) == 0
+    if output and first:
+        output.clear()
     with shorter_tables():
-        reason = run_lmms_eval(args)
+        reason = run_lmms_eval(with_option(args, "--output_path", str(output.staged)) if output else args)
+    results = output.publish() if output and first else []
     if reason:
         raise STTMError(reason)
-    if output and int(os.environ.get("RANK", 0)) == 0 and _result_files(output) <= before:
-        raise STTMError(f"the run failed (see above): no new result file in {output}")
+    if output and first and not results:
+        raise STTMError(f"the run failed (see above): no new result file in {path}")
+    for result in results:
+        print(f"results: {result}")
 
 
 def tasks_folder() -> Path:
@@ -68,6 +74,20 @@ def cache_run_id(args: Sequence[str]) -> str:
     return "sttm-" + hashlib.sha256("\0".join(args).encode()).hexdigest()[:16]
 
 
+def keep_answers(cache: str, run_id: str) -> None:
+    """Let lmms-eval's response cache keep the answers of this run where a rerun finds them.
+
+    On a network file system lmms-eval writes answers to the machine's own disk and copies them when the run ends, so a
+    rerun on another machine would ask them again. The shared folder itself stands in for that disk, unless
+    ``LMMS_LOCAL_CACHE`` names another.
+    """
+    root = Path(cache).absolute()
+    root = root.parent if root.suffix == ".db" else root  # as lmms-eval does
+    root.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("LMMS_CACHE_RUN_ID", run_id)
+    os.environ.setdefault("LMMS_LOCAL_CACHE", str(root))
+
+
 def option(args: Sequence[str], name: str) -> str | None:
     """The value of an option, written ``--name value`` or ``--name=value``; None if it is not there."""
     for position, arg in enumerate(args):
@@ -78,5 +98,12 @@ def option(args: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _result_files(output: str | None) -> set[Path]:
-    return set(Path(output).rglob("*_results.json")) if output else set()
+def with_option(args: Sequence[str], name: str, value: str) -> list[str]:
+    """``args`` with another value for an option that is among them."""
+    changed = list(args)
+    for position, arg in enumerate(args):
+        if arg == name and position + 1 < len(args):
+            changed[position + 1] = value
+        elif arg.startswith(f"{name}="):
+            changed[position] = f"{name}={value}"
+    return changed

@@ -31,6 +31,13 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
+def warm_up() -> None:
+    """Import everything now, so that the first run takes no longer than the next ones."""
+    process = _context.Process(target=int)
+    process.start()
+    process.join()
+
+
 def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[BaseProcess]:
     """``sttm-lmms eval ARGS`` on ``world`` processes, each a group of its own, which print into ``log``.RANK."""
     common = {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -68,16 +75,20 @@ def group_alive(group: int) -> bool:
     return True
 
 
+def without_default_tasks() -> None:
+    """Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run: leave them out."""
+    import lmms_eval.__main__ as command
+
+    command.TaskManager = partial(command.TaskManager, include_defaults=False)
+
+
 def _rank(args: list[str], environment: dict[str, str], log: str) -> None:
     os.setpgid(0, 0)
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    import lmms_eval.__main__ as command
-
     from sttm_lmms.cli.evaluate import evaluate
 
-    # Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run.
-    command.TaskManager = partial(command.TaskManager, include_defaults=False)
+    without_default_tasks()
     evaluate(args)
