@@ -8,14 +8,9 @@ import sys
 import time
 
 import pytest
-from wrapper_runs import QUESTIONS, TASKS, lmms_eval, read_run
+from wrapper_runs import QUESTIONS, TASKS, lmms_eval, read_run, stored_answers
 
 pytestmark = pytest.mark.slow
-
-
-def stored_answers(cache) -> int:
-    """Answers in the cache's log, which lmms-eval writes before anything else."""
-    return sum(len(log.read_text().splitlines()) for log in cache.rglob("rank_*.audit.jsonl"))
 
 
 def test_a_killed_run_goes_on_where_it_was(data, checkpoints, tmp_path):

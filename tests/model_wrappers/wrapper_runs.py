@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 TASKS = HERE.parents[1] / "tasks"
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
 VIDEOS, QUESTIONS = 3, 11
+MANY_VIDEOS, MANY_QUESTIONS = 8, 15
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,8 @@ def read_run(out: Path, printed: str = "") -> Run:
         task = file.stem.partition("_samples_")[2]
         samples[task] = [json.loads(line) for line in file.read_text().splitlines()]
     return Run(json.loads(files[-1].read_text()), samples, printed)
+
+
+def stored_answers(cache: Path, rank: int | str = "*") -> int:
+    """Answers in the cache's logs, which lmms-eval writes before anything else."""
+    return sum(len(log.read_text().splitlines()) for log in cache.rglob(f"rank_{rank}.audit.jsonl"))
