@@ -6,9 +6,7 @@ pytest tests/model_wrappers/test_kill_anywhere.py --kills 10 -s
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 import pytest
 from warm_ranks import group_alive, run_ranks, start_ranks, warm_up
 from wrapper_runs import MANY_QUESTIONS as QUESTIONS
-from wrapper_runs import TASKS, Run, read_run
+from wrapper_runs import TASKS, Run, answer_logs, read_run
 
 from sttm_lmms.demo import shipped
 from sttm_lmms.output import RESULTS
@@ -59,11 +57,10 @@ class Command:
         return read_run(self.out, run_ranks(self.data, self.folder / "end", self.args, 2))
 
     def asked(self) -> list[Answer]:
-        """Each line of the cache's logs, where lmms-eval writes whatever the model
-        said before anything else. A line that the kill cut off, and what was appended to it, does not count, nor does
-        the empty answer to the request that makes both processes have the same number."""
+        """What the model was asked so far. A line that the kill cut off, and what was appended to it, does not count,
+        nor does the empty answer to the request that makes both processes have the same number."""
         found = []
-        for log in self.folder.rglob("rank_*.audit.jsonl"):
+        for log in answer_logs(self.folder / "cache"):
             for line in log.read_text().splitlines():
                 try:
                     answer = json.loads(line)
@@ -103,10 +100,10 @@ def counts(run: Run) -> dict[str, list]:
 
 def kill(ranks, which=(0, 1)) -> None:
     for rank in which:
-        os.kill(ranks[rank].pid, signal.SIGKILL)
+        ranks[rank].kill()
     for rank in ranks:
         rank.join(ENDS_S)
-    assert all(rank.exitcode for rank in ranks)
+    assert all(rank.exitcode is not None for rank in ranks), f"a process did not end in {ENDS_S} s"
     deadline = time.monotonic() + 5  # the server that started them has to take note
     while any(group_alive(rank.pid) for rank in ranks) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -213,6 +210,7 @@ def test_one_process_of_two(command, undisturbed, victim):
     assert reaches(run, ranks, answers=3, seconds=0)
     killed = time.monotonic()
     kill(ranks, (victim,))
+    assert ranks[1 - victim].exitcode == 1
     known = run.asked()
     print(f"\nprocess {victim} killed: the other one ended {time.monotonic() - killed:.1f} s later")
     assert 3 <= len(known) < QUESTIONS
