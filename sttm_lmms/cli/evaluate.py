@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sttm_lmms.cli.printed import shorter_tables
 from sttm_lmms.errors import STTMError
 from sttm_lmms.output import Output
+
+_MERGED_AFTER_S = 600.0
 
 
 def tasks() -> None:
@@ -79,11 +84,16 @@ def keep_answers(cache: str, run_id: str) -> None:
 
     On a network file system lmms-eval writes answers to the machine's own disk and copies them when the run ends, so a
     rerun on another machine would ask them again. The shared folder itself stands in for that disk, unless
-    ``LMMS_LOCAL_CACHE`` names another.
+    ``LMMS_LOCAL_CACHE`` names another. A run that was killed while it merged its answers leaves a lock, for which every
+    later run would wait a minute and then not merge: one that is older than any merge is removed.
     """
     root = Path(cache).absolute()
     root = root.parent if root.suffix == ".db" else root  # as lmms-eval does
     root.mkdir(parents=True, exist_ok=True)
+    lock = root / "runs" / ".merge.lock"
+    with suppress(FileNotFoundError):
+        if time.time() - lock.stat().st_mtime > _MERGED_AFTER_S:
+            shutil.rmtree(lock, ignore_errors=True)
     os.environ.setdefault("LMMS_CACHE_RUN_ID", run_id)
     os.environ.setdefault("LMMS_LOCAL_CACHE", str(root))
 

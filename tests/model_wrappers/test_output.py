@@ -20,6 +20,9 @@ NAMES = ["20261130_010203_results.json", "20261130_010203_samples_vnbench.jsonl"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs ``sttm-lmms eval`` with a function in place of lmms-eval, which gets the folder it is to write into."""
+    for name in ("LMMS_CACHE_RUN_ID", "LMMS_LOCAL_CACHE"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
 
     def start(write, *args: str):
         def lmms_eval(args):
@@ -89,9 +92,6 @@ def test_only_the_first_process_moves_files(run, tmp_path, monkeypatch):
 
 def test_on_a_network_file_system_the_answers_are_in_the_shared_folder(run, tmp_path, monkeypatch):
     monkeypatch.setattr(response_cache, "detect_fs_type", lambda path: response_cache.FsType.REMOTE)
-    for name in ("LMMS_CACHE_RUN_ID", "LMMS_LOCAL_CACHE"):
-        monkeypatch.setenv(name, "")  # so that it is put back afterwards
-        monkeypatch.delenv(name)
     found = []
 
     def write(folder: Path) -> None:
@@ -105,3 +105,14 @@ def test_on_a_network_file_system_the_answers_are_in_the_shared_folder(run, tmp_
     first, second = found
     assert first == second
     assert first.is_relative_to(tmp_path / "cache")
+
+
+def test_a_lock_that_a_killed_run_left_does_not_stop_merging_for_good(run, tmp_path):
+    lock = tmp_path / "cache" / "runs" / ".merge.lock"
+    lock.mkdir(parents=True)
+    (lock / "owner.json").write_text("{}")
+    run(whole, "--use_cache", str(tmp_path / "cache"))
+    assert lock.exists()  # it may be somebody's
+    os.utime(lock, (0, 0))
+    run(whole, "--use_cache", str(tmp_path / "cache"))
+    assert not lock.exists()
