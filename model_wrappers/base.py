@@ -37,6 +37,7 @@ from tqdm import tqdm
 from sttm_lmms.errors import OutOfMemoryError, STTMError
 from sttm_lmms.explain import is_out_of_memory
 from sttm_lmms.families import get_family
+from sttm_lmms.launched import end_with_launcher
 from sttm_lmms.provenance import collect_provenance, sample_record
 from sttm_lmms.runtime import Answer, Engine, Failure, Request
 from sttm_lmms.runtime.memory import Work, ways_out
@@ -85,6 +86,7 @@ class STTMWrapper(lmms):
     def __init__(self, **values: Any) -> None:
         super().__init__()
         screen.install()
+        end_with_launcher()
         self.arguments, self._family = self.read(values)
         placement = place(self.arguments)
         if self.arguments.reproduce:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch.distributed as dist
 from lmms_eval.cli.dispatch import main
 from lmms_eval.models import MODEL_REGISTRY_V2
 from sttm_lmms.model_wrappers.screen import collected
 
 
 def run_lmms_eval(args: Sequence[str]) -> str | None:
-    """``lmms-eval ARGS`` in this process. Returns a sentence about the error that ended the run, if one did."""
+    """``lmms-eval ARGS`` in this process. Returns a sentence about the error that ended the run, if one did.
+
+    lmms-eval leaves the process group to the end of the interpreter, where gloo's threads abort a process now and then:
+    the launcher then takes a finished run for a failed one. After an error the others may not come to meet.
+    """
     sys.argv = ["lmms-eval", *args]
     with collected() as sentences:
         main()
-    return sentences[-1] if sentences else None
+    if sentences:
+        return sentences[-1]
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    return None
 
 
 def finds_model(name: str) -> bool:

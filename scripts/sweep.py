@@ -19,6 +19,8 @@ from pathlib import Path
 
 import yaml
 
+from sttm_lmms.output import result_files
+
 HERE = Path(__file__).parent
 PRESETS = HERE.parent / "sttm_lmms" / "benchmarks" / "presets"
 BUDGETS = ("100", "50", "30", "50-root2", "30-root2")
@@ -44,8 +46,8 @@ def cells(model: str, presets: Path = PRESETS) -> list[tuple[str, str]]:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run has written its result file, which lmms-eval does last."""
-    return any(folder.rglob("*_results.json"))
+    """Whether a run has written its result file, which ``sttm-lmms eval`` does last."""
+    return bool(result_files(folder))
 
 
 def run_cell(command: Sequence[str], folder: Path) -> str | None:

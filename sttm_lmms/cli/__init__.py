@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from sttm_lmms.errors import STTMError
+from sttm_lmms.launched import end_with_launcher
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def about() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point. A mistake of the user's ends in one line and status 1, not in a traceback."""
+    end_with_launcher()
     try:
         app(args)
     except (STTMError, ValueError) as error:

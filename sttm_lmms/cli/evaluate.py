@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sttm_lmms.cli.printed import shorter_tables
 from sttm_lmms.errors import STTMError
+from sttm_lmms.output import Output
+
+_MERGED_AFTER_S = 600.0
 
 
 def tasks() -> None:
@@ -34,30 +39,21 @@ def evaluate(args: Sequence[str]) -> None:
     model, model_args, device = (option(args, name) for name in ("--model", "--model_args", "--device"))
     if model is not None and model_args is not None:
         check_run(model, model_args, {} if device is None else {"device": device})
-    output = option(args, "--output_path")
-    if option(args, "--use_cache") is not None:
-        os.environ.setdefault("LMMS_CACHE_RUN_ID", cache_run_id(args))
-    before = _files(output)
+    run_id, path, cache = cache_run_id(args), option(args, "--output_path"), option(args, "--use_cache")
+    if cache is not None:
+        keep_answers(cache, run_id)
+    output, first = Output(Path(path), run_id) if path else None, int(os.environ.get("RANK", 0)) == 0
+    if output and first:
+        output.clear()
     with shorter_tables():
-        reason = run_lmms_eval(args)
+        reason = run_lmms_eval(with_option(args, "--output_path", str(output.staged)) if output else args)
+    results = output.publish() if output and first else []
     if reason:
         raise STTMError(reason)
-    if output and int(os.environ.get("RANK", 0)) == 0:
-        new = _files(output) - before
-        if not any(file.name.endswith("_results.json") for file in new):
-            raise STTMError(f"the run failed (see above): no new result file in {output}")
-        for file in new:
-            if "_samples_" in file.name:
-                sort_samples(file)
-
-
-def sort_samples(file: Path) -> None:
-    """Put the lines of a sample file into the order of the documents; lmms-eval writes them process by process."""
-    with file.open(encoding="utf-8", newline="\n") as samples:
-        lines = sorted(samples, key=lambda line: json.loads(line)["doc_id"])
-    partial = file.with_suffix(".tmp")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(file)
+    if output and first and not results:
+        raise STTMError(f"the run failed (see above): no new result file in {path}")
+    for result in results:
+        print(f"results: {result}")
 
 
 def tasks_folder() -> Path:
@@ -83,6 +79,25 @@ def cache_run_id(args: Sequence[str]) -> str:
     return "sttm-" + hashlib.sha256("\0".join(args).encode()).hexdigest()[:16]
 
 
+def keep_answers(cache: str, run_id: str) -> None:
+    """Let lmms-eval's response cache keep the answers of this run where a rerun finds them.
+
+    On a network file system lmms-eval writes answers to the machine's own disk and copies them when the run ends, so a
+    rerun on another machine would ask them again. The shared folder itself stands in for that disk, unless
+    ``LMMS_LOCAL_CACHE`` names another. A run that was killed while it merged its answers leaves a lock, for which every
+    later run would wait a minute and then not merge: one that is older than any merge is removed.
+    """
+    root = Path(cache).absolute()
+    root = root.parent if root.suffix == ".db" else root  # as lmms-eval does
+    root.mkdir(parents=True, exist_ok=True)
+    lock = root / "runs" / ".merge.lock"
+    with suppress(FileNotFoundError):
+        if time.time() - lock.stat().st_mtime > _MERGED_AFTER_S:
+            shutil.rmtree(lock, ignore_errors=True)
+    os.environ.setdefault("LMMS_CACHE_RUN_ID", run_id)
+    os.environ.setdefault("LMMS_LOCAL_CACHE", str(root))
+
+
 def option(args: Sequence[str], name: str) -> str | None:
     """The value of an option, written ``--name value`` or ``--name=value``; None if it is not there."""
     for position, arg in enumerate(args):
@@ -93,6 +108,12 @@ def option(args: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _files(output: str | None) -> set[Path]:
-    """Result and sample files of lmms-eval."""
-    return {file for file in Path(output).rglob("*.json*") if file.is_file()} if output else set()
+def with_option(args: Sequence[str], name: str, value: str) -> list[str]:
+    """``args`` with another value for an option that is among them."""
+    changed = list(args)
+    for position, arg in enumerate(args):
+        if arg == name and position + 1 < len(args):
+            changed[position + 1] = value
+        elif arg.startswith(f"{name}="):
+            changed[position] = f"{name}={value}"
+    return changed

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sttm_lmms.errors import ResultError
+from sttm_lmms.output import RESULTS, result_files
 from sttm_lmms.provenance import PROVENANCE_KEY, TIMING_KEY, Provenance, RunSummary
 
-RESULTS = "_results.json"
 _UNDATED = RESULTS[1:]
 # lmms-eval's own tasks log the reply and the truth, not a score; these are the pairs of the six benchmarks.
 _REPLY_AND_TRUTH = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"))
@@ -95,7 +95,7 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
-        found = [path] if path.is_file() else sorted(path.rglob(f"*{_UNDATED}"))
+        found = [path] if path.is_file() else result_files(path)
         if not found:
             raise ResultError(
                 f"{path}: no *{RESULTS} in it; give the folder that lmms-eval got as --output_path, or a results file"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from importlib import import_module
@@ -11,7 +10,7 @@ import pytest
 
 from sttm_lmms import cli
 from sttm_lmms.cli import COMMANDS, Command, main, run_command
-from sttm_lmms.cli.evaluate import option, sort_samples, tasks_folder, with_our_tasks
+from sttm_lmms.cli.evaluate import option, tasks_folder, with_our_tasks
 from sttm_lmms.errors import STTMError
 
 
@@ -96,12 +95,3 @@ def test_options_are_found_in_both_spellings():
     assert option(["--a", "1", "--b=2"], "--a") == "1"
     assert option(["--a", "1", "--b=2"], "--b") == "2"
     assert option(["--a"], "--a") is None
-
-
-def test_sample_files_are_put_into_the_order_of_the_documents(tmp_path):
-    lines = [json.dumps({"doc_id": n, "text": "a\u2028b\x85c"}, ensure_ascii=False) + "\n" for n in (0, 3, 1, 4, 2)]
-    file = tmp_path / "x_samples_y.jsonl"
-    file.write_text("".join(lines), encoding="utf-8")
-    sort_samples(file)
-    assert file.read_text(encoding="utf-8") == "".join(lines[i] for i in (0, 2, 4, 1, 3))
-    assert list(tmp_path.iterdir()) == [file]

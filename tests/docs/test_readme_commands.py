@@ -22,7 +22,7 @@ PAGES = (
     "tasks/README.md",
     *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
 )
-PROGRAMS = "make|pip|python|lmms-eval|sttm-lmms|accelerate|scripts/reproduce.sh"
+PROGRAMS = "make|pip|python|lmms-eval|sttm-lmms|accelerate|torchrun|scripts/reproduce.sh"
 COMMAND = re.compile(rf"(?:\w+=\S+ )*(?:{PROGRAMS}) \S.*")
 BIG = "lmms-lab/LLaVA-Video-7B-Qwen2"
 PAPER = f"{BIG}-Video-Only"
@@ -70,15 +70,20 @@ COVERED: dict[str, str] = {
     "accelerate launch --num_processes 8 -m sttm_lmms compare ...": GPU,
     "python scripts/bench_merge.py --device cpu --reference PATH": "needs a checkout of the published code",
     "accelerate launch --num_processes 8 -m lmms_eval --model sttm_qwen2_vl ...": (
-        "tests/model_wrappers/test_command_line.py::test_two_processes_give_the_answers_of_one"
+        "tests/model_wrappers/test_many_machines.py::test_accelerate"
     ),
     "sttm-lmms prepare vnbench --raw VNBench-main-4try.json --videos VNBench_videos/ --out datasets": HERE,
     f"sttm-lmms eval --model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 "
     "--tasks sttm_suite ...": HERE,
     "scripts/reproduce.sh llava-video-7b vnbench 50": "tests/scripts/test_reproduce_run.py::test_one_cell",
     "scripts/reproduce.sh llava-video-7b videomme 30 8": GPU,
+    f"torchrun --nnodes 2 --nproc_per_node 8 --node_rank 0 --master_addr HOST0 --master_port 29500 -m sttm_lmms eval "
+    f"--model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 --tasks sttm_videomme --log_samples "
+    "--output_path /shared/run --use_cache /shared/run/cache": (
+        "tests/model_wrappers/test_many_machines.py::test_torchrun_when_a_machine_dies"
+    ),
     "accelerate launch --multi_gpu --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip HOST0 "
-    "--main_process_port 29500 -m sttm_lmms eval ...": "two machines",
+    "--main_process_port 29500 -m sttm_lmms eval ...": "tests/model_wrappers/test_many_machines.py::test_accelerate",
     "python scripts/simulate_split.py --data datasets": "needs the annotation files of five benchmarks",
     "scripts/reproduce.sh MODEL BENCHMARK BUDGET --dry-run": "tests/scripts/test_reproduce.py::test_every_cell",
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("lmms_eval")
 
-from wrapper_runs import FAMILIES, QUESTIONS, VIDEOS
+from wrapper_runs import FAMILIES, MANY_QUESTIONS, MANY_VIDEOS, QUESTIONS, VIDEOS
 
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.testing.tiny import build_tiny_checkpoint
@@ -22,6 +22,15 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     file = write_benchmark(root, videos=VIDEOS, lengths=(7,), sizes=((64, 64),), fps=(8,))
     file.write_text(json.dumps(json.loads(file.read_text())[:QUESTIONS]))
+    return root
+
+
+@pytest.fixture(scope="session")
+def many_videos(tmp_path_factory) -> Path:
+    """A data root with eight short videos of two questions each, one of them with one."""
+    root = tmp_path_factory.mktemp("many")
+    file = write_benchmark(root, videos=MANY_VIDEOS, lengths=(7,), sizes=((64, 64),), fps=(8,))
+    file.write_text(json.dumps(json.loads(file.read_text())[::2][:MANY_QUESTIONS]))
     return root
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import sys
 
 import pytest
 from warm_ranks import warm_lmms_eval
@@ -18,12 +16,6 @@ SHORT = ("--gen_kwargs", "max_new_tokens=4")
 
 def arguments(checkpoints, family, settings=SETTINGS):
     return ["--model", f"sttm_{family}", "--model_args", f"pretrained={checkpoints[family]},{settings}", *SHORT]
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +50,6 @@ def test_every_answer_has_its_record(run):
 
 def test_the_result_file_holds_no_documents(run):
     assert "Which of these objects" not in str(run.results["configs"])
-
-
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_two_processes_give_the_answers_of_one(launcher, run, data, checkpoints, tmp_path):
-    # Without GPUs, accelerate starts several processes only if it is told that there are GPUs.
-    start = {
-        "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"),
-        "torchrun": ("torch.distributed.run", "--nproc_per_node", "2", "--master_port"),
-    }[launcher]
-    module = (sys.executable, "-m", *start, str(free_port()))
-    two = lmms_eval(data, tmp_path, *arguments(checkpoints, "llava_video"), launcher=module)
-    assert two.results is not None, two.printed[-3000:]
-    assert "on rank 1" in two.printed
-    assert two.answers() == run.answers()
-    # One of the processes answers a padding request, which does not count; no video is seen by both.
-    for number in ("questions", "kept_share_min", "kept_share_mean", "reduced_share"):
-        assert two.throughput[f"avg_{number}"] == pytest.approx(run.throughput[f"avg_{number}"])
-    assert two.throughput["avg_prefills"] == two.throughput["avg_videos_decoded"] == VIDEOS
-    scores, expected = (found.results["results"]["vnbench"] for found in (two, run))
-    assert {name for name in scores if "stderr" not in name} == {name for name in expected if "stderr" not in name}
-    assert all(scores[name] == expected[name] for name in scores if "stderr" not in name)
 
 
 def test_an_interrupted_run_goes_on_from_the_response_cache(run, data, checkpoints, tmp_path):

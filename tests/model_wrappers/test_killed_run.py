@@ -1,21 +1,16 @@
-"""``kill -9`` in the middle of a run with the response cache on: nothing is lost, nothing is asked twice."""
+"""``kill -9`` in the middle of a run of one process with the response cache on: nothing is lost or asked twice."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
-from wrapper_runs import QUESTIONS, TASKS, lmms_eval, read_run
+from warm_ranks import run_ranks, start_ranks
+from wrapper_runs import QUESTIONS, TASKS, read_run, stored_answers
 
 pytestmark = pytest.mark.slow
-
-
-def stored_answers(cache) -> int:
-    """Answers in the cache's log, which lmms-eval writes before anything else."""
-    return sum(len(log.read_text().splitlines()) for log in cache.rglob("rank_*.audit.jsonl"))
 
 
 def test_a_killed_run_goes_on_where_it_was(data, checkpoints, tmp_path):
@@ -25,27 +20,23 @@ def test_a_killed_run_goes_on_where_it_was(data, checkpoints, tmp_path):
         *("--model_args", f"pretrained={checkpoints['llava_video']},budget=0.5,max_frames=4,device=cpu"),
         *("--gen_kwargs", "max_new_tokens=200", "--output_path", str(tmp_path / "out")),
     ]
-    command = [sys.executable, "-m", "sttm_lmms", "eval", *args, "--use_cache", str(cache)]
-    environment = {**os.environ, "STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [*args, "--use_cache", str(cache)]
+    (process,) = start_ranks(data, tmp_path / "log", command, 1)
     deadline = time.monotonic() + 200
-    while stored_answers(cache) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while stored_answers(cache) < 2 and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
     kept = stored_answers(cache)
     assert 2 <= kept < QUESTIONS, "the run was not stopped in its middle"
     assert read_run(tmp_path / "out").results is None
 
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=300
-    )
-    second = read_run(tmp_path / "out", done.stdout)
-    assert second.results is not None, second.printed[-3000:]
+    run_ranks(data, tmp_path / "second", command, 1)
+    second = read_run(tmp_path / "out")
     assert second.throughput["avg_questions"] <= QUESTIONS - kept + 1  # a line cut off by the kill is asked again
     assert len(second.answers()) == QUESTIONS
 
-    whole = lmms_eval(data, tmp_path / "whole", *args[: args.index("--output_path")])
+    run_ranks(data, tmp_path / "whole", [*args[:-1], str(tmp_path / "third")], 1)
+    whole = read_run(tmp_path / "third")
     assert second.answers() == whole.answers()
     assert second.results["results"]["vnbench"] == whole.results["results"]["vnbench"]

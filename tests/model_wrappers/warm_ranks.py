@@ -33,6 +33,13 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
+def warm_up() -> None:
+    """Import everything now, so that the first run takes no longer than the next ones."""
+    process = _context.Process(target=int)
+    process.start()
+    process.join()
+
+
 def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[BaseProcess]:
     """``sttm-lmms eval ARGS`` on ``world`` processes, each a group of its own, which print into ``log``.RANK."""
     common = _environment(data)
@@ -87,6 +94,13 @@ def _environment(data: Path) -> dict[str, str]:
     return {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
+def without_default_tasks() -> None:
+    """Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run: leave them out."""
+    import lmms_eval.__main__ as command
+
+    command.TaskManager = partial(command.TaskManager, include_defaults=False)
+
+
 def _rank(args: list[str], environment: dict[str, str], log: str, plain: bool = False) -> None:
     """``sttm-lmms eval``, or ``lmms-eval`` where it is to be ``plain``."""
     os.setpgid(0, 0)
@@ -95,13 +109,11 @@ def _rank(args: list[str], environment: dict[str, str], log: str, plain: bool = 
     os.dup2(file, 1)
     os.dup2(file, 2)
     import datasets
-    import lmms_eval.__main__ as command
     import offline
 
     from sttm_lmms.cli.evaluate import evaluate
 
-    # Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run.
-    command.TaskManager = partial(command.TaskManager, include_defaults=False)
+    without_default_tasks()
     if "HF_HOME" in environment:
         datasets.config.HF_DATASETS_CACHE = Path(environment["HF_HOME"], "datasets")  # read when it was imported
     if plain:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ HERE = Path(__file__).parent
 TASKS = HERE.parents[1] / "tasks"
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
 VIDEOS, QUESTIONS = 3, 11
+MANY_VIDEOS, MANY_QUESTIONS = 8, 15
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,16 @@ def read_run(out: Path, printed: str = "") -> Run:
     if not files:
         return Run(None, {}, printed)
     samples = {}
-    for file in out.rglob("*_samples_*.jsonl"):
+    for file in files[-1].parent.glob(f"{files[-1].name.removesuffix('results.json')}samples_*.jsonl"):
         task = file.stem.partition("_samples_")[2]
         samples[task] = [json.loads(line) for line in file.read_text().splitlines()]
     return Run(json.loads(files[-1].read_text()), samples, printed)
+
+
+def answer_logs(cache: Path, rank: int | str = "*") -> list[Path]:
+    """The cache's logs, where lmms-eval writes whatever the model says before anything else. A run may be going on."""
+    return [Path(log) for log in glob(f"{cache}/**/rank_{rank}.audit.jsonl", recursive=True)]
+
+
+def stored_answers(cache: Path, rank: int | str = "*") -> int:
+    return sum(len(log.read_text().splitlines()) for log in answer_logs(cache, rank))

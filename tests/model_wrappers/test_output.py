@@ -1,0 +1,118 @@
+"""What a run leaves in its output folder, whenever it ends, and where its answers are. A function plays lmms-eval."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from lmms_eval.caching import response_cache
+from sttm_lmms.model_wrappers import harness
+
+from sttm_lmms import output
+from sttm_lmms.cli.evaluate import evaluate, option
+from sttm_lmms.errors import STTMError
+
+NAMES = ["20261130_010203_results.json", "20261130_010203_samples_vnbench.jsonl"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs ``sttm-lmms eval`` with a function in place of lmms-eval, which gets the folder it is to write into."""
+    for name in ("LMMS_CACHE_RUN_ID", "LMMS_LOCAL_CACHE"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+
+    def start(write, *args: str):
+        def lmms_eval(args):
+            folder = Path(option(args, "--output_path"))
+            (folder / "org__model").mkdir(parents=True)
+            return write(folder)
+
+        monkeypatch.setattr(harness, "run_lmms_eval", lmms_eval)
+        evaluate(["--tasks", "vnbench", f"--output_path={tmp_path / 'out'}", *args])
+
+    return start
+
+
+def whole(folder: Path) -> None:
+    results, samples = (folder / "org__model" / name for name in NAMES)
+    results.write_text(json.dumps({"output_path": str(folder)}))
+    samples.write_text("{}\n")
+
+
+def half(folder: Path) -> None:
+    whole(folder)
+    (folder / "org__model" / NAMES[1]).write_text('{"a": ')
+    raise KeyboardInterrupt
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("[!.]*/*"))
+
+
+def test_what_is_half_written_is_not_seen_and_goes_away(run, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(half)
+    assert not visible(tmp_path / "out")
+    assert not output.result_files(tmp_path)
+    run(whole)
+    assert visible(tmp_path / "out") == NAMES
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["org__model"]
+
+
+def test_a_score_appears_after_its_samples(run, tmp_path, monkeypatch):
+    replace, moved = os.replace, []
+    monkeypatch.setattr(
+        output.os, "replace", lambda source, target: (moved.append(target.name), replace(source, target))
+    )
+    run(whole)
+    assert moved == NAMES[::-1]
+
+
+def test_other_files_stay_and_the_result_file_tells_the_path_that_was_given(run, tmp_path):
+    other = tmp_path / "out" / "org__model" / "20250101_000000_results.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    run(whole)
+    assert other.read_text() == "mine"
+    _, written = output.result_files(tmp_path)
+    assert json.loads(written.read_text()) == {"output_path": str(tmp_path / "out")}
+
+
+def test_only_the_first_process_moves_files(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    run(lambda folder: None)
+    assert not visible(tmp_path / "out")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(STTMError, match="no new result file"):
+        run(lambda folder: None)
+
+
+def test_on_a_network_file_system_the_answers_are_in_the_shared_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(response_cache, "detect_fs_type", lambda path: response_cache.FsType.REMOTE)
+    found = []
+
+    def write(folder: Path) -> None:
+        cache = response_cache.ResponseCache.create(str(tmp_path / "cache"))
+        found.append(Path(cache.audit_path))
+        cache.close()
+        whole(folder)
+
+    for _ in range(2):
+        run(write, "--use_cache", str(tmp_path / "cache"))
+    first, second = found
+    assert first == second
+    assert first.is_relative_to(tmp_path / "cache")
+
+
+def test_a_lock_that_a_killed_run_left_does_not_stop_merging_for_good(run, tmp_path):
+    lock = tmp_path / "cache" / "runs" / ".merge.lock"
+    lock.mkdir(parents=True)
+    (lock / "owner.json").write_text("{}")
+    run(whole, "--use_cache", str(tmp_path / "cache"))
+    assert lock.exists()  # it may be somebody's
+    os.utime(lock, (0, 0))
+    run(whole, "--use_cache", str(tmp_path / "cache"))
+    assert not lock.exists()
