@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import sys
 from collections import Counter
 
 import pytest
@@ -12,7 +10,8 @@ from hypothesis import strategies as st
 from lmms_eval.api.instance import Instance
 from sttm_lmms.model_wrappers import exchange
 from sttm_lmms.model_wrappers.exchange import Card, assign, borrowed, card
-from wrapper_runs import HERE, QUESTIONS, VIDEOS, lmms_eval
+from warm_ranks import run_ranks
+from wrapper_runs import HERE, QUESTIONS, VIDEOS, read_run
 
 
 def cards_of(videos, world, seconds=lambda video: 0.0):
@@ -134,15 +133,14 @@ def test_only_where_every_process_is_asked(monkeypatch):
 
 @pytest.mark.slow
 def test_a_stock_task_on_two_processes(data, checkpoints, tmp_path):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port)
     settings = f"pretrained={checkpoints['llava_video']},budget=0.5,max_frames=4,device=cpu"
-    arguments = ("--model", "sttm_llava_video", "--model_args", settings, "--include_path", str(HERE / "tasks"))
+    arguments = [
+        *("--model", "sttm_llava_video", "--model_args", settings, "--include_path", str(HERE / "tasks")),
+        *("--tasks", "mini_stock", "--log_samples", "--output_path"),
+    ]
     one, two = (
-        lmms_eval(data, tmp_path / name, *arguments, tasks="mini_stock", launcher=start)
-        for name, start in (("one", (sys.executable,)), ("two", launcher))
+        read_run(out, run_ranks(data, out, [*arguments, str(out)], world))
+        for world, out in ((1, tmp_path / "one"), (2, tmp_path / "two"))
     )
     assert two.results is not None, two.printed[-3000:]
     for run in (one, two):

@@ -36,10 +36,15 @@ def run(tmp_path, monkeypatch):
     return start
 
 
+def sample(number: int) -> str:
+    return json.dumps({"doc_id": number, "text": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+
+
 def whole(folder: Path) -> None:
     results, samples = (folder / "org__model" / name for name in NAMES)
     results.write_text(json.dumps({"output_path": str(folder)}))
-    samples.write_text("{}\n")
+    # Process by process, as lmms-eval writes them; a text may hold what other tools take for an end of line.
+    samples.write_text("".join(map(sample, (0, 3, 1, 4, 2))), encoding="utf-8")
 
 
 def half(folder: Path) -> None:
@@ -60,6 +65,12 @@ def test_what_is_half_written_is_not_seen_and_goes_away(run, tmp_path):
     run(whole)
     assert visible(tmp_path / "out") == NAMES
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["org__model"]
+
+
+def test_samples_are_in_the_order_of_the_documents(run, tmp_path):
+    run(whole)
+    file = tmp_path / "out" / "org__model" / NAMES[1]
+    assert file.read_text(encoding="utf-8") == "".join(map(sample, range(5)))
 
 
 def test_a_score_appears_after_its_samples(run, tmp_path, monkeypatch):
