@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import DynamicCache
 
 from sttm_lmms import STTMConfig
+from sttm_lmms.decoder import CACHE
 from sttm_lmms.runtime.reducer import TokenReducer
 
 COLUMNS = [
@@ -67,14 +68,14 @@ def measure(decoder: Any, inputs: dict[str, Any], span: Any, config: STTMConfig 
             positions = torch.full((1, 1), length + step, device=token.device)
             if "position_ids" in inputs:
                 positions = positions.expand(3, 1, 1)
-            decoder(inputs_embeds=token, past_key_values=cache, use_cache=True, position_ids=positions)
+            decoder(inputs_embeds=token, use_cache=True, position_ids=positions, **{CACHE: cache})
         cache.crop(-steps)
 
     seconds: dict[str, list[float]] = {"stock": [], "hooks": []}
     operations = {}
     reducer = TokenReducer(decoder, config, spans=[span])
     with reducer:
-        decoder(**inputs, past_key_values=cache)
+        decoder(**inputs, **{CACHE: cache})
         state = reducer.state_of(cache)
     kept = length - span.length + (reducer.report.kept_tokens if config is not None else span.length)
     for way in ("stock", "hooks") * 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from sttm_lmms.errors import UnsupportedModelError
+
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+"""What models call the argument that is their KV cache; transformers 5.24 renamed it."""
 
 _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
@@ -73,10 +77,10 @@ def layer_mask(
         config=decoder.config,
         inputs_embeds=hidden,
         attention_mask=mask,
-        past_key_values=cache,
         position_ids=None,
         layer_idx=layer,
         and_mask_function=visible,
+        **{CACHE: cache},
     )
 
 

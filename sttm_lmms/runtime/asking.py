@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from sttm_lmms.decoder import CACHE
 from sttm_lmms.families.base import Family
 from sttm_lmms.runtime.generation import answer_text, continuation_score, generate_ids, tokenizer_of
 from sttm_lmms.runtime.prefix import Prefix, continued, mean_layer_tokens, question_batch
@@ -69,7 +70,7 @@ class Asking:
                 penalise_prompt=self.family.penalises_prompt(),
                 attention_mask=mask,
                 position_ids=torch.arange(mask.shape[1], device=mask.device).expand(mask.shape),
-                past_key_values=cache,
+                **{CACHE: cache},
             )
         ended = mark()
         first_token = seconds(began, first.ended or ended)
@@ -172,8 +173,8 @@ class Asking:
         states = reducer.decoder(
             inputs_embeds=prepared.inputs_embeds,
             position_ids=prepared.position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         ).last_hidden_state
         targets = self._targets(text)
         if not len(targets):
@@ -183,7 +184,7 @@ class Asking:
         reducer.adopt(cache, reducer.state_of(cache))
         if len(targets) > 1:
             ids = targets[None, :-1].to(prepared.input_ids.device)
-            logits.append(self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits)
+            logits.append(self.model(input_ids=ids, use_cache=True, **{CACHE: cache}).logits)
         return LogLikelihood(*continuation_score(torch.cat(logits, dim=1)[0], targets), len(targets))
 
     @torch.inference_mode()
@@ -194,7 +195,7 @@ class Asking:
             return LogLikelihood(0.0, True, 0)
         ids = torch.cat([prompt, targets.to(prompt)])[None]
         logits = self.model(
-            input_ids=ids[:, :-1], past_key_values=cache, use_cache=cache is not None, logits_to_keep=len(targets)
+            input_ids=ids[:, :-1], use_cache=cache is not None, logits_to_keep=len(targets), **{CACHE: cache}
         ).logits[0]
         return LogLikelihood(*continuation_score(logits, targets), len(targets))
 

@@ -83,7 +83,7 @@ def generate_ids(
     """New token ids of each row (end-of-sequence token and padding left out).
 
     Args:
-        input_ids: ``[B, L]``, the prompt or, with ``past_key_values`` among ``inputs``, cached tokens and question.
+        input_ids: ``[B, L]``, the prompt or, with a KV cache among ``inputs``, cached tokens and question.
         penalise_prompt: False keeps penalties on repetition off the prompt, as if ``generate`` had its embeddings only.
         inputs: further arguments of ``model.generate``.
     """

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from sttm_lmms.decoder import cached_layers, keys_values
+from sttm_lmms.decoder import CACHE, cached_layers, keys_values
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
 from sttm_lmms.runtime.tracks import CacheState
@@ -90,8 +90,8 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
     decoder(
         inputs_embeds=prepared.inputs_embeds[:, :length],
         position_ids=None if positions is None else positions[..., :length],
-        past_key_values=cache,
         use_cache=True,
+        **{CACHE: cache},
     )
     return Prefix(
         cache=cache,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from sttm_lmms.decoder import check_cache, find_decoder, head_dim, uses_mrope
+from sttm_lmms.decoder import CACHE, check_cache, find_decoder, head_dim, uses_mrope
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method, Stage
@@ -160,7 +160,7 @@ class TokenReducer:
         if args:
             raise UnsupportedModelError("the decoder was called with positional arguments; name them")
         kwargs = self._normalise(decoder, kwargs)
-        cache, embeds = kwargs["past_key_values"], kwargs["inputs_embeds"]
+        cache, embeds = kwargs[CACHE], kwargs["inputs_embeds"]
         past = cache.get_seq_length() if cache is not None else 0
         state = self._states.get(cache) if cache is not None else None
         if state is not None and past > 0 and embeds.shape[1] == 1 and self._plain and self._steps.covers(state):
@@ -242,9 +242,10 @@ class TokenReducer:
             self._input_ids = ids if self._input_ids is None else self._input_ids
             kwargs["inputs_embeds"] = decoder.embed_tokens(ids)
         use_cache = kwargs.get("use_cache")
-        if kwargs.get("past_key_values") is None and (decoder.config.use_cache if use_cache is None else use_cache):
-            kwargs["past_key_values"] = DynamicCache(config=decoder.config)
-        kwargs.setdefault("past_key_values", None)
+        given = kwargs.pop("past_key_values", None)  # transformers 5.24 takes this name, too
+        kwargs[CACHE] = kwargs.get(CACHE) if given is None else given
+        if kwargs[CACHE] is None and (decoder.config.use_cache if use_cache is None else use_cache):
+            kwargs[CACHE] = DynamicCache(config=decoder.config)
         mask = kwargs.get("attention_mask")
         if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
             raise UnsupportedModelError("reduced tokens need a 2-D attention_mask [B, L] (1 = real token) or none")
@@ -289,7 +290,7 @@ class TokenReducer:
             decoder=self.decoder,
             method=self.method,
             state=state,
-            cache=kwargs["past_key_values"],
+            cache=kwargs[CACHE],
             rows=rows,
             length=length,
             mask=mask,
