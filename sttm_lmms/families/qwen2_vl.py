@@ -37,7 +37,7 @@ def mrope_positions(
 
     Text counts up on all three axes; a visual's token (t, y, x) stands at the next free position plus (t, y, x), with t
     scaled by the visual's interval and rounded down; what follows starts after the largest position so far, as the
-    checkpoints were trained. (transformers 5.17 to 5.23 go on after the larger of height and width only, so that text
+    checkpoints were trained. (transformers 5.17 to 5.24 go on after the larger of height and width only, so that text
     overlaps a video that reaches further in time than that.)
 
     Args:

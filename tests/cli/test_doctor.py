@@ -24,8 +24,8 @@ def test_this_installation_has_no_problem(tmp_path):
 
 def test_a_package_outside_of_its_range(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: "4.0")
-    finding = doctor._requirement("transformers<5.24,>=5.17")
-    assert (finding.status, finding.advice) == ("problem", "pip install 'transformers<5.24,>=5.17'")
+    finding = doctor._requirement("transformers<5.25,>=5.17")
+    assert (finding.status, finding.advice) == ("problem", "pip install 'transformers<5.25,>=5.17'")
     assert "4.0 is outside of" in finding.detail
 
 
