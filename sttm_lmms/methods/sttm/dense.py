@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 POINTS_SHARE = 1.0
 """Counting at many pairs of thresholds at once may take this much of the input's bytes; more pairs go in turns."""
 
+POINTS_BYTES = 1 << 25
+"""... but always as many bytes as this."""
+
 
 def to_host(values: torch.Tensor) -> list:
     """The only place where the dense path waits for the device."""
@@ -178,7 +181,8 @@ class DenseVideo:
         """The counts at each pair of thresholds; None for one whose union takes more rounds."""
         # The tables of a union are int64: two a round, and about twelve others; or the int32 ones of a kernel.
         a_point = 4 * _kernels().SCRATCH if self.kernels else 8 * (2 * rounds + 12)
-        step = max(1, int(POINTS_SHARE * self.features.nbytes) // (a_point * self.tokens))
+        allowed = max(POINTS_BYTES, int(POINTS_SHARE * self.features.nbytes))
+        step = max(1, allowed // (a_point * self.tokens))
         found = []
         for start in range(0, len(points), step):
             part = [_effective(point) for point in points[start : start + step]]

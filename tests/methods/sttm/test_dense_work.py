@@ -92,6 +92,12 @@ def test_more_frames_cost_no_more_operations_but_for_rounds(
     assert reads == 1
 
 
+def test_few_channels_do_not_make_a_budget_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted at once depends on the input's bytes, of which such a video has next to none."""
+    narrow, wide = (work_of((16, 14, 14, channels), STTMConfig(budget=0.5), monkeypatch)[0] for channels in (64, 3584))
+    assert narrow.total - wide.total <= 40
+
+
 @pytest.mark.parametrize("budget", [0.5, 0.3])
 def test_budget(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     work, reads = work_of((128, 14, 14, 3584), STTMConfig(budget=budget), monkeypatch)
