@@ -5,8 +5,8 @@ lmms-eval 0.7.3 offers a model two ways into its files, and a run uses both:
 * ``gen_metrics.log_metrics(..., additional_metrics=...)`` keeps numbers only, of rank 0 only, and writes them as
   ``throughput["avg_<key>"]`` of ``*_results.json``. :class:`RunSummary` holds the keys.
 * ``TokenCounts.to_dict()`` of every answer is written as ``token_counts[0]`` of its line in ``*_samples_*.jsonl``, for
-  every task and from all ranks. :func:`sample_record` makes that dictionary. The first answer that a rank gives for
-  a task carries the run's :class:`Provenance` under ``"provenance"``.
+  every task and from all ranks. :func:`sample_record` makes that dictionary. The first answer of a task
+  carries the run's :class:`Provenance` under ``"provenance"``; where ranks exchange nothing, each has a first one.
 
 Imports nothing heavy: the leaderboard reads these keys on machines without torch.
 """
@@ -152,7 +152,7 @@ def sample_record(
         answer: a ``sttm_lmms.runtime.Answer``.
         video: id of the video; the leaderboard's intervals are clustered by it.
         reused: True if the KV prefix of an earlier question was used, so that this TTFT is no prefill time.
-        provenance: given for the first answer of a task on this rank.
+        provenance: given for the first answer of a task.
     """
     record: dict[str, Any] = {
         "input_tokens": answer.input_tokens,

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from sttm_lmms.decoder import CACHE
 from sttm_lmms.families.base import Family
 from sttm_lmms.runtime.generation import answer_text, continuation_score, generate_ids, tokenizer_of
-from sttm_lmms.runtime.prefix import Prefix, continued, mean_layer_tokens, question_batch
+from sttm_lmms.runtime.prefix import Prefix, continued, kept_tokens, mean_layer_tokens, question_batch
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction, Timeline
 from sttm_lmms.runtime.requests import Answer, LogLikelihood, Request
@@ -116,11 +116,10 @@ class Asking:
         ended = mark()
         first_token = seconds(began, first.ended or ended)
         events = reductions(reducer, prepared)[:: request.generation.num_beams]
-        removed = sum(event.before - event.after for event in events)
         return self._answer(
             request,
             ids,
-            visual=(prepared.visual_tokens, prepared.visual_tokens - removed),
+            visual=(prepared.visual_tokens, kept_tokens(prepared.visual_tokens, events)),
             prompt_tokens=prepared.input_ids.shape[1],
             encoded=encoded,
             phases=report.phases if events else {},

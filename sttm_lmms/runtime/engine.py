@@ -16,7 +16,7 @@ from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.asking import Asking, Question, reductions
-from sttm_lmms.runtime.prefix import continued, mean_layer_tokens, prefill_prefix
+from sttm_lmms.runtime.prefix import continued, kept_tokens, mean_layer_tokens, prefill_prefix
 from sttm_lmms.runtime.prefix_cache import PrefixCache
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
@@ -318,5 +318,5 @@ class Engine:
 
     def _count_score(self, reducer: TokenReducer, prepared: PreparedInput) -> None:
         before, events = prepared.visual_tokens, reductions(reducer, prepared)
-        after = before - sum(event.before - event.after for event in events)
-        self._totals.count_reduction(before, after, mean_layer_tokens(before, events), reducer.report.kv_share)
+        after, layer_tokens = kept_tokens(before, events), mean_layer_tokens(before, events)
+        self._totals.count_reduction(before, after, layer_tokens, reducer.report.kv_share)

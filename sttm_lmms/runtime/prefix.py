@@ -42,7 +42,7 @@ class Prefix:
     @property
     def kept_tokens(self) -> int:
         """Visual tokens after reduction."""
-        return self.visual_tokens - sum(event.before - event.after for event in self.reductions)
+        return kept_tokens(self.visual_tokens, self.reductions)
 
     @property
     def layer_tokens(self) -> float:
@@ -71,6 +71,11 @@ class Prefix:
         keep = torch.ones_like(ids, dtype=torch.bool)
         keep[visual[-surplus:]] = False
         return ids[keep][None]
+
+
+def kept_tokens(visual_tokens: int, reductions: Sequence[Reduction]) -> int:
+    """Visual tokens after reductions."""
+    return visual_tokens - sum(event.before - event.after for event in reductions)
 
 
 def mean_layer_tokens(visual_tokens: int, reductions: Sequence[Reduction]) -> float:
