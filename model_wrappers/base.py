@@ -13,6 +13,13 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
+from torch import nn
+from tqdm import tqdm
+
+from sttm_lmms.errors import OutOfMemoryError, STTMError
+from sttm_lmms.explain import is_out_of_memory
+from sttm_lmms.families import get_family
+from sttm_lmms.launched import end_with_launcher
 from sttm_lmms.model_wrappers import exchange, screen
 from sttm_lmms.model_wrappers.arguments import WrapperArguments, parse_arguments
 from sttm_lmms.model_wrappers.documents import (
@@ -31,13 +38,6 @@ from sttm_lmms.model_wrappers.placement import Placement, make_reproducible, pla
 from sttm_lmms.model_wrappers.results import Results
 from sttm_lmms.model_wrappers.rounds import Conversation
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
-from torch import nn
-from tqdm import tqdm
-
-from sttm_lmms.errors import OutOfMemoryError, STTMError
-from sttm_lmms.explain import is_out_of_memory
-from sttm_lmms.families import get_family
-from sttm_lmms.launched import end_with_launcher
 from sttm_lmms.provenance import collect_provenance, sample_record
 from sttm_lmms.runtime import Answer, Engine, Failure, Request
 from sttm_lmms.runtime.memory import Work, ways_out

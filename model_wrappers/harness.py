@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from lmms_eval.cli.dispatch import main
 from lmms_eval.models import MODEL_REGISTRY_V2
+
 from sttm_lmms.model_wrappers.screen import collected
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sttm_lmms.model_wrappers.arguments import WrapperArguments
-from sttm_lmms.model_wrappers.placement import Placement
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError, OutOfMemoryError
 from sttm_lmms.explain import is_out_of_memory
 from sttm_lmms.families import find_family, get_family, load_pretrained
 from sttm_lmms.families.requirements import check_attention, check_quantization
+from sttm_lmms.model_wrappers.arguments import WrapperArguments
+from sttm_lmms.model_wrappers.placement import Placement
 
 
 def check_family(arguments: WrapperArguments, family: str) -> None:

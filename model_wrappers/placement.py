@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from loguru import logger
-from sttm_lmms.model_wrappers.arguments import WrapperArguments
 
 from sttm_lmms.families.requirements import check_attention, check_device
+from sttm_lmms.model_wrappers.arguments import WrapperArguments
 
 _LAUNCHER = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from lmms_eval.utils import simple_parse_args_string
+
 from sttm_lmms.model_wrappers import WRAPPERS
 from sttm_lmms.model_wrappers.loading import check_family, check_packages
 from sttm_lmms.model_wrappers.placement import place

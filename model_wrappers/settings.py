@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sttm_lmms.model_wrappers.arguments import WrapperArguments
-
 from sttm_lmms.benchmarks.presets import Frames, resolve_frames, resolve_preset, resolve_video
 from sttm_lmms.families import get_family
 from sttm_lmms.methods import get_method
+from sttm_lmms.model_wrappers.arguments import WrapperArguments
 from sttm_lmms.video import VideoSettings
 
 

@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from sttm_lmms.model_wrappers.arguments import parse_arguments
-from sttm_lmms.model_wrappers.settings import task_settings
 
 from sttm_lmms import STTMConfig
+from sttm_lmms.model_wrappers.arguments import parse_arguments
+from sttm_lmms.model_wrappers.settings import task_settings
 
 MINIMAL = {"pretrained": "some/model", "budget": 0.5}
 

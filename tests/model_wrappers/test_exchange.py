@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lmms_eval.api.instance import Instance
-from sttm_lmms.model_wrappers import exchange
-from sttm_lmms.model_wrappers.exchange import Card, assign, borrowed, card
 from warm_ranks import run_ranks
 from wrapper_runs import HERE, QUESTIONS, VIDEOS, read_run
+
+from sttm_lmms.model_wrappers import exchange
+from sttm_lmms.model_wrappers.exchange import Card, assign, borrowed, card
 
 
 def cards_of(videos, world, seconds=lambda video: 0.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch.distributed as dist
+
 from sttm_lmms.model_wrappers import harness, screen
 
 

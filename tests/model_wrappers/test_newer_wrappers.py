@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from test_wrapper import QUESTIONS, ask, texts
+
+from sttm_lmms.errors import CheckpointError, NothingReducedError
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.internvl import InternVL, SimpleInternVL
 from sttm_lmms.model_wrappers.qwen2_5_vl import Qwen25VL, SimpleQwen25VL
 from sttm_lmms.model_wrappers.qwen3_vl import Qwen3VL, SimpleQwen3VL
 from sttm_lmms.model_wrappers.settings import task_settings
-from test_wrapper import QUESTIONS, ask, texts
-
-from sttm_lmms.errors import CheckpointError, NothingReducedError
 from sttm_lmms.testing.tiny import build_tiny_checkpoint
 
 WRAPPERS = {"qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL, "internvl": InternVL}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from lmms_eval.caching import response_cache
-from sttm_lmms.model_wrappers import harness
 
 from sttm_lmms import output
 from sttm_lmms.cli.evaluate import evaluate, option
 from sttm_lmms.errors import STTMError
+from sttm_lmms.model_wrappers import harness
 
 NAMES = ["20261130_010203_results.json", "20261130_010203_samples_vnbench.jsonl"]
 

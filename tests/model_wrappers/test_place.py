@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from loguru import logger
+
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 from sttm_lmms.model_wrappers.placement import place
 

@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
-from sttm_lmms.model_wrappers import harness
-from sttm_lmms.model_wrappers.preflight import check_run
 
 from sttm_lmms.cli import main
 from sttm_lmms.families import load_pretrained, requirements
+from sttm_lmms.model_wrappers import harness
+from sttm_lmms.model_wrappers.preflight import check_run
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sttm_lmms.model_wrappers.results import Results
 
 

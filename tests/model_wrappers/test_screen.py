@@ -8,13 +8,13 @@ import textwrap
 
 import pytest
 import torch
-from sttm_lmms.model_wrappers import placement, screen
-from sttm_lmms.model_wrappers.arguments import parse_arguments
 from warm_ranks import warm_lmms_eval
 from wrapper_runs import lmms_eval
 
 from sttm_lmms.errors import OutOfMemoryError, STTMError
 from sttm_lmms.families import requirements
+from sttm_lmms.model_wrappers import placement, screen
+from sttm_lmms.model_wrappers.arguments import parse_arguments
 
 NONE = {"pretrained": "some/model", "method": "none"}
 

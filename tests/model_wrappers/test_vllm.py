@@ -10,11 +10,11 @@ import pytest
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
+
+from sttm_lmms.errors import NothingReducedError, STTMError
 from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo
 from sttm_lmms.model_wrappers.vllm import VLLM, SimpleVLLM
-
-from sttm_lmms.errors import NothingReducedError, STTMError
 
 OURS = {"llava_video": LlavaVideo, "llava_onevision": LlavaOneVision}
 QUESTIONS = ("What moves?", "Which colour is the disc, and when is it there?", "Why?")

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from lmms_eval.api.instance import Instance
+
 from sttm_lmms.model_wrappers import exchange
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo
 

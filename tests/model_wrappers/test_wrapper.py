@@ -13,14 +13,14 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 from loguru import logger
 from PIL import Image
+
+from sttm_lmms.errors import CheckpointError, NothingReducedError, STTMError, VideoError
+from sttm_lmms.families import load_pretrained
 from sttm_lmms.model_wrappers import loading
 from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
 from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision, SimpleLlavaOneVision
 from sttm_lmms.model_wrappers.llava_video import LlavaVideo, SimpleLlavaVideo
 from sttm_lmms.model_wrappers.qwen2_vl import Qwen2VL, SimpleQwen2VL
-
-from sttm_lmms.errors import CheckpointError, NothingReducedError, STTMError, VideoError
-from sttm_lmms.families import load_pretrained
 
 THRESHOLDS = {"spatial_threshold": 0.6, "temporal_threshold": 0.5}
 WRAPPERS = {"llava_video": LlavaVideo, "llava_onevision": LlavaOneVision, "qwen2_vl": Qwen2VL}

@@ -40,10 +40,10 @@ def option(words, name):
 def settings_of(words):
     """What the wrapper makes of the command's arguments, with the checkpoint's own newline layout filled in."""
     from lmms_eval.utils import simple_parse_args_string
-    from sttm_lmms.model_wrappers.arguments import parse_arguments
-    from sttm_lmms.model_wrappers.settings import task_settings
 
     from sttm_lmms.families import get_family
+    from sttm_lmms.model_wrappers.arguments import parse_arguments
+    from sttm_lmms.model_wrappers.settings import task_settings
 
     family = get_family(option(words, "--model").removeprefix("sttm_"))
     arguments = parse_arguments(simple_parse_args_string(option(words, "--model_args")))
@@ -126,6 +126,7 @@ def test_the_table_has_every_cell_of_the_paper():
 def test_wrappers_take_these_arguments(model, budget):
     pytest.importorskip("lmms_eval")
     from lmms_eval.utils import simple_parse_args_string
+
     from sttm_lmms.model_wrappers.arguments import parse_arguments
 
     words = shlex.split(run(model, "videomme", budget, "--dry-run").stdout)
