@@ -42,8 +42,8 @@ results-compare: $(INSTALLED)
 
 results-tiny: $(INSTALLED)
 	for family in llava_video qwen2_vl; do \
-	  $(BIN)/python -m training.evaluate --subject $$family --work outputs/tiny --out results/tiny/$$family \
-	  && $(BIN)/python -m training.plot results/tiny/$$family || exit 1; \
+	  PYTHONPATH=scripts $(BIN)/python -m train_tiny.evaluate --subject $$family --work outputs/tiny --out results/tiny/$$family \
+	  && PYTHONPATH=scripts $(BIN)/python -m train_tiny.plot results/tiny/$$family || exit 1; \
 	done
 
 lint: $(INSTALLED)

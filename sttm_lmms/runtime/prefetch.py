@@ -1,7 +1,7 @@
 """Work that is done ahead in threads: the next videos are decoded while the model is busy with this one.
 
 Threads are enough, and leave no process behind when a run is killed: FFmpeg, decord and torch let go of the
-interpreter lock while they work (``scripts/bench_pipeline.py`` measures it).
+interpreter lock while they work.
 """
 
 from __future__ import annotations

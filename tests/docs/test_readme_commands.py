@@ -107,10 +107,6 @@ COVERED: dict[str, str] = {
     "sttm-lmms prepare BENCHMARK --raw ... --videos ...": "tests/benchmarks/test_prepare.py::test_round_trip",
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
     "sttm-lmms calibrate": "tests/cli/test_video_commands.py::test_calibrate_writes_a_preset_that_meets_the_budget",
-    "python scripts/bench_protect.py": "tests/scripts/test_bench_protect.py::test_a_small_run",
-    "python scripts/bench_protect.py --videos 300 --budgets 0.05 0.07 --out results/bench/protect/small_budgets": (
-        "tests/scripts/test_bench_protect.py::test_a_small_run"
-    ),
     "python scripts/bench_frames.py": "tests/scripts/test_bench_frames.py::test_a_small_run",
     "python scripts/bench_memory.py": "tests/scripts/test_bench_memory.py::test_a_small_run",
     "make results-compare": "tests/cli/test_compare.py::test_the_whole_and_once_more",

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from train_tiny import fine
+from train_tiny.decoder import FRONT, LAYERS, Positions, run
+from train_tiny.settings import OneHalfConfig
+from train_tiny.shapes import LLAVA_VIDEO_FINE
+from train_tiny.stages import make_videos
+from train_tiny.student import Student
 
 from sttm_lmms import STTMConfig
 from sttm_lmms.demo import shipped
 from sttm_lmms.methods.sttm import merge_video_tokens
 from sttm_lmms.types import Tokens
-from training import fine
-from training.decoder import FRONT, LAYERS, Positions, run
-from training.settings import OneHalfConfig
-from training.shapes import LLAVA_VIDEO_FINE
-from training.stages import make_videos
-from training.student import Student
 
 CONFIG = STTMConfig(spatial_threshold=0.97, temporal_threshold=0.8)
 

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from train_tiny.evaluate import table
 
-from training.evaluate import table
-
-RESULTS = Path(__file__).parents[2] / "results" / "spatial"
+RESULTS = Path(__file__).parents[3] / "results" / "spatial"
 FOLDERS = ("plain", "textured", "control", "late_control")
 
 

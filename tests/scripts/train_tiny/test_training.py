@@ -16,8 +16,8 @@ STEPS = 8
 
 @pytest.fixture(scope="module", params=["llava_video", "qwen2_vl"])
 def student(request):
-    from training.shapes import SHAPES
-    from training.student import Student
+    from train_tiny.shapes import SHAPES
+    from train_tiny.student import Student
 
     made = Student(SHAPES[request.param]).eval()
     with torch.no_grad():  # front layers start as the identity; here they must matter
@@ -29,7 +29,7 @@ def student(request):
 
 @pytest.fixture
 def batch(student):
-    from training.stream import draw, make_batch, synthetic_features
+    from train_tiny.stream import draw, make_batch, synthetic_features
 
     rng = np.random.default_rng(5)
     grid = student.shape.grid
@@ -41,8 +41,8 @@ def batch(student):
 @torch.no_grad()
 def test_the_forward_pass_is_that_of_transformers(student, batch):
     """All questions of a video at once give the logits that each gives alone in the exported model's decoder."""
-    from training.decoder import run
-    from training.export import as_llava, as_qwen2_vl
+    from train_tiny.decoder import run
+    from train_tiny.export import as_llava, as_qwen2_vl
 
     model = (as_llava if student.shape.family == "llava_video" else as_qwen2_vl)(student)
     embed = student.decoder.model.embed_tokens
@@ -63,7 +63,7 @@ def test_the_forward_pass_is_that_of_transformers(student, batch):
 @torch.no_grad()
 def test_dropped_tokens_leave_the_positions_of_others_alone(student, batch):
     """With three axes; with one, what is left is counted anew."""
-    from training.stages import drop_background
+    from train_tiny.stages import drop_background
 
     stay = drop_background(batch, np.random.default_rng(0), 0.3)
     kept, whole = student.positions(batch.keep(stay)), student.positions(batch)
@@ -79,7 +79,7 @@ def test_dropped_tokens_leave_the_positions_of_others_alone(student, batch):
 
 @torch.no_grad()
 def test_dropping_background_keeps_every_needle(student, batch):
-    from training.stages import drop_background
+    from train_tiny.stages import drop_background
 
     stay = drop_background(batch, np.random.default_rng(0), 0.2)
     assert stay.shape[1] == round(0.2 * batch.needle.shape[1])
@@ -90,7 +90,7 @@ def test_dropping_background_keeps_every_needle(student, batch):
 
 @torch.no_grad()
 def test_what_changes_least_goes_first(student, batch):
-    from training.stages import drop_background, stillness
+    from train_tiny.stages import drop_background, stillness
 
     still = torch.randn(batch.visual.shape, generator=torch.Generator().manual_seed(0)).unflatten(1, (STEPS, 49))
     still[:, 4, :20] = still[:, 3, :20]
@@ -108,7 +108,7 @@ def test_needles_stand_where_the_events_are(batch):
 
 
 def test_every_phrase_is_one_token_and_any_text_comes_back(student):
-    from training.text import SUFFIX, phrases
+    from train_tiny.text import SUFFIX, phrases
 
     tokenizer = student.tokenizer
     for phrase in phrases():
@@ -120,7 +120,7 @@ def test_every_phrase_is_one_token_and_any_text_comes_back(student):
 
 
 def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
-    from training.loop import Place, Schedule, train
+    from train_tiny.loop import Place, Schedule, train
 
     def fit(folder, stop):
         torch.manual_seed(0)
@@ -159,10 +159,11 @@ def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
 @torch.no_grad()
 def test_the_export_loads_and_sees_what_was_trained(student, tmp_path):
     """In the published layout, through the family's own code: frames in, visual tokens out."""
+    from train_tiny.export import export
+
     from sttm_lmms import load_pretrained
     from sttm_lmms.families import family_of
     from sttm_lmms.video import Video
-    from training.export import export
 
     model, processor = load_pretrained(export(student, tmp_path / "out"), dtype=torch.float32, device_map="cpu")
     qwen = student.shape.family == "qwen2_vl"
@@ -170,7 +171,7 @@ def test_the_export_loads_and_sees_what_was_trained(student, tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
     if qwen:
-        from training.pairs import normalise
+        from train_tiny.pairs import normalise
 
         pixels = normalise(pixels.unflatten(0, (2, 2)))
     else:
@@ -183,8 +184,8 @@ def test_the_export_loads_and_sees_what_was_trained(student, tmp_path):
 
 
 def test_the_second_model_starts_from_what_the_first_one_learned(tmp_path):
-    from training.shapes import LLAVA_VIDEO, QWEN2_VL
-    from training.student import Student, warm_start
+    from train_tiny.shapes import LLAVA_VIDEO, QWEN2_VL
+    from train_tiny.student import Student, warm_start
 
     first, second = Student(LLAVA_VIDEO), Student(QWEN2_VL)
     torch.nn.init.normal_(first.decoder.lm_head.weight)
@@ -202,8 +203,9 @@ def test_the_second_model_starts_from_what_the_first_one_learned(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_trains_all_models_and_has_nothing_left_to_do_the_second_time(tmp_path):
+    from train_tiny.train import PLANS, train_model
+
     from sttm_lmms import load_pretrained
-    from training.train import PLANS, train_model
 
     for _ in range(2):
         for name, plan in PLANS.items():

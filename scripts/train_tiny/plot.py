@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the curves of a training and the tables of an evaluation: ``python -m training.plot FOLDER``.
+"""Draw the curves of a training and the tables of an evaluation: ``python -m train_tiny.plot FOLDER``.
 
 In a folder with ``train.jsonl`` and ``accuracy.json`` that gives ``curves.png`` and ``accuracy.png``; in a folder of
 folders with ablation tables it gives one ``accuracy.png`` for all of them.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SUBJECTS = ("llava_video", "qwen2_vl", "llava_video_fine")
 
 pytestmark = pytest.mark.slow
@@ -21,8 +21,8 @@ def subject(request):
 @pytest.fixture(scope="module")
 def results(subject, tmp_path_factory):
     """``{setting: {"accuracy", "kept", "answers"}}`` on 18 videos, 72 questions."""
-    from training import settings
-    from training.fixed import fixed_answers
+    from train_tiny import settings
+    from train_tiny.fixed import fixed_answers
 
     return fixed_answers(settings.SUBJECTS[subject], tmp_path_factory.mktemp("mini"))
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure an embedded checkpoint on held-out Mini-VNBench videos, reduced in different ways.
 
-``python -m training.evaluate --subject llava_video --work WORK --out results/tiny/llava_video`` generates the test
+``python -m train_tiny.evaluate --subject llava_video --work WORK --out results/tiny/llava_video`` generates the test
 videos (once), runs every setting through the engine on real mp4 files, and writes ``accuracy.json`` and
 ``accuracy.md``, with 95% intervals clustered by video. Stopped, it goes on with the settings that are missing.
 """

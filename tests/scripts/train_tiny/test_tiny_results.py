@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-RESULTS = Path(__file__).parents[2] / "results" / "tiny"
+RESULTS = Path(__file__).parents[3] / "results" / "tiny"
 
 
 @pytest.fixture(scope="module", params=["llava_video", "qwen2_vl"])
@@ -21,7 +21,7 @@ def rows(folder):
 
 
 def test_the_tables_are_made_from_the_raw_results(rows, folder):
-    from training.evaluate import table
+    from train_tiny.evaluate import table
 
     made = table(rows)
     assert (folder / "accuracy.md").read_text() == made
@@ -52,7 +52,7 @@ def test_without_needles_it_guesses(rows):
 @pytest.mark.parametrize("how", ["budget", "thresholds for"])
 @pytest.mark.parametrize(("share", "floor"), [("50%", 0.99), ("30%", 0.97)])
 def test_merging_keeps_the_answers(rows, how, share, floor):
-    from training.evaluate import relative
+    from train_tiny.evaluate import relative
 
     (merged,) = [row for row in rows if row["setting"] == f"STTM, {how} {share}"]
     assert merged["kept"] == pytest.approx(float(share.rstrip("%")) / 100, abs=0.01)

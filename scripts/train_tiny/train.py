@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the embedded checkpoints from scratch: ``python -m training.train --work WORK``.
+"""Train the embedded checkpoints from scratch: ``python -m train_tiny.train --work WORK``.
 
 The stages of a model (see ``stages.py``, ``fine.py`` and ``control.py``) run one after the other. Each keeps its state
 in WORK/NAME and goes on from there when the command is given again. The log is WORK/NAME/train.jsonl, the checkpoint

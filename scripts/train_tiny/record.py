@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Record what the shipped checkpoints answer on a fixed set of videos: ``python -m training.record [NAME ...]``.
+"""Record what the shipped checkpoints answer on a fixed set of videos: ``python -m train_tiny.record [NAME ...]``.
 
 Writes tests/golden/tiny/NAME.json; to be run after a training, never to make a test pass.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from .fixed import fixed_answers
 from .settings import SUBJECTS
 
-TARGET = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
+TARGET = Path(__file__).parents[2] / "tests" / "golden" / "tiny"
 
 
 def main() -> None:
