@@ -52,8 +52,27 @@ def head_dim(decoder: Any) -> int:
 
 
 def layer_types(decoder: Any) -> list[str]:
-    """Attention type of every layer, ``"full_attention"`` where the config does not say."""
-    return list(getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers))
+    """Attention type of every layer: the config's ``layer_types`` or, as transformers reads configs without them
+    (Mistral, Mixtral, Phi-3, Starcoder2), one window or one chunk size for all layers, else full attention."""
+    config = decoder.config
+    if types := getattr(config, "layer_types", None):
+        return list(types)
+    kind = "full_attention"
+    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
+        kind = "sliding_attention"
+    elif getattr(config, "attention_chunk_size", None) is not None:
+        kind = "chunked_attention"
+    return [kind] * len(decoder.layers)
+
+
+def rotary_embedding(decoder: Any, hidden: torch.Tensor, positions: torch.Tensor, layer: int) -> Any:
+    """Cosines and sines with which ``layer`` rotates tokens at ``positions``; ``hidden`` gives dtype and device.
+
+    Decoders with windows (Gemma 3) may have one rotary table for each attention type.
+    """
+    if "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters:
+        return decoder.rotary_emb(hidden, positions, layer_types(decoder)[layer])
+    return decoder.rotary_emb(hidden, positions)
 
 
 def layer_mask(
@@ -73,6 +92,8 @@ def layer_mask(
     kind = layer_types(decoder)[layer]
     if kind not in _MASKS:
         raise UnsupportedModelError(f"decoder layer {layer} has attention type {kind!r}; supported: {sorted(_MASKS)}")
+    if getattr(decoder.config, "use_bidirectional_attention", False):
+        raise UnsupportedModelError("this decoder attends in both directions; reduced tokens need causal attention")
     return _MASKS[kind](
         config=decoder.config,
         inputs_embeds=hidden,
@@ -102,7 +123,16 @@ def cached_layers(cache: Cache) -> list[DynamicLayer]:
 
 
 def keys_values(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values ``[B, heads, length, head_dim]`` of a filled cache layer."""
+    """Keys and values ``[B, heads, length, head_dim]`` of a filled cache layer.
+
+    Raises:
+        UnsupportedModelError: a sliding window has dropped some of them.
+    """
     if layer.keys is None or layer.values is None:
         raise ValueError("this cache layer is empty")
+    if layer.get_seq_length() > layer.keys.shape[-2]:
+        raise UnsupportedModelError(
+            f"the sliding window of this cache layer holds {layer.keys.shape[-2]} of {layer.get_seq_length()} tokens; "
+            "methods that read attention or edit the KV cache, and prefixes shared between questions, need all of them"
+        )
     return layer.keys, layer.values

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sttm_lmms.decoder import keys_values, uses_mrope
+from sttm_lmms.decoder import keys_values, rotary_embedding, uses_mrope
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.runtime.probe import AttentionInputs, rotate_half
 from sttm_lmms.runtime.tracks import CacheState
@@ -55,7 +55,8 @@ class StepView:
         keys, _ = keys_values(entry)
         rotary = self._decoder.rotary_emb
         position = torch.full((1, 1), abs(steps), device=keys.device)
-        cos, sin = rotary(keys, position if not uses_mrope(self._decoder) else position.expand(3, 1, 1))
+        position = position.expand(3, 1, 1) if uses_mrope(self._decoder) else position
+        cos, sin = rotary_embedding(self._decoder, keys, position, layer)
         scale = getattr(rotary, "attention_scaling", 1.0)
         turned = keys[:, :, entries]
         cos, sin = cos.reshape(-1) / scale, sin.reshape(-1) / scale * (1 if steps > 0 else -1)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from sttm_lmms.decoder import layer_types
+from sttm_lmms.decoder import layer_types, rotary_embedding
 from sttm_lmms.methods.base import Method
 from sttm_lmms.runtime.tracks import CacheState
 
@@ -86,7 +86,7 @@ class DecodeSteps:
         table = tables.get(layer)
         if table is None or not table.first <= position < table.first + AHEAD:
             ahead = torch.arange(position, position + AHEAD, device=hidden.device)[None]
-            table = tables[layer] = RotaryTable(position, *self._decoder.rotary_emb(hidden, ahead))
+            table = tables[layer] = RotaryTable(position, *rotary_embedding(self._decoder, hidden, ahead, layer))
         return table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from sttm_lmms.decoder import layer_mask, layer_types
+from sttm_lmms.decoder import layer_mask, layer_types, rotary_embedding
 from sttm_lmms.methods.base import Method
 from sttm_lmms.runtime.report import StageEvent
 from sttm_lmms.runtime.timing import Mark
@@ -54,6 +54,8 @@ class Forward:
     tracks: list[Track] = field(default_factory=list)
     _key: tuple[int, int] = (0, 0)
     _kwargs: dict[str, Any] = field(default_factory=dict)
+    _positions: torch.Tensor | None = None
+    _rotary: dict[str, Any] = field(default_factory=dict)
     _masks: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -102,19 +104,24 @@ class Forward:
         if key != self._key:
             self._key = key
             old, _ = self.open_track(layer, hidden.shape[1])
-            positions = self.layer_positions(old)
+            self._positions = self.layer_positions(old)
             # Gaps in position ids would make flash attention take one sequence for several packed ones.
-            self._kwargs = {"position_embeddings": self.decoder.rotary_emb(hidden, positions), "position_ids": None}
-            self._masks = {}
-        if layer in self.attend:
-            return {**self._kwargs, "attention_mask": self.attend[layer][0].to(hidden.device)}
-        if not self._kwargs and self.visible is None:
-            return {}
+            self._kwargs = {"position_ids": None}
+            self._rotary, self._masks = {}, {}
         kind = layer_types(self.decoder)[layer]
+        kwargs = dict(self._kwargs)
+        if self._positions is not None:
+            if kind not in self._rotary:
+                self._rotary[kind] = rotary_embedding(self.decoder, hidden, self._positions, layer)
+            kwargs["position_embeddings"] = self._rotary[kind]
+        if layer in self.attend:
+            return {**kwargs, "attention_mask": self.attend[layer][0].to(hidden.device)}
+        if not kwargs and self.visible is None:
+            return {}
         if kind not in self._masks:
             total = self.tracks[-1].mask
             self._masks[kind] = layer_mask(self.decoder, hidden, total, self.cache, layer, self.visible)
-        return {**self._kwargs, "attention_mask": self._masks[kind]}
+        return {**kwargs, "attention_mask": self._masks[kind]}
 
     def after(self) -> CacheState:
         """The state of the cache after the pass."""
