@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
-from sttm_lmms.families.assemble import common_prefix, device_of
+from sttm_lmms.families.assemble import device_of
 from sttm_lmms.families.base import frame_pixels, runs
 from sttm_lmms.families.template import TemplateFamily
 from sttm_lmms.types import VideoSpan, VisionFeatures
@@ -79,41 +79,49 @@ class InternVL(TemplateFamily):
         return str(processor.replace_video_token({"pixel_values_videos": [torch.empty(tiles)]}, 0))
 
     def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
-        """Runs of one tile each whose headlines (``Frame1: <img>``, ``Frame2: <img>``) differ in their number alone.
+        """Runs of one tile each with headlines (``Frame1: <img>``, ``Frame2: <img>``) that count up from 1 behind the
+        same word.
 
-        Images have no such headline. A video of a single frame looks like an image to this method, and numbered images
-        of one tile look like frames; ``reduce_tokens(..., spans=)`` tells them apart.
+        Images have no such headline, and other labels (``Before:``, ``Image A:``, ``(1)``) make no video of them. A
+        video of a single frame looks like an image to this method, and images of one tile that are numbered behind a
+        word (``Photo 1:``) look like frames; ``reduce_tokens(..., spans=)`` tells them apart.
         """
         side = math.isqrt(config.image_seq_length)
-        videos: list[_Frames] = []
+        videos: list[list[_Run]] = []
         last: _Run | None = None
         for row, start, length in runs(input_ids == config.image_token_id):
             behind = last.end if last and last.row == row else 0
             run = _Run(row, start, length, input_ids[row, behind:start].tolist())
-            if last and last.row == row and last.length == length == config.image_seq_length:
-                open_video = videos[-1] if videos and videos[-1].runs[-1] is last else None
-                if open_video and open_video.starts_again(run):
-                    videos.append(_Frames([run], open_video.behind_number))
-                elif behind_number := _follows(last.headline, run.headline):
-                    if open_video:
-                        open_video.runs.append(run)
-                    else:
-                        videos.append(_Frames([last, run], behind_number))
+            if length == config.image_seq_length:
+                numbered = _numbered(run.headline)
+                if videos and videos[-1][-1] is last and last.row == row and _follows(last.headline, run.headline):
+                    videos[-1].append(run)
+                elif numbered and numbered.number == 1:
+                    videos.append([run])
             last = run
         return [
             VideoSpan(
-                frames.runs[0].start,
-                (len(frames.runs), side, side),
-                frames.runs[0].row,
-                pieces=tuple((run.start, run.length) for run in frames.runs) if len(frames.runs) > 1 else None,
+                frames[0].start,
+                (len(frames), side, side),
+                frames[0].row,
+                pieces=tuple((frame.start, frame.length) for frame in frames),
             )
             for frames in videos
+            if len(frames) > 1
         ]
+
+
+class _Headline(NamedTuple):
+    """The tokens in front of a run of image tokens, taken apart at the last number among them."""
+
+    word: list[int]
+    number: int
+    behind: list[int]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of image tokens, and the tokens between the one before (or the start of the row) and it."""
+    """A run of image tokens; ``headline`` is what stands between it and the run before."""
 
     row: int
     start: int
@@ -125,41 +133,39 @@ class _Run:
         return self.start + self.length
 
 
-@dataclass(frozen=True)
-class _Frames:
-    """The frames of a video so far. ``behind_number``: tokens behind the number in each headline (``: <img>``)."""
-
-    runs: list[_Run]
-    behind_number: int
-
-    def starts_again(self, run: _Run) -> bool:
-        """Whether the headline has the number of the first frame."""
-        return _same_end(self.runs[0].headline, run.headline) >= self.behind_number + 2
+# Ids of the vocabularies of Qwen2 and Qwen3, which all checkpoints of this family have. Printable bytes come first and
+# in order ("!" is 0, "0" is 15, "A" 32, "a" 64); the others are " ", line ends, " (", " [" and " #".
+_DIGITS = range(15, 25)
+_NO_WORD = {*range(32), *range(58, 64), *range(90, 94), 198, 220, 271, 320, 508, 624, 671}
+_SPACE = 220
+# "Frame" at the start of a line, and " Frame" behind a question that ends without one.
+_FRAME, _SPACE_FRAME = 4369, 16321
 
 
-# A number of frames has at most this many tokens.
-_DIGITS = 5
+def _numbered(headline: Sequence[int]) -> _Headline | None:
+    """``</img>\nFrame12: <img>`` as the word, the number, and what stands behind it; None without such a number."""
+    end = next((place for place in range(len(headline), 0, -1) if headline[place - 1] in _DIGITS), 0)
+    start = end
+    while start and headline[start - 1] in _DIGITS:
+        start -= 1
+    stop = start - 1 if start and headline[start - 1] == _SPACE else start
+    begin = stop
+    while begin and headline[begin - 1] not in _NO_WORD:
+        begin -= 1
+    word = [_FRAME if token == _SPACE_FRAME else token for token in headline[begin:stop]]
+    if not word:
+        return None
+    number = int("".join(str(token - _DIGITS.start) for token in headline[start:end]))
+    return _Headline(word, number, list(headline[end:]))
 
 
-def _same_end(one: Sequence[int], other: Sequence[int]) -> int:
-    return common_prefix(one[::-1], other[::-1])
-
-
-def _follows(before: Sequence[int], headline: Sequence[int]) -> int:
-    """How many tokens stand behind the number if ``headline`` (``</img>\nFrame2: <img>``) is that of another frame of
-    the video of ``before``; else 0.
-
-    Both then end with the same two or more tokens (``: <img>``) behind a number that is not the same, and in front of
-    the number at least one token (``Frame``) is the same again.
-    """
-    behind = _same_end(before, headline)
-    if behind < 2 or behind == len(headline):
-        return 0
-    old, new = before[: len(before) - behind], headline[: len(headline) - behind]
-    numbered = any(
-        old[-a - 1] == new[-b - 1] for a in range(1, min(_DIGITS, len(old) - 1) + 1) for b in (a, a + 1) if b < len(new)
-    )
-    return behind if numbered else 0
+def _follows(before: Sequence[int], headline: Sequence[int]) -> bool:
+    """Whether ``headline`` is that of the next frame of the video of ``before``: the number is larger by one, and the
+    word in front of it and everything behind it are the same."""
+    last, new = _numbered(before), _numbered(headline)
+    if last is None or new is None:
+        return False
+    return (new.word, new.number, new.behind) == (last.word, last.number + 1, last.behind)
 
 
 def run_vision_tower(model: Any, tiles: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from newer_families import CASES, IMAGE, NEWER, VIDEO, shown, stock_inputs, user
+from newer_families import CASES, NEWER, VIDEO, shown, stock_inputs, user
 from PIL import Image
 
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError, VideoError
@@ -135,9 +135,46 @@ def test_rows_of_a_batch_are_apart(loaded):
         assert family.locate_spans(model.config, ids, positions) == [span, replace(span, row=1)]
 
 
-def test_pictures_without_a_number_are_no_frames(loaded):
-    family, model, _, prepared = prepared_of(loaded, "internvl", [IMAGE] * 4, shown("internvl", [IMAGE] * 4))
-    assert family.locate_spans(model.config, prepared.input_ids, None) == []
+LABELS = {
+    "{}{}{}": [],
+    "Before: {}\nDuring: {}\nAfter: {}": [],
+    "Image A: {}\nImage B: {}\nImage C: {}": [],
+    "left: {}\nmiddle: {}\nright: {}": [],
+    "(a) {} (b) {} (c) {}": [],
+    "(1) {} (2) {} (3) {}": [],
+    "1. {}\n2. {}\n3. {}": [],
+    "2019: {}\n2020: {}\n2021: {}": [],
+    "Year 2019: {}\nYear 2020: {}\nYear 2021: {}": [],
+    "Day 1: {}\nDay 3: {}\nDay 5: {}": [],
+    "Photo 3: {}\nPhoto 2: {}\nPhoto 1: {}": [],
+    "Cat 1: {}\nDog 2: {}\nCow 3: {}": [],
+    "Page 1 of 3: {}\nPage 2 of 3: {}\nPage 3 of 3: {}": [],
+    "Frame1: {}\nFrame2: {}\nFrame3: {}": [3],
+    "Look: Frame1: {}\nFrame2: {}\nAnd this: {}": [2],
+    "Frame1: {}\nFrame2: {}\nFrame1: {}": [2],
+    "Photo 1: {}\nPhoto 2: {}\nPhoto 3: {}": [3],  # nothing but spans= can tell these from frames
+}
+
+
+@pytest.mark.parametrize("text", LABELS)
+def test_only_numbers_that_count_up_behind_the_same_word_are_frames(loaded, text):
+    family, model, processor = loaded("internvl", "hf")
+    tile = "<img>" + "<IMG_CONTEXT>" * model.config.image_seq_length + "</img>"
+    ids = processor.tokenizer("user\n" + text.format(tile, tile, tile), return_tensors="pt")["input_ids"]
+    assert [span.grid[0] for span in family.locate_spans(model.config, ids, None)] == LABELS[text]
+
+
+def test_frames_behind_text_in_the_published_vocabulary(loaded):
+    """There "Frame" behind a blank is another token than at the start of a line, and "(" behind one is no word."""
+    family, model, _ = loaded("internvl", "hf")
+    pad, start, end = model.config.image_token_id, 300, 301
+    tile = [pad] * model.config.image_seq_length
+    behind = [25, 220, start]
+    frames = [10234, 25, 16321, 16, *behind, *tile, end, 198, 4369, 17, *behind, *tile, end, 198, 3838]
+    photos = [872, 320, 16, 8, 220, start, *tile, end, 320, 17, 8, 220, start, *tile, end, 3838]
+    (span,) = family.locate_spans(model.config, torch.tensor([frames]), None)
+    assert span.grid[0] == 2
+    assert family.locate_spans(model.config, torch.tensor([photos]), None) == []
 
 
 def test_one_dimensional_positions_are_refused(loaded):
