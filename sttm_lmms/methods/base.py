@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -190,12 +192,14 @@ class BudgetWarning(UserWarning):
     """A video has no token set that meets the budget."""
 
 
-def most_within(budget: float, total: int) -> int:
-    """The largest number that is at most ``budget`` of ``total``, but at least 1."""
-    number = int(budget * total) + 1
-    while number > 1 and number / total > budget:
-        number -= 1
-    return number
+def max_tokens(budget: float, total: int) -> int:
+    """The largest count, at least 1, that is at most ``budget`` of ``total``: the one rule of every method.
+
+    ``budget`` means the decimal number it is written as: 0.29 of 100 is 29, though ``0.29 * 100`` is below 29 as a
+    double. A quotient means itself: ``2 / 3`` of 3 is 2, though no decimal number of its digits reaches that.
+    """
+    count = math.floor(Fraction(str(budget)) * total)
+    return max(1, count + ((count + 1) / total <= budget))
 
 
 def check_ratio_or_budget(ratio: float | None, budget: float | None) -> None:

@@ -30,7 +30,7 @@ from sttm_lmms.methods.base import (
     RatioMethod,
     Scratch,
     from_published,
-    most_within,
+    max_tokens,
 )
 from sttm_lmms.methods.vectors import cosine
 from sttm_lmms.types import Kept, Tokens
@@ -87,7 +87,7 @@ class DyCokeStage1Config(RatioMethod):
         if self.ratio is not None:
             return int((1 - self.ratio) * size)
         assert self.budget is not None
-        spare = most_within(self.budget, frames * size) - (frames - pruned) * size
+        spare = max_tokens(self.budget, frames * size) - (frames - pruned) * size
         if spare < 0:
             warnings.warn(
                 f"budget={self.budget} is below what DyCoke keeps of {frames} frames at least: {frames - pruned} of "
@@ -153,7 +153,7 @@ class DyCokeConfig(DyCokeStage1Config):
             keep = min(int(cache.visual_tokens * self.keep_kv), stop - start)
         else:
             stop = cache.video.stop
-            keep = most_within(self.keep_kv, stop - start)
+            keep = max_tokens(self.keep_kv, stop - start)
         entry = torch.arange(total, device=attention.device)
         best = attention[start:stop].argsort(descending=True, stable=True)[:keep].sort().values
         index = torch.cat((entry[:start], start + best, entry[stop:]))

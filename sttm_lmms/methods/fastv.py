@@ -15,7 +15,7 @@ from sttm_lmms.methods.base import (
     Stage,
     check_ratio_or_budget,
     from_published,
-    most_within,
+    max_tokens,
 )
 from sttm_lmms.types import Kept, Tokens
 
@@ -59,6 +59,6 @@ class FastVConfig(Method):
             keep = max(1, round(len(tokens) * (1 - self.ratio)))
         else:
             assert self.budget is not None
-            keep = most_within(self.budget, len(tokens))
+            keep = max_tokens(self.budget, len(tokens))
         weights = probe.attention((-1,))[0]
         return Kept.select(tokens, weights.argsort(descending=True, stable=True)[:keep].sort().values)

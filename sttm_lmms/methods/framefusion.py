@@ -30,7 +30,7 @@ from sttm_lmms.methods.base import (
     Scratch,
     Stage,
     from_published,
-    most_within,
+    max_tokens,
 )
 from sttm_lmms.methods.vectors import cosine, group_means
 from sttm_lmms.types import Kept, Tokens
@@ -114,7 +114,7 @@ class FrameFusionConfig(Method):
         present, ahead = len(tokens), layers - len(done.seen)
         if self.budget is not None:
             t, h, w = tokens.grid
-            rest = most_within(self.budget, t * h * w * layers) - sum(done.seen)
+            rest = max_tokens(self.budget, t * h * w * layers) - sum(done.seen)
             keep = max(1, min(present, rest // ahead))
             return _Most(1 - keep / present, keep, keep, rest, ahead - 1)
         assert self.cost is not None
@@ -198,7 +198,7 @@ class FrameFusionMergeConfig(RatioMethod):
             number = min(int(self.ratio * len(tokens)), len(tokens) - 1)
         else:
             assert self.budget is not None
-            number = len(tokens) - most_within(self.budget, len(tokens))
+            number = len(tokens) - max_tokens(self.budget, len(tokens))
         return Chain.of(tokens).merge(tokens, number)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, most_within
+from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 
@@ -20,7 +20,7 @@ class FramesConfig(BudgetMethod):
         """Cut the video into as many even stretches as the budget allows frames; keep the middle frame of each."""
         frames, height, width = tokens.grid
         device = tokens.features.device
-        kept = most_within(self.budget, frames)
+        kept = max_tokens(self.budget, frames)
         frame = (2 * torch.arange(kept, device=device) + 1) * frames // (2 * kept)
         cell = torch.arange(height * width, device=device)
         return Kept.select(tokens, (frame[:, None] * height * width + cell).flatten())

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from sttm_lmms.config import check_choice, check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, Scratch, from_published, most_within
+from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, Scratch, from_published, max_tokens
 from sttm_lmms.methods.sttm.quadtree import OddEdge, nodes_over_cells, pyramid_sizes, with_extent
 from sttm_lmms.methods.sttm.similarity import EPS, row_dots, row_norms
 from sttm_lmms.types import Kept, Tokens
@@ -101,7 +101,7 @@ def search_threshold(trees: Sequence[Octrees], budget: float, total: int) -> flo
     candidates = torch.cat((high.new_tensor([LOWEST]), high[(high > LOWEST) & (high < HIGHEST)].unique()))
     candidates = torch.cat((candidates, high.new_tensor([HIGHEST])))
     counts = torch.searchsorted(low, candidates) - torch.searchsorted(high, candidates)
-    best = int((counts <= most_within(budget, total)).sum()) - 1  # counts ascend with the threshold
+    best = int((counts <= max_tokens(budget, total)).sum()) - 1  # counts ascend with the threshold
     if best < 0 or int(counts[best]) / total > budget:
         best, least = 0, int(counts[0])
         warnings.warn(

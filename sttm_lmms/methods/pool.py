@@ -8,7 +8,7 @@ from itertools import product
 import torch
 
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, most_within
+from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 
@@ -42,9 +42,10 @@ class PoolConfig(BudgetMethod):
 def pooled_grid(grid: tuple[int, int, int], budget: float) -> tuple[int, int, int]:
     """The (T, H, W) with the most tokens within the budget whose sides shrink alike, to a factor of 2."""
     frames, height, width = grid
-    per_frame = most_within(budget, frames * height * width) // frames
+    kept = max_tokens(budget, frames * height * width)
+    per_frame = kept // frames
     if per_frame == 0:
-        return most_within(budget * height * width, frames), 1, 1
+        return kept, 1, 1
 
     def rank(size: tuple[int, int]) -> tuple[bool, int, float]:
         shrinks = sorted((size[0] / height, size[1] / width))

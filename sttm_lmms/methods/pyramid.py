@@ -22,7 +22,7 @@ from sttm_lmms.methods.base import (
     Scratch,
     Stage,
     from_published,
-    most_within,
+    max_tokens,
 )
 from sttm_lmms.types import Kept, Tokens
 
@@ -96,7 +96,7 @@ class PyramidConfig(Method):
         if self.sizes is not None:
             return [(height, width), *((n, n) for n in self.sizes)]
         assert self.budget is not None
-        if self.budget * height * width < 1:
+        if 1 / (height * width) > self.budget:
             warnings.warn(
                 f"budget={self.budget} is less than one token a frame of {height}x{width}, the least that is kept",
                 BudgetWarning,
@@ -116,7 +116,7 @@ def nearest_size(current: tuple[int, int], whole: tuple[int, int], share: float)
     Rows and columns shrink alike: as near to the shape of the whole grid as whole numbers allow, to one step.
     """
     height, width = whole
-    most = most_within(share, height * width)
+    most = max_tokens(share, height * width)
     inside = [
         (rows * columns, rows, columns)
         for rows in range(1, current[0] + 1)

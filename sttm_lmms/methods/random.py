@@ -8,7 +8,7 @@ import torch
 
 from sttm_lmms.config import check_integer
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, most_within
+from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 
@@ -30,5 +30,5 @@ class RandomConfig(BudgetMethod):
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
         """Keep as many tokens as the budget allows, drawn without replacement; drop the others."""
         draw = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(self.seed))
-        kept, _ = draw[: most_within(self.budget, len(tokens))].sort()
+        kept, _ = draw[: max_tokens(self.budget, len(tokens))].sort()
         return Kept.select(tokens, kept.to(tokens.features.device))

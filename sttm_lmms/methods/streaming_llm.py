@@ -14,7 +14,7 @@ import torch
 
 from sttm_lmms.config import check_flag, check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import CacheView, Method, Probe, Scratch, Stage, from_published
+from sttm_lmms.methods.base import CacheView, Method, Probe, Scratch, Stage, from_published, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 
@@ -105,5 +105,6 @@ class StreamingLLMConfig(Method):
         if self.window is not None:
             return self.sinks, self.window
         assert self.budget is not None
-        window = max(1, int(self.budget * prompt_tokens))
+        published = max(1, int(self.budget * prompt_tokens))
+        window = published if self.reference else max_tokens(self.budget, prompt_tokens)
         return min(self.sinks, window - 1), window

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetWarning, Probe, RatioMethod, Scratch, from_published, most_within
+from sttm_lmms.methods.base import BudgetWarning, Probe, RatioMethod, Scratch, from_published, max_tokens
 from sttm_lmms.methods.sttm.similarity import blocks
 from sttm_lmms.methods.vectors import group_means
 from sttm_lmms.types import Kept, Tokens
@@ -70,7 +70,7 @@ class ToMeConfig(RatioMethod):
         if self.ratio is not None:
             return max(1, ceil(total * (1 - self.ratio)))
         assert self.budget is not None
-        return most_within(self.budget, total)
+        return max_tokens(self.budget, total)
 
     def _frame_targets(self, frames: int, size: int) -> list[int]:
         if self.ratio is not None:

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttm_lmms.methods import check_method, get_method
-from sttm_lmms.methods.base import most_within
+from sttm_lmms.methods.base import max_tokens
 from sttm_lmms.methods.frames import FramesConfig
 from sttm_lmms.methods.pool import PoolConfig, pooled_grid
 from sttm_lmms.methods.random import RandomConfig
 from sttm_lmms.runtime.videos import reduce_grid
-from sttm_lmms.types import MergedTokens
+from sttm_lmms.types import MergedTokens, Tokens
 
 CONTROLS = ("random", "frames", "pool")
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
@@ -94,9 +94,24 @@ def test_pooled_grid(grid: tuple[int, int, int], budget: float, expected: tuple[
 
 @settings(max_examples=200, deadline=None)
 @given(total=st.integers(1, 40_000), part=st.integers(1, 40_000))
-def test_most_within_is_exact_for_fractions(total: int, part: int) -> None:
+def test_a_budget_that_is_a_quotient_is_exact(total: int, part: int) -> None:
     part = min(part, total)
-    assert most_within(part / total, total) == part
+    assert max_tokens(part / total, total) == part
+
+
+@settings(max_examples=200, deadline=None)
+@given(total=st.integers(1, 40_000), percent=st.integers(1, 10_000))
+def test_a_budget_that_is_a_decimal_number_is_exact(total: int, percent: int) -> None:
+    assert max_tokens(percent / 10_000, total) == max(1, percent * total // 10_000)
+
+
+@pytest.mark.parametrize(("budget", "total"), [(0.29, 100), (0.57, 100), (0.1, 560), (0.07, 100), (0.3, 130)])
+@pytest.mark.parametrize("name", ["sttm", "random", "tome", "framefusion_merge"])
+def test_methods_with_an_exact_count_keep_the_same_number(name: str, budget: float, total: int) -> None:
+    tokens = Tokens.of_grid(torch.randn(1, 10, total // 10, 8, generator=torch.Generator().manual_seed(0)))
+    settings = {"root_level": 0} if name == "sttm" else {}
+    kept = get_method(name)(budget=budget, **settings).reduce(tokens, 2, None, {})
+    assert len(kept) == round(100 * budget) * total // 100
 
 
 @pytest.mark.parametrize("name", CONTROLS)

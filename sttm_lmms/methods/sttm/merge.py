@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from sttm_lmms.methods.base import max_tokens
 from sttm_lmms.methods.sttm.average import average_groups
 from sttm_lmms.methods.sttm.budget import BudgetWarning, Profile, search_budget
 from sttm_lmms.methods.sttm.dense import DenseVideo, fits
@@ -34,7 +34,7 @@ def merge_video_tokens(
 ) -> MergedTokens:
     """Merge the visual tokens of one video.
 
-    With ``config.budget`` floor(budget * T*H*W) tokens are kept: those of the thresholds that
+    With ``config.budget`` ``max_tokens(budget, T*H*W)`` tokens are kept: those of the thresholds that
     :mod:`sttm_lmms.methods.sttm.search` finds, which keep at most one point less wherever there are such, and of which
     :mod:`sttm_lmms.methods.sttm.exact` splits the least similar ones. A budget below the video's floor, the share that
     the lowest thresholds keep, gives that floor and a :class:`BudgetWarning`.
@@ -83,10 +83,10 @@ def measure(
 
 
 def _merge_to_budget(video: SparseVideo | DenseVideo, budget: float) -> MergedTokens:
-    most = math.floor(budget * video.tokens)
+    most = max_tokens(budget, video.tokens)
     search = search_budget(video.profile, most / video.tokens)
     merged = video.merge_at(search.best, most)
-    if search.best_share is None:
+    if merged.budget > budget:
         kept = f"{len(merged)} of {merged.source_map.numel()} tokens ({merged.budget:.4f})"
         reason = f"is below what this video allows: its lowest thresholds keep {kept}"
         warnings.warn(f"budget={budget} {reason}", BudgetWarning, stacklevel=3)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
+from sttm_lmms.methods.base import max_tokens
 from sttm_lmms.methods.sttm import (
     BudgetWarning,
     MergedTokens,
@@ -54,7 +54,7 @@ def check(features: torch.Tensor, config: STTMConfig) -> None:
     tokens = features[..., 0].numel()
     for budget in BUDGETS:
         merged, warning = merge_and_warn(features, replace(config, budget=budget))
-        most = math.floor(budget * tokens)
+        most = max_tokens(budget, tokens)
         if floor > most:
             assert "below what this video allows" in warning
             assert len(merged) == floor
@@ -95,7 +95,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_every_setting_meets_the_budget(settings: dict) -> None:
     features = natural_features(16, 14, 14, 32)
     merged = merge_video_tokens(features, STTMConfig(budget=0.3, **settings), head_dim=8)
-    assert len(merged) == math.floor(0.3 * merged.source_map.numel())
+    assert len(merged) == max_tokens(0.3, merged.source_map.numel())
 
 
 def test_natural_videos_land_near_the_published_thresholds() -> None:

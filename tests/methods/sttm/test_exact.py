@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sttm_lmms.methods.base import max_tokens
 from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
 from sttm_lmms.methods.sttm.quadtree import Layout
@@ -34,7 +35,7 @@ def test_the_count_is_exact_above_the_floor(
     config = STTMConfig(budget=budget, root_level=root_level, weighted_avg=weighted_avg)
     merged = merge_video_tokens(features, config)
     floor = len(merge_video_tokens(features, STTMConfig(*LOWEST, root_level=root_level)))
-    assert len(merged) == max(math.floor(budget * math.prod(size)), floor)
+    assert len(merged) == max(max_tokens(budget, math.prod(size)), floor)
 
     assert torch.equal(torch.bincount(merged.source_map.flatten(), minlength=len(merged)), merged.counts)
     for number, (t, y0, x0, y1, x1) in enumerate(merged.boxes.tolist()):
