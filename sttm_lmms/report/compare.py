@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sttm_lmms.provenance import Provenance
-from sttm_lmms.report.names import model_name, setting_words
+from sttm_lmms.report.names import model_names, setting_words
 from sttm_lmms.report.runs import Run, Sample, TaskRun
 
 # Fields of the provenance that change answers or times for a reason other than the method.
@@ -66,8 +67,28 @@ class Pairing:
 
 
 def make_entries(runs: Sequence[Run]) -> list[Entry]:
-    """Every task of every run, named."""
-    return [_entry(run, task) for run in runs for task in run.tasks]
+    """Every task of every run, named. Two checkpoints never share a name, and two runs whose settings were resolved to
+    other values (a preset file that was edited between them) never share a setting."""
+    models = model_names(_checkpoint(run, task) for run in runs for task in run.tasks)
+    entries = [_entry(run, task, models) for run in runs for task in run.tasks]
+    resolved: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for entry in entries:
+        values = entry.task.provenance.settings if entry.task.provenance else {}
+        resolved.setdefault((*entry.row, entry.task.task), {})[json.dumps(dict(values), sort_keys=True)] = dict(values)
+    return [replace(entry, setting=_told_apart(entry, resolved)) for entry in entries]
+
+
+def _told_apart(entry: Entry, resolved: Mapping[tuple[str, ...], Mapping[str, Mapping[str, Any]]]) -> str:
+    """The setting, with the values that differ between the runs of this name, in whatever task they do."""
+    words = [entry.setting]
+    for task in entry.run.tasks:
+        variants = resolved.get((*entry.row, task.task), {}).values()
+        if len(variants) < 2 or task.provenance is None:
+            continue
+        own = task.provenance.settings
+        differing = sorted({key for values in variants for key in values if values.get(key) != own.get(key)})
+        words += [f"{key}={own[key]}" for key in differing if key in own and f"{key}={own[key]}" not in words]
+    return ", ".join(words)
 
 
 def find_baseline(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
@@ -84,25 +105,38 @@ def find_baseline(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
 
 def differences(entry: Entry, baseline: Entry) -> list[str]:
     """What differs from the baseline besides the method, in words; unknown values are no difference."""
-    return [f"{COMPARABLE[field]} {a} (baseline {b})" for field, a, b in _differing(entry, baseline)]
+    asked = [f"{key} {a} (baseline {b})" for key, a, b in _asked_otherwise(entry, baseline)]
+    return asked + [f"{COMPARABLE[field]} {a} (baseline {b})" for field, a, b in _ran_otherwise(entry, baseline)]
 
 
 def times_comparable(entry: Entry, baseline: Entry) -> bool:
     """False if another device, attention backend or frame limit alone could explain a speed-up."""
-    return not any(field in _TIMING for field, _, _ in _differing(entry, baseline))
+    return not any(field in _TIMING for field, _, _ in _ran_otherwise(entry, baseline))
 
 
 def answers_comparable(entry: Entry, baseline: Entry) -> bool:
-    """False if other frames, another backend or checkpoint alone could explain other answers."""
-    return not any(field in _ANSWERS for field, _, _ in _differing(entry, baseline))
+    """False if other frames, another way to generate, another backend or checkpoint could explain other answers."""
+    if _asked_otherwise(entry, baseline):
+        return False
+    return not any(field in _ANSWERS for field, _, _ in _ran_otherwise(entry, baseline))
 
 
-def _differing(entry: Entry, baseline: Entry) -> list[tuple[str, object, object]]:
+def _ran_otherwise(entry: Entry, baseline: Entry) -> list[tuple[str, object, object]]:
     ours, theirs = entry.task.provenance, baseline.task.provenance
     if ours is None or theirs is None:
         return []
     pairs = [(field, getattr(ours, field), getattr(theirs, field)) for field in COMPARABLE]
     return [(field, a, b) for field, a, b in pairs if a != b and a is not None and b is not None]
+
+
+def _asked_otherwise(entry: Entry, baseline: Entry) -> list[tuple[str, object, object]]:
+    """How replies were generated and what else of the command line decides them, where the two runs differ."""
+    ours, theirs = dict(entry.run.options), dict(baseline.run.options)
+    if entry.task.generation and baseline.task.generation:
+        ours |= entry.task.generation
+        theirs |= baseline.task.generation
+    pairs = [(key, str(ours.get(key, "not set")), str(theirs.get(key, "not set"))) for key in sorted({*ours, *theirs})]
+    return [(key, a, b) for key, a, b in pairs if a != b]
 
 
 def certificate_problem(entry: Entry) -> str | None:
@@ -149,14 +183,17 @@ def pair(entry: Entry, baseline: Entry) -> Pairing:
 
 
 def _matched(ours: Sequence[Sample], theirs: Sequence[Sample]) -> tuple[_Samples, _Samples]:
-    """Both runs' samples by question id, or by position where ids are missing or not unique.
+    """Both runs' samples by question id, by video and question id, or by position where no ids tell them apart.
 
-    Ids come first: our tasks order their documents by the number of processes, so positions may differ.
+    Ids come first: our tasks order their documents by the number of processes, so positions may differ. The video
+    comes second: an answer from a cache may not say which it was about.
     """
-    by_id = tuple({(sample.video, sample.question): sample for sample in samples} for samples in (ours, theirs))
-    unique = len(by_id[0]) == len(ours) and len(by_id[1]) == len(theirs)
-    if unique and all(sample.question is not None for sample in (*ours, *theirs)):
-        return by_id[0], by_id[1]
+    keys: tuple[Callable[[Sample], Any], ...] = (lambda s: s.question, lambda s: (s.video, s.question))
+    if all(sample.question is not None for sample in (*ours, *theirs)):
+        for key in keys:
+            mine, others = ({key(sample): sample for sample in samples} for samples in (ours, theirs))
+            if len(mine) == len(ours) and len(others) == len(theirs):
+                return mine, others
     return {sample.doc_id: sample for sample in ours}, {sample.doc_id: sample for sample in theirs}
 
 
@@ -164,16 +201,21 @@ def _answered(sample: Sample) -> float | None:
     return None if sample.error else sample.score
 
 
-def _entry(run: Run, task: TaskRun) -> Entry:
+def _entry(run: Run, task: TaskRun, models: Mapping[str, str]) -> Entry:
     args, provenance = dict(run.model_args), task.provenance
-    checkpoint = args.pop("pretrained", None) or (provenance.checkpoint if provenance else None) or run.model
     method = provenance.method if provenance is not None else args.get("method", "unknown")
-    args.pop("method", None)
-    return Entry(run, task, model_name(checkpoint), method, _setting(args, provenance, method))
+    for name in ("pretrained", "method"):
+        args.pop(name, None)
+    return Entry(run, task, models[_checkpoint(run, task)], method, _setting(args, run, provenance, method))
 
 
-def _setting(args: dict[str, str], provenance: Provenance | None, method: str) -> str:
+def _checkpoint(run: Run, task: TaskRun) -> str:
+    stated = task.provenance.checkpoint if task.provenance else None
+    return run.model_args.get("pretrained") or stated or run.model
+
+
+def _setting(args: dict[str, str], run: Run, provenance: Provenance | None, method: str) -> str:
     """What the user asked for, in words."""
     if not args and provenance is not None:
         args = {key: str(value) for key, value in provenance.settings.items()}
-    return setting_words(args) or ("all tokens" if method == "none" else "defaults")
+    return setting_words(args | run.options) or ("all tokens" if method == "none" else "defaults")

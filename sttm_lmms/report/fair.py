@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sttm_lmms.provenance import Provenance
 from sttm_lmms.report.compare import Entry, make_entries, pair
 from sttm_lmms.report.flops import DecoderShape, prefill_flops
-from sttm_lmms.report.runs import Run, Sample
+from sttm_lmms.report.runs import Run
 from sttm_lmms.report.stats import mcnemar_exact
 from sttm_lmms.report.table import build_table
 
@@ -132,7 +132,7 @@ def _against(entry: Entry, budget: float | None, entries: Iterable[Entry], refer
     found = pair(entry, same[-1])
     if found.ours is None or found.theirs is None or found.refused:
         return None
-    questions = len(_answered(entry))
+    questions = len(entry.task.answered)
     p = mcnemar_exact(found.lost, found.won)
     return Pair(reference, found.ours - found.theirs, found.won, found.lost, questions, p)
 
@@ -140,7 +140,7 @@ def _against(entry: Entry, budget: float | None, entries: Iterable[Entry], refer
 def _tokens(entry: Entry, shape: DecoderShape | None) -> list[_Tokens]:
     """Of the answered questions; empty if any of them does not say."""
     found = []
-    for sample in _answered(entry):
+    for sample in entry.task.answered:
         visual, kept, prompt = sample.visual_tokens, sample.kept_tokens, sample.input_tokens
         if not visual or kept is None or prompt is None:
             return []
@@ -166,13 +166,11 @@ def _layer_tokens_of_run(entry: Entry) -> float | None:
     return entry.run.summary.layer_tokens_mean if len(entry.run.tasks) == 1 else None
 
 
-def _answered(entry: Entry) -> list[Sample]:
-    return [s for s in entry.task.samples or () if s.error is None and s.score is not None]
-
-
 def _budget(entry: Entry) -> float | None:
-    budget = entry.run.model_args.get("budget")
-    return float(budget) if budget is not None else None
+    try:
+        return float(entry.run.model_args.get("budget", ""))
+    except ValueError:
+        return None
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

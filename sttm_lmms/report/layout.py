@@ -83,8 +83,9 @@ def make_board(table: pd.DataFrame, title: str = "Leaderboard", command: str = "
     legend += [LAYERS_LEGEND] * any(record["layer_tokens"] is not None for record in records)
     legend += [PAPER_LEGEND] * any(record["source"] == PAPER for record in records)
     # The summary comes first: it numbers the notes.
+    problems = [f"left out: {problem}" for problem in table.attrs.get("problems", ())]
     grids = (drop_empty(_summary(list(groups.values()), notes)), drop_empty(_details(shown)))
-    return Board(title, grids, tuple(notes), tuple(legend), command, shared)
+    return Board(title, grids, (*notes, *problems), tuple(legend), command, shared)
 
 
 def drop_empty(grid: Grid) -> Grid:
@@ -186,7 +187,7 @@ def _model(record: Row) -> Cell:
 def _accuracy(record: Row) -> Cell:
     accuracy = record["accuracy"]
     if accuracy is None:
-        return Cell("not scored")
+        return Cell(record["reported"] or "not scored")
     mark = {"reported": "†", "question": "‡"}.get(record["interval"] or "", "")
     return accuracy_cell(accuracy, record["low"], record["high"], mark)
 

@@ -1,14 +1,17 @@
 """Reading what lmms-eval 0.7 writes: ``<date>_results.json`` and ``<date>_samples_<task>.jsonl`` beside it.
 
-The date may be left out, with its underscore: files that are recorded anew keep their names.
+The date may be left out, with its underscore: files that are recorded anew keep their names. Results of any model and
+task of lmms-eval can be read; what is no share of right answers is kept as it was reported, in its own unit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sttm_lmms.errors import ResultError
@@ -18,6 +21,21 @@ from sttm_lmms.provenance import PROVENANCE_KEY, TIMING_KEY, Provenance, RunSumm
 _UNDATED = RESULTS[1:]
 # lmms-eval's own tasks log the reply and the truth, not a score; these are the pairs of the six benchmarks.
 _REPLY_AND_TRUTH = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"))
+_VIDEO_KEYS = ("video_id", "videoID", "video", "q_uid")
+# What 100% is in the scores of a task, by the beginning of its name; our own tasks report fractions.
+_UNITS = {
+    **dict.fromkeys(("vnbench", "sttm_", "longvideobench", "egoschema", "nextqa_mc"), 1.0),
+    **dict.fromkeys(("videomme", "mlvu"), 100.0),
+}
+# What decides answers besides the model's arguments, and lmms-eval's default (or None) for it.
+_OPTIONS = {
+    "num_fewshot": 0,
+    "system_instruction": "",
+    "apply_chat_template": False,
+    "fewshot_as_multiturn": False,
+    "repeats": 1,
+    "seed": [0, 1234, 1234, 1234],
+}
 
 
 @dataclass(frozen=True)
@@ -59,9 +77,12 @@ class TaskRun:
 
     Attributes:
         metric: what ``reported`` and the samples' scores are.
-        reported, reported_error: score and standard error of the results file, as fractions.
-        also: further scores of the results file that are no breakdown (``name/part``) of another, as fractions.
-        samples: None where they were not logged.
+        reported, reported_error: score and standard error as they stand in the results file.
+        unit: what 100% is in ``reported``: 1 or 100; None where nobody knows, or where it is no share of right answers.
+        also: further scores of the results file that are no breakdown (``name/part``) of another, as they stand there.
+        samples: None where they were not logged, or cannot be used.
+        problem: why the samples cannot be used.
+        generation: what replies were generated with, as the task states it.
     """
 
     task: str
@@ -72,26 +93,48 @@ class TaskRun:
     samples: tuple[Sample, ...] | None
     provenance: Provenance | None
     also: tuple[tuple[str, float], ...] = ()
+    unit: float | None = 1.0
+    problem: str = ""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reported_share(self) -> float | None:
+        """The reported score as a fraction, where it is known to be a share of right answers."""
+        return self.reported / self.unit if self.reported is not None and self.unit else None
+
+    @property
+    def answered(self) -> list[Sample]:
+        """The samples whose video could be read and whose answer is known."""
+        return [sample for sample in self.samples or () if sample.error is None and sample.score is not None]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One results file."""
+    """One results file.
+
+    Attributes:
+        options: what else was asked for on the command line and decides the answers, ``--gen_kwargs`` one by one.
+        problem: why the file could not be read; then there are no tasks.
+    """
 
     path: Path
-    date: str
-    model: str
-    model_args: Mapping[str, str]
-    limit: float | None
-    summary: RunSummary
+    date: str = ""
+    model: str = ""
+    model_args: Mapping[str, str] = field(default_factory=dict)
+    limit: float | None = None
+    summary: RunSummary = field(default_factory=RunSummary)
     tasks: tuple[TaskRun, ...] = field(default=())
+    options: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
 
 
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """All runs below the given folders (or results files), ordered by path.
 
+    A file that cannot be read is in the list with its ``problem``; a task whose samples cannot be used, with its own.
+
     Raises:
-        ResultError: nothing found, or a file is broken; the message names it.
+        ResultError: nothing found, or nothing of it can be read; the message names the file.
     """
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -101,11 +144,28 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
                 f"{path}: no *{RESULTS} in it; give the folder that lmms-eval got as --output_path, or a results file"
             )
         files.update((file.resolve(), file) for file in found)
-    return [load_run(file) for file in sorted(files.values(), key=lambda file: file.as_posix())]
+    runs = [_load_leniently(file) for file in sorted(files.values(), key=lambda file: file.as_posix())]
+    if all(run.problem for run in runs):
+        raise ResultError(runs[0].problem)
+    return runs
 
 
-def load_run(path: Path) -> Run:
-    """One results file with the samples beside it."""
+def _load_leniently(path: Path) -> Run:
+    try:
+        return load_run(path, strict=False)
+    except ResultError as error:
+        return Run(path, problem=str(error))
+
+
+def load_run(path: Path, *, strict: bool = True) -> Run:
+    """One results file with the samples beside it.
+
+    Args:
+        strict: raise where samples cannot be used, rather than keep the reason in ``TaskRun.problem``.
+
+    Raises:
+        ResultError: the file is broken; the message names it.
+    """
     content = _read_json(path)
     for key in ("results", "configs", "config"):
         if not isinstance(content.get(key), dict):
@@ -113,52 +173,87 @@ def load_run(path: Path) -> Run:
     config = content["config"]
     stem = path.name.removesuffix(_UNDATED)
     tasks = tuple(
-        _load_task(path, path.with_name(f"{stem}samples_{task}.jsonl"), task, content)
+        _load_task(path, path.with_name(f"{stem}samples_{task}.jsonl"), task, content, strict)
         for task in sorted(content["configs"])
-        if task in content["results"]
+        if isinstance(content["results"].get(task), dict) and isinstance(content["configs"][task], dict)
     )
     return Run(
         path=path,
         date=str(content.get("date", stem.rstrip("_"))),
         model=str(config.get("model", "")),
         model_args=_arguments(config.get("model_args")),
-        limit=config.get("limit"),
-        summary=RunSummary.from_throughput(content.get("throughput", {})),
+        limit=_number(config.get("limit")),
+        summary=RunSummary.from_throughput(content.get("throughput") or {}),
         tasks=tasks,
+        options=_options(config),
     )
 
 
-def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, Any]) -> TaskRun:
+def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, Any], strict: bool) -> TaskRun:
     config, results = content["configs"][task], content["results"][task]
-    metrics = [entry["metric"] for entry in config.get("metric_list") or []]
-    reported = {key.split(",")[0]: value for key, value in results.items() if isinstance(value, (int, float))}
+    metrics = [str(entry["metric"]) for entry in config.get("metric_list") or [] if "metric" in entry]
+    numbers = {key: _number(value) for key, value in results.items() if key.split(",")[0] != "bypass"}
+    reported: dict[str, float] = {}  # of several filters, the first one's
+    for key, value in numbers.items():
+        if value is not None:
+            reported.setdefault(key.split(",")[0], value)
     metric = next((name for name in metrics if name in reported), metrics[0] if metrics else "")
-    records = _read_lines(sample_file) if sample_file.is_file() else None
-    samples = None
-    if records is not None:
-        samples = tuple(
-            _sample(record, metric, config.get("score_key") or "score", config.get("cluster_key"), sample_file, number)
-            for number, record in enumerate(records, start=1)
-        )
-        _refuse_repeats(samples, sample_file)
-        if metric in reported and all(sample.score is None for sample in samples):
-            raise ResultError(f"{sample_file}: no line has a score of {metric!r}, which {path.name} reports")
+    samples, provenance, problem = None, None, ""
+    if sample_file.is_file():
+        try:
+            samples, provenance = _load_samples(sample_file, metric, config, reported.get(metric))
+        except ResultError as error:
+            if strict:
+                raise
+            problem = str(error)
     errors = (f"{metric}_stderr_clustered", f"{metric}_stderr_clt", f"{metric}_stderr")
-    size = content.get("n-samples", {}).get(task, {})
+    size = (content.get("n-samples") or {}).get(task) or {}
     return TaskRun(
         task=task,
         metric=metric,
-        reported=_fraction(reported[metric]) if metric in reported else None,
-        reported_error=next((float(reported[key]) for key in errors if key in reported), None),
-        questions=len(samples) if samples is not None else int(size.get("effective") or 0),
+        reported=reported.get(metric),
+        reported_error=next((reported[key] for key in errors if key in reported), None),
+        questions=len(samples) if samples is not None else int(_number(size.get("effective")) or 0),
         samples=samples,
-        provenance=_provenance(records, sample_file) if records is not None else None,
+        provenance=provenance,
         also=tuple(
-            (name, _fraction(value))
+            (name, value)
             for name, value in sorted(reported.items())
             if name != metric and "/" not in name and "_stderr" not in name
         ),
+        unit=_unit(task, reported.get(metric), samples),
+        problem=problem,
+        generation=config.get("generation_kwargs") or {},
     )
+
+
+def _load_samples(
+    file: Path, metric: str, config: Mapping[str, Any], reported: float | None
+) -> tuple[tuple[Sample, ...], Provenance | None]:
+    records = _read_lines(file)
+    score_key, cluster_key = config.get("score_key") or "score", config.get("cluster_key")
+    samples = tuple(
+        _sample(record, metric, score_key, cluster_key, file, number) for number, record in enumerate(records, start=1)
+    )
+    samples = _of_one_filter(samples, reported, file)
+    if metric and not any(metric in record or "bypass" in record for record in records):
+        raise ResultError(f"{file}: no line has a score of {metric!r}, which the results file reports")
+    return samples, _provenance(records, file)
+
+
+def _unit(task: str, reported: float | None, samples: Sequence[Sample] | None) -> float | None:
+    """What 100% is in a reported score: as the samples show it, else as the task is known to report it."""
+    if reported is None:
+        return None
+    if samples is not None:
+        scores = [sample.score for sample in samples if sample.score is not None]
+        for unit in (1.0, 100.0) if scores else ():
+            if abs(reported / unit - fmean(scores)) < 0.0005:
+                return unit
+        if not scores:
+            return None
+    known = next((unit for name, unit in _UNITS.items() if task.startswith(name)), None)
+    return known if known and 0 <= reported <= known else None
 
 
 def _sample(
@@ -167,12 +262,13 @@ def _sample(
     missing = [key for key in ("doc_id", "target") if key not in record]
     if missing:
         raise ResultError(f"{file}, line {number}: no {', '.join(map(repr, missing))}; it has {', '.join(record)}")
-    value = record.get(metric)
+    value = record.get(metric)  # no metric where only replies were logged (--predict_only)
     details = value if isinstance(value, dict) else {}
     counts = _counts(record)
     timing = counts.get(TIMING_KEY) or {}
-    cluster = details.get(cluster_key) if cluster_key else None
-    video = cluster if cluster is not None else counts.get("video")
+    named = [details.get(cluster_key)] if cluster_key else []
+    named += [counts.get("video"), *(details.get(key) for key in _VIDEO_KEYS)]
+    video = next((name for name in named if name not in (None, "") and not isinstance(name, (dict, list))), None)
     question = details.get("question_id", details.get("id"))
     return Sample(
         doc_id=record["doc_id"],
@@ -180,14 +276,14 @@ def _sample(
         target=str(record["target"]),
         score=_score(value, score_key, file, number),
         question=str(question) if question is not None else None,
-        video=str(video) if video not in (None, "") else None,
+        video=str(video) if video is not None else None,
         input_tokens=counts.get("input_tokens"),
         visual_tokens=counts.get("visual_tokens"),
         kept_tokens=counts.get("kept_tokens"),
         layer_tokens=counts.get("layer_tokens"),
         reduced=counts.get("reduced"),
         ttft=None if counts.get("reused") else timing.get("ttft"),
-        error=counts.get("error"),
+        error=next((found["error"] for found in _all_counts(record) if found.get("error")), None),
     )
 
 
@@ -198,17 +294,22 @@ def _score(value: Any, score_key: str, file: Path, number: int) -> float | None:
         for reply, truth in _REPLY_AND_TRUTH:
             if score is None and reply in value and truth in value:
                 score = str(value[reply]).strip().lower() == str(value[truth]).strip().lower()
-    if not isinstance(score, (int, float)):
+    score = _number(score)
+    if score is None:
         return None
     if not 0 <= score <= 1:
-        raise ResultError(f"{file}, line {number}: score {score!r} is not in [0, 1]")
-    return float(score)
+        raise ResultError(f"{file}, line {number}: score {score:g} is not in [0, 1]")
+    return score
 
 
 def _counts(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(iter(_all_counts(record)), {})
+
+
+def _all_counts(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What was logged of each reply: of one, or of each option where options are scored."""
     counts = record.get("token_counts")
-    first = counts[0] if isinstance(counts, list) and counts else counts
-    return first if isinstance(first, dict) else {}
+    return [one for one in (counts if isinstance(counts, list) else [counts]) if isinstance(one, dict)]
 
 
 def _provenance(records: list[dict[str, Any]], file: Path) -> Provenance | None:
@@ -223,19 +324,25 @@ def _provenance(records: list[dict[str, Any]], file: Path) -> Provenance | None:
     return Provenance.from_dict(stated[0])
 
 
-def _refuse_repeats(samples: tuple[Sample, ...], file: Path) -> None:
-    seen: set[int] = set()
+def _of_one_filter(samples: tuple[Sample, ...], reported: float | None, file: Path) -> tuple[Sample, ...]:
+    """Each document once: a task with several filters logs each document as often, one filter after the other."""
+    lines: dict[int, list[Sample]] = {}
     for sample in samples:
-        if sample.doc_id in seen:
-            raise ResultError(
-                f"{file}: doc_id {sample.doc_id} occurs twice; keep the samples of one run and one filter"
-            )
-        seen.add(sample.doc_id)
+        lines.setdefault(sample.doc_id, []).append(sample)
+    filters = list(zip(*lines.values(), strict=False))
+    if len(filters) * len(lines) == len(samples):
+        matching = [one for one in filters if _unit("", reported, one) is not None]
+        if len(filters) == 1 or matching:
+            return matching[0] if len(filters) > 1 else samples
+    repeated = next(doc_id for doc_id, found in lines.items() if len(found) > 1)
+    raise ResultError(f"{file}: doc_id {repeated} occurs twice; keep the samples of one run and one filter")
 
 
-def _fraction(value: float) -> float:
-    # lmms-eval's tasks disagree: videomme reports percent, nextqa a fraction.
-    return value / 100 if value > 1 else float(value)
+def _number(value: Any) -> float | None:
+    """A finite number, None for anything else (``"N/A"``, NaN)."""
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def _arguments(given: Any) -> dict[str, str]:
@@ -245,9 +352,16 @@ def _arguments(given: Any) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
+def _options(config: Mapping[str, Any]) -> dict[str, str]:
+    """What was asked for besides the model's arguments and is not lmms-eval's default."""
+    command = config.get("resolved_cli_args") or {}
+    asked = {name: str(command[name]) for name, usual in _OPTIONS.items() if command.get(name) not in (None, usual)}
+    return _arguments(config.get("gen_kwargs")) | asked
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ResultError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -259,7 +373,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): a reply may hold U+2028 and other ends of lines that JSON leaves as they are.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
         except ValueError as error:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sttm_lmms.errors import STTMError
+from sttm_lmms.provenance import RunSummary
 from sttm_lmms.report.compare import (
     Entry,
     answers_comparable,
@@ -39,6 +40,7 @@ COLUMNS = (
     "low",
     "high",
     "interval",  # "video": clustered by video; "question": no video known; "reported": the run's own standard error
+    "reported",  # the task's main score in its own unit, where it is not known to be a share of right answers
     "also",  # further scores of the task, such as VNBench's circular one
     "relative",  # accuracy / the baseline's, over the questions both answered
     "lost",
@@ -74,6 +76,8 @@ _THEIRS = ("videomme", "longvideobench", "mlvu", "egoschema", "nextqa")
 def build_table(runs: Sequence[Run], *, paper: bool = False, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The tidy table of all runs, ordered by model, benchmark and setting; see ``COLUMNS``.
 
+    ``attrs["problems"]`` names the result files that could not be read.
+
     Args:
         runs: from :func:`sttm_lmms.report.runs.load_runs`. Of several runs of one row and task the newest is shown,
             and says so.
@@ -94,7 +98,9 @@ def build_table(runs: Sequence[Run], *, paper: bool = False, names: Mapping[str,
         row = _measure(shown, find_baseline(shown, entries), older=len(same) - 1)
         rows.append({**row, "benchmark": (names or {}).get(shown.task.task, row["benchmark"])})
     rows.sort(key=_order(rows))
-    return pd.DataFrame([*rows, *(paper_rows() if paper else [])], columns=list(COLUMNS))
+    table = pd.DataFrame([*rows, *(paper_rows() if paper else [])], columns=list(COLUMNS))
+    table.attrs["problems"] = [run.problem for run in runs if run.problem]
+    return table
 
 
 def benchmark_of(task: str) -> str:
@@ -115,11 +121,16 @@ def benchmark_order(name: str) -> tuple[int, str]:
 
 def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, Any]:
     samples = entry.task.samples
-    answered = [s for s in samples or () if s.error is None and s.score is not None]
+    answered = entry.task.answered
     failed = {s.video or s.doc_id for s in samples or () if s.error is not None}
     accuracy, low, high, interval = _accuracy(entry)
     shares = [s.kept_tokens / s.visual_tokens for s in answered if s.visual_tokens and s.kept_tokens is not None]
-    summary = entry.run.summary
+    if samples is None:
+        recorded, questions = entry.run.summary.questions, sum(task.questions for task in entry.run.tasks)
+    else:
+        recorded, questions = sum(s.visual_tokens is not None for s in answered), len(answered)
+    # The totals of a run are those of this task only as far as they are about the same questions.
+    summary = entry.run.summary if samples is None or recorded >= questions else RunSummary()
     uncertified = certificate_problem(entry)
     flags = [uncertified] if uncertified else []
     if older:
@@ -131,6 +142,10 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
     unscored = sum(s.error is None and s.score is None for s in samples or ())
     if unscored:
         flags.append(f"{unscored} question(s) without a known answer, left out of the accuracy")
+    if 0 < recorded < questions:
+        flags.append(f"kept tokens and times over {recorded} of {questions} questions: the others came from a cache")
+    if entry.task.problem:
+        flags.append(f"samples left out: {entry.task.problem}")
     ttft = _ttft(entry)
     row = {
         "source": "run",
@@ -145,6 +160,7 @@ def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, A
         "low": low,
         "high": high,
         "interval": interval,
+        "reported": _reported(entry) if accuracy is None else None,
         "also": _also(entry, accuracy),
         "kept_requested": _requested(entry),
         "kept_mean": fmean(shares) if shares else summary.kept_share_mean,
@@ -197,26 +213,33 @@ def _compare(
 
 def _accuracy(entry: Entry) -> tuple[float | None, float | None, float | None, str | None]:
     """Accuracy, 95% interval and where the interval comes from."""
-    answered = [s for s in entry.task.samples or () if s.error is None and s.score is not None]
+    answered = entry.task.answered
     scores = [s.score for s in answered if s.score is not None]
     if scores:
         videos = [s.video for s in answered]
         known = all(video is not None for video in videos)
         bounds = clustered_interval(scores, videos if known else list(range(len(scores)))) or (None, None)
         return fmean(scores), *bounds, "video" if known else "question"
-    mean, error = entry.task.reported, entry.task.reported_error
-    if mean is None or error is None:
+    mean, error, unit = entry.task.reported_share, entry.task.reported_error, entry.task.unit
+    if mean is None or error is None or not unit:
         return mean, None, None, None
+    error /= unit
     return mean, max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error), "reported"
 
 
 def _also(entry: Entry, accuracy: float | None) -> str:
-    """Further scores of the task, and its own main score where that is not our accuracy."""
+    """Further scores of the task, and its own main score where that is not our accuracy; in percent where they are
+    known to be shares, else as the task reports them."""
     task = entry.task
-    scores = list(task.also)
-    if accuracy is not None and task.reported is not None and abs(task.reported - accuracy) > 0.0005:
-        scores.insert(0, (f"{task.metric} as reported", task.reported))
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores)
+    scores = [(name, value, benchmark_of(task.task) in BENCHMARKS and 0 <= value <= 1) for name, value in task.also]
+    share = task.reported_share
+    if task.reported is not None and accuracy is not None and (share is None or abs(share - accuracy) > 0.0005):
+        scores.insert(0, (f"{task.metric} as reported", share or task.reported, share is not None))
+    return ", ".join(f"{name} {100 * value:.1f}" if shown else f"{name} {value:.4g}" for name, value, shown in scores)
+
+
+def _reported(entry: Entry) -> str | None:
+    return None if entry.task.reported is None else f"{entry.task.reported:.4g} ({entry.task.metric})"
 
 
 def _ttft(entry: Entry) -> float | None:
@@ -234,10 +257,15 @@ def _requested(entry: Entry) -> float | None:
     """The budget asked for; of a preset such as ``paper-30`` the share in its name."""
     settings = entry.task.provenance.settings if entry.task.provenance else {}
     budget = entry.run.model_args.get("budget") or settings.get("budget") or entry.run.summary.requested_budget
-    if budget is not None:
-        return float(budget)
-    preset = re.search(r"-(\d+)(?::|$)", entry.run.model_args.get("preset", ""))
-    return int(preset[1]) / 100 if preset else None
+    try:
+        return float(budget) if budget is not None else _budget_of_preset(entry.run.model_args.get("preset", ""))
+    except ValueError:  # of another model, which calls something else a budget
+        return None
+
+
+def _budget_of_preset(preset: str) -> float | None:
+    found = re.search(r"-(\d+)(?::|$)", preset)
+    return int(found[1]) / 100 if found else None
 
 
 def _machine(entry: Entry) -> str:

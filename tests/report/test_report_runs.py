@@ -17,6 +17,22 @@ def copied(recorded, tmp_path):
     return results, results.with_name(results.name.replace(RESULTS, "_samples_vnbench.jsonl"))
 
 
+def write_run(folder, task, reported, lines=()):
+    """A results file of a model that this package does not know, with these lines of samples."""
+    content = {
+        "date": "1",
+        "results": {task: {"alias": task, "score,none": reported}},
+        "configs": {task: {"task": task, "metric_list": [{"metric": "score"}]}},
+        "config": {"model": "other", "model_args": "pretrained=a/b,budget=high"},
+    }
+    results = folder / "1_results.json"
+    results.write_text(json.dumps(content))
+    if lines:
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        (folder / f"1_samples_{task}.jsonl").write_text("\n".join(texts) + "\n")
+    return results
+
+
 def edit_lines(file, change):
     records = [json.loads(line) for line in file.read_text().splitlines()]
     change(records)
@@ -86,12 +102,77 @@ def test_own_tasks_of_lmms_eval_log_reply_and_truth_instead_of_a_score(copied):
     assert {sample.video for sample in task.samples} == {f"v{n}" for n in range(6)}, "taken from the token counts"
 
 
-def test_percent_becomes_a_fraction(copied):
+@pytest.mark.parametrize(
+    ("task", "reported", "share"),
+    [
+        ("vnbench", 0.5, 0.5),
+        ("vnbench", 66.5, None),
+        ("videomme", 66.5, 0.665),
+        ("videomme", 0.9, 0.009),
+        ("nextqa_mc_test", 0.5, 0.5),
+        ("coco_cap", 0.98, None),
+        ("coco_cap", 1.19, None),
+        ("video_dc499", 2.8, None),
+    ],
+)
+def test_units_are_known_or_left_as_they_are(tmp_path, task, reported, share):
+    (found,) = load_run(write_run(tmp_path, task, reported)).tasks
+    assert found.reported == reported
+    assert found.reported_share == pytest.approx(share)
+
+
+@pytest.mark.parametrize("unit", [1, 100])
+def test_samples_tell_the_unit_of_any_task(tmp_path, unit):
+    lines = [{"doc_id": n, "target": "x", "input": "q", "score": float(n < 3)} for n in range(4)]
+    (found,) = load_run(write_run(tmp_path, "other", 0.75 * unit, lines)).tasks
+    assert (found.unit, found.reported_share) == (unit, 0.75)
+
+
+OTHERS = {
+    "captions": [{"score": {"answer": ["a"], "pred": "b", "video": f"v{n}"}} for n in (0, 1)],
+    "zero_to_five": [{"score": {"score": 3}}, {"score": {"score": 2.6}}],
+    "nan": [{"score": float("nan")}, {"score": float("nan")}],
+    "broken": [{"score": 1}, "not JSON"],
+    "predict_only": [{"bypass": None}, {"bypass": None}],
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_is_no_share_of_right_answers_is_kept_as_reported(tmp_path, case):
+    lines = [one if one == "not JSON" else {"doc_id": n, "target": "x", **one} for n, one in enumerate(OTHERS[case])]
+    (run,) = load_runs([write_run(tmp_path, "other", 2.8, lines).parent])
+    (task,) = run.tasks
+    assert (task.reported, task.unit, task.answered) == (2.8, None, [])
+    assert bool(task.problem) == (case in ("zero_to_five", "broken"))
+
+
+def test_of_several_filters_the_reported_one_counts(tmp_path):
+    scores = [(0, 0.0), (0, 1.0), (1, 0.0), (1, 1.0), (2, 0.0), (2, 0.0)]
+    lines = [{"doc_id": n, "target": "x", "score": score} for n, score in scores]
+    (task,) = load_run(write_run(tmp_path, "other", 2 / 3, lines)).tasks
+    assert [sample.score for sample in task.samples] == [1, 1, 0]
+
+
+def test_ends_of_lines_within_a_reply_and_a_byte_order_mark(copied):
     results, samples = copied
-    samples.unlink()
-    results.write_text(results.read_text().replace("0.6666666666666666", "66.5"))
-    task = next(task for task in load_run(results).tasks if task.task == "vnbench")
-    assert task.reported == pytest.approx(0.665)
+    records = [json.loads(line) for line in samples.read_text().splitlines()]
+    records[0]["filtered_resps"] = "A\u2028or\x85B\x0c"
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    samples.write_text(text, encoding="utf-8-sig", newline="\n")
+    assert len(load_run(results).tasks[1].samples) == 24
+
+
+def test_a_file_that_cannot_be_read_ends_nothing(copied):
+    results, samples = copied
+    other = results.with_name("20261231_000000_results.json")
+    other.write_text("{")
+    samples.write_text(samples.read_text()[:-20])
+    broken, good = sorted(load_runs([results.parent]), key=lambda run: not run.problem)
+    assert "cannot be read as JSON" in broken.problem
+    assert [bool(task.problem) for task in good.tasks] == [False, True]
+    assert good.tasks[1].reported == pytest.approx(2 / 3)
+    with pytest.raises(ResultError, match="cannot be read as JSON"):
+        load_runs([other])
 
 
 def test_empty_folder(tmp_path):

@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from sttm_lmms.report.paper import paper_rows
+from sttm_lmms.report.render import render
 from sttm_lmms.report.runs import RESULTS, load_runs
 from sttm_lmms.report.stats import clustered_interval, mcnemar_exact
 from sttm_lmms.report.table import COLUMNS, benchmark_of, build_table
@@ -204,6 +205,123 @@ def test_the_newest_of_equal_runs_is_shown(edited):
     shown = row(build_table(load_runs([folder])), "budget 0.5")
     assert shown["accuracy"] == 1.0
     assert "1 older run(s) of this setting left out" in shown["flags"]
+
+
+def change_results(folder, run, change):
+    results = next((folder / run).rglob(f"*{RESULTS}"))
+    content = json.loads(results.read_text())
+    change(content)
+    results.write_text(json.dumps(content))
+
+
+def test_another_way_to_generate_is_another_setting(edited):
+    """Sampled and cut replies are no repetition of a greedy run, and not compared with one in silence."""
+    folder, _ = edited
+    shutil.copytree(folder / "sttm-50", folder / "sampled")
+
+    def sampled(content):
+        content["config"]["gen_kwargs"] = {"temperature": 5.0, "max_new_tokens": 1}
+        for config in content["configs"].values():
+            config["generation_kwargs"] |= {"temperature": 5.0, "max_new_tokens": 1}
+
+    change_results(folder, "sampled", sampled)
+    table = build_table(load_runs([folder]))
+    assert row(table, "budget 0.5")["flags"] == ""
+    shown = row(table, "budget 0.5, max_new_tokens=1, temperature=5.0")
+    assert shown["flags"] == "max_new_tokens 1 (baseline 8); temperature 5.0 (baseline not set)"
+    assert not shown["comparable"]
+
+
+@pytest.mark.parametrize("key", ["system_instruction", "num_fewshot"])
+def test_whatever_else_decides_the_answers_is_part_of_a_setting(edited, key):
+    folder, _ = edited
+    change_results(folder, "sttm-50", lambda content: content["config"]["resolved_cli_args"].update({key: 3}))
+    shown = row(build_table(load_runs([folder])), f"budget 0.5, {key}=3")
+    assert (shown["flags"], shown["comparable"]) == (f"{key} 3 (baseline not set)", False)
+
+
+def test_folders_of_one_name_are_two_models(edited):
+    folder, _ = edited
+
+    def elsewhere(content):
+        content["config"]["model_args"] = "pretrained=runs/b/tiny,budget=0.5"
+
+    change_results(folder, "sttm-50", elsewhere)
+    change_results(folder, "full", lambda content: content["config"].update(model_args="pretrained=/runs/a/tiny"))
+    table = build_table(load_runs([folder]))
+    assert set(table["model"]) == {"a/tiny", "b/tiny"}
+    assert "no baseline" in row(table, "budget 0.5")["flags"]
+
+
+def test_a_preset_file_that_was_edited_is_another_setting(edited):
+    folder, edit = edited
+    change_results(
+        folder, "sttm-50", lambda content: content["config"].update(model_args="pretrained=m,preset=my.yaml")
+    )
+    shutil.copytree(folder / "sttm-50", folder / "later")
+    for task in ("vnbench", "sttm_videomme"):
+        edit(
+            "later",
+            lambda record: record["token_counts"][0].get("provenance", {}).update(settings={"root_level": 3}),
+            task,
+        )
+    table = build_table(load_runs([folder]))
+    settings = set(table[table["method"] == "sttm"]["setting"])
+    assert len(settings) == 2
+    assert "my.yaml, root_level=3" in settings
+    assert not table["flags"].str.contains("older").any()
+
+
+def test_answers_from_a_cache_pair_and_are_no_part_of_the_costs(edited):
+    """What a resumed run did not ask again may have neither tokens nor a video in its record."""
+    folder, edit = edited
+    for run in ("full", "sttm-50"):
+        edit(run, lambda record: record["accuracy"].update(question_id=f"q{record['doc_id']}"))
+    before = row(build_table(load_runs([folder])), "budget 0.5")
+
+    def cached(record):
+        record["accuracy"].pop("videoID")
+        if record["doc_id"] >= 4:
+            record["token_counts"] = [None]
+        else:
+            record["token_counts"][0]["kept_tokens"] = 784
+
+    edit("sttm-50", cached)
+    after = row(build_table(load_runs([folder])), "budget 0.5")
+    assert after["flags"] == "kept tokens and times over 4 of 24 questions: the others came from a cache"
+    assert (after["lost"], after["won"], after["relative"]) == (before["lost"], before["won"], before["relative"])
+    assert (after["kept_mean"], after["questions"]) == (1.0, 24)
+
+
+def test_totals_of_a_resumed_run_without_samples_say_what_they_are_of(edited):
+    folder, _ = edited
+    for file in (folder / "sttm-50").rglob("*.jsonl"):
+        file.unlink()
+    change_results(folder, "sttm-50", lambda content: content["throughput"].update(avg_questions=8))
+    assert (
+        "kept tokens and times over 8 of 48 questions" in row(build_table(load_runs([folder])), "budget 0.5")["flags"]
+    )
+
+
+def test_a_task_of_options_counts_a_missing_video_once(edited):
+    """Where options are scored, each has a record of its own; the video may be missing in any of them."""
+    folder, edit = edited
+
+    def scored(record):
+        record["token_counts"] *= 4
+        if record["doc_id"] < 6:
+            record["token_counts"][3] = {**record["token_counts"][3], "error": "gone"}
+
+    edit("sttm-50", scored)
+    assert row(build_table(load_runs([folder])), "budget 0.5")["questions"] == 18
+
+
+def test_a_broken_file_is_named_below_the_table(edited):
+    folder, _ = edited
+    (folder / "1_results.json").write_text("{")
+    text = render(build_table(load_runs([folder])), "md")
+    assert f"1. left out: {folder / '1_results.json'}: cannot be read as JSON" in text
+    assert "| tiny/llava-video | sttm | budget 0.5 |" in text
 
 
 def test_further_scores_are_shown_but_not_breakdowns(edited):
