@@ -28,7 +28,7 @@ _PLAIN = (
 )
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json")
 _FILES = (*_TOKENIZER, "special_tokens_map.json")
-_DONE = "exported.json"
+_INDEX, _CONFIG, _DONE = "model.safetensors.index.json", "config.json", "exported.json"
 
 
 def plain_name(name: str) -> str | None:
@@ -44,7 +44,8 @@ def export_decoder(checkpoint: Path, out: Path) -> Path:
 
     Args:
         checkpoint: folder of a LLaVA-Video or LLaVA-OneVision checkpoint with a Qwen2 decoder, in any layout.
-        out: folder to write; created if need be. It counts as finished when ``exported.json`` names the same files.
+        out: folder to write; created if need be. It counts as finished when ``exported.json`` describes the files that
+            were read, as they are now, and all that were written are there; else what an earlier export wrote goes.
 
     Returns:
         ``out``.
@@ -52,15 +53,21 @@ def export_decoder(checkpoint: Path, out: Path) -> Path:
     Raises:
         CheckpointError: another architecture, no decoder, or broken files.
     """
+    if out.resolve() == checkpoint.resolve():
+        raise CheckpointError(f"{out} is the checkpoint itself; give another folder")
     config = decoder_config(checkpoint)
     headers = read_headers(checkpoint)
-    stamp = {file: _stamp(checkpoint / file) for file in sorted({header.file for header in headers.values()})}
-    if (out / _DONE).is_file() and read_json(out / _DONE) == stamp:
+    weights = sorted({header.file for header in headers.values()})
+    copied = [name for name in _FILES if (checkpoint / name).is_file()]
+    # The configuration by its content: it is derived from several files, by a rule that may change.
+    made_from = {"config": config, "files": {file: _stamp(checkpoint / file) for file in (*weights, *copied)}}
+    if _is_finished(out, made_from):
         return out
     out.mkdir(parents=True, exist_ok=True)
-    (out / _DONE).unlink(missing_ok=True)
+    written = [*weights, _INDEX, _CONFIG, *copied]
+    _clear(out, written)
     weight_map: dict[str, str] = {}
-    for file in stamp:
+    for file in weights:
         inside = [name for name, header in headers.items() if header.file == file]
         plain = {name: new for name in inside if (new := plain_name(name)) is not None}
         if not plain:
@@ -72,18 +79,44 @@ def export_decoder(checkpoint: Path, out: Path) -> Path:
             _write(checkpoint / file, out / file, plain)
     if not any(name.startswith("model.layers.") for name in weight_map):
         raise CheckpointError(f"{checkpoint} holds no decoder layers under any known name")
-    (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    for name in _FILES:
-        if (checkpoint / name).is_file():
-            _link(checkpoint / name, out / name)
-    (out / _DONE).write_text(json.dumps(stamp, indent=1) + "\n")
+    (out / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
+    (out / _CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    for name in copied:
+        _link(checkpoint / name, out / name)
+    written = [*dict.fromkeys(weight_map.values()), _INDEX, _CONFIG, *copied]
+    (out / _DONE).write_text(json.dumps({**made_from, "written": written}, indent=1) + "\n")
     return out
+
+
+def _is_finished(out: Path, made_from: dict[str, Any]) -> bool:
+    """Whether ``out`` holds a whole export of just this."""
+    if not (out / _DONE).is_file():
+        return False
+    done = read_json(out / _DONE)
+    written = done.pop("written", [_DONE])
+    return done == json.loads(json.dumps(made_from)) and all((out / name).is_file() for name in written)
+
+
+def _clear(out: Path, written: list[str]) -> None:
+    """Remove what an earlier export left in ``out``, and note what this one is going to write.
+
+    Raises:
+        CheckpointError: weights that no export wrote, which would be loaded in place of ours.
+    """
+    if (out / _DONE).is_file():
+        earlier = read_json(out / _DONE)
+        for name in earlier.get("written", [*earlier, _INDEX, _CONFIG, *_FILES]):
+            (out / name).unlink(missing_ok=True)
+    if foreign := sorted({file.name for file in out.glob("*.safetensors")} - set(written)):
+        raise CheckpointError(
+            f"{out} holds {foreign[0]}, which no export wrote; give another folder, or empty this one"
+        )
+    (out / _DONE).write_text(json.dumps({"written": written}) + "\n")
 
 
 def decoder_config(checkpoint: Path) -> dict[str, object]:
     """``config.json`` of the plain checkpoint. Raises ``CheckpointError`` for anything but a Qwen2 LLaVA checkpoint."""
-    config = read_json(checkpoint / "config.json")
+    config = read_json(checkpoint / _CONFIG)
     names = [str(name) for name in config.get("architectures") or ()]
     if lmms_lab.ARCHITECTURE in names:
         loaded: Any = lmms_lab.model_config(config, checkpoint)

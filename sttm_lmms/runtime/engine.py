@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from sttm_lmms.runtime.prefix import continued, kept_tokens, mean_layer_tokens, 
 from sttm_lmms.runtime.prefix_cache import PrefixCache
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
-from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key
+from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key, with_key
 from sttm_lmms.runtime.summary import Totals
 from sttm_lmms.runtime.timing import Stopwatch, peak_memory
 from sttm_lmms.types import PreparedInput
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """A loaded model that answers requests, with or without reduced tokens.
+    """A loaded model that answers requests, with or without reduced tokens. Threads may share it.
 
     Args:
         model, processor: from :func:`sttm_lmms.load_pretrained`.
@@ -101,6 +102,7 @@ class Engine:
         self._asking = Asking(model, processor, self.family, self._stopwatch)
         self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
+        self._lock = threading.RLock()  # one group at a time: threads share the prefixes and the features
 
     # -- results -----------------------------------------------------------------------------------------------
 
@@ -154,15 +156,18 @@ class Engine:
         """
         check_integer("batch_size", batch_size, 1)
         for group in self._groups(requests):
-            # A list, because no hooks may be left while the caller is at work.
-            yield from self._given(list(self._answer_group(group, batch_size)), progress)
+            # A list, because no hooks and no lock may be left while the caller is at work.
+            with self._lock:
+                answers = list(self._answer_group(group, batch_size))
+            yield from self._given(answers, progress)
 
     def _given(
         self, answers: Sequence[tuple[int, Answer]], progress: Callable[[int], None] | None
     ) -> Iterator[tuple[int, Answer]]:
         """Count each answer as it is handed over."""
         for index, answer in answers:
-            self.totals.add(answer)
+            with self._lock:
+                self.totals.add(answer)
             if progress:
                 progress(1)
             yield index, answer
@@ -174,7 +179,8 @@ class Engine:
         scores: dict[int, LogLikelihood] = {}
         texts = [text for _, text in requests]
         for group in self._groups([request for request, _ in requests]):
-            done = dict(self._score_group(group, texts))
+            with self._lock:
+                done = dict(self._score_group(group, texts))
             scores |= done
             if progress:
                 progress(len(done))
@@ -203,7 +209,10 @@ class Engine:
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
         """Requests that share visuals and settings, in order of first appearance; the next videos are read ahead."""
         groups: dict[Hashable, list[tuple[int, Request]]] = {}
-        for index, request in enumerate(requests):
+        requests = list(requests)  # keeps alive what `known` names by id
+        known: dict[int, Hashable] = {}
+        for index, given in enumerate(requests):
+            request = with_key(given, known)
             key = (source_key(request, self._video(request)), self._config(request))
             groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
         yield from self._reader.ahead(groups.values(), self._video)

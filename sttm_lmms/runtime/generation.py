@@ -70,6 +70,50 @@ def _without_prompt(model: Any, arguments: dict[str, Any], start: int) -> dict[s
     return {**arguments, "logits_processor": LogitsProcessorList(found)} if found else arguments
 
 
+_PINNED: dict[str, Any] = {
+    # A cached prefix can only be continued with a cache, and with the one that holds it.
+    **{"use_cache": True, "cache_implementation": None, "cache_config": None, "max_cache_len": None},
+    "prefill_chunk_size": None,  # would cut a video into pieces
+    # One answer a row, as a plain tensor of ids.
+    **{"num_return_sequences": 1, "return_dict_in_generate": False, "output_scores": False, "output_logits": False},
+    **{"output_attentions": False, "output_hidden_states": False},
+    # Guessing ahead gives the same greedy answers, and needs a cache that is cut back token by token.
+    **{"prompt_lookup_num_tokens": None, "assistant_early_exit": None, "use_mtp": None, "speculation_type": None},
+    "is_assistant": False,
+    # Lengths of the whole sequence: a cached prefix counts the tokens that are left of it.
+    **{"max_length": None, "min_length": 0},
+    "compile_config": None,
+    "disable_compile": True,
+}
+"""Settings of ``generate`` that the engine decides, whatever a checkpoint's ``generation_config.json`` says."""
+
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "guidance_scale": (1, 1.0),
+    "penalty_alpha": (0, 0.0),
+    "dola_layers": (),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0, 0.0),
+    "constraints": (),
+    "force_words_ids": (),
+    "token_healing": (False,),
+    "encoder_repetition_penalty": (1, 1.0),
+    "encoder_no_repeat_ngram_size": (0,),
+    "low_memory": (False,),
+}
+"""Ways to decode that a shared prefix has no counterpart of -> the values, beside None, that do nothing."""
+
+
+def check_decoding(model: Any) -> None:
+    """Raise ``ValueError`` if the checkpoint's ``generation_config`` asks for a way to decode that is not supported."""
+    for name, idle in _REFUSED.items():
+        value = getattr(model.generation_config, name, None)
+        if value is not None and value not in idle:
+            raise ValueError(
+                f"generation_config.json of the checkpoint has {name}={value!r}, which is not supported: greedy "
+                f"decoding, sampling and beam search are; remove it, or set model.generation_config.{name} = None"
+            )
+
+
 @torch.inference_mode()
 def generate_ids(
     model: Any,
@@ -94,7 +138,14 @@ def generate_ids(
     if settings.until:
         stops = StoppingCriteriaList([_StopAtText(tokenizer, settings.until, start)])
         inputs["stopping_criteria"] = stops
-    arguments = {"eos_token_id": ends, **settings.arguments()}
+    check_decoding(model)
+    if fixed := [name for name, _ in settings.extra if name in _PINNED]:
+        raise ValueError(f"generation settings {', '.join(fixed)} are decided by the engine; leave them out")
+    # Older versions of transformers do not have all of them, and refuse what they do not know.
+    pinned = {name: value for name, value in _PINNED.items() if hasattr(model.generation_config, name)}
+    arguments = {"eos_token_id": ends, **settings.arguments(), **pinned}
+    if model.generation_config.stop_strings:
+        arguments["tokenizer"] = tokenizer
     if not penalise_prompt:
         arguments = _without_prompt(model, arguments, start)
     sequences = model.generate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,7 @@ class Request:
         config: settings of the reduction for this request; None takes the engine's.
         video: frame sampling for this request; None takes the engine's.
         video_id: name of the video in a feature store; None takes the file's name without its ending.
+        visuals_key: what the engine found the visuals to be when the request came in; None before.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -95,6 +96,7 @@ class Request:
     config: Any = None
     video: VideoSettings | None = None
     video_id: str | None = None
+    visuals_key: tuple[tuple[str, Hashable], ...] | None = None
 
     @property
     def sources(self) -> list[tuple[str, Any]]:

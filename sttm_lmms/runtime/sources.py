@@ -14,6 +14,7 @@ from torch import nn
 
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family
+from sttm_lmms.runtime.identity import content_key, is_array
 from sttm_lmms.runtime.prefetch import Job, Prefetcher
 from sttm_lmms.runtime.requests import Counters, Failure, Request
 from sttm_lmms.runtime.timing import ForwardMarks, Mark, Stopwatch
@@ -88,12 +89,23 @@ class ReadAhead:
 Group = list[tuple[int, Request]]
 
 
+def with_key(request: Request, known: dict[int, Hashable]) -> Request:
+    """``request`` with a key of what its visuals are now.
+
+    Args:
+        known: keys by the ``id`` of sources that stay alive; each is looked at once.
+    """
+    if request.visuals_key is not None:
+        return request
+    for _, source in request.sources:
+        if id(source) not in known:
+            known[id(source)] = content_key(source)
+    return replace(request, visuals_key=tuple((kind, known[id(source)]) for kind, source in request.sources))
+
+
 def source_key(request: Request, video: VideoSettings) -> Hashable:
-    """Equal for requests that show the same visuals in the same way."""
-    shown = tuple(
-        (kind, str(source) if isinstance(source, (str, Path)) else id(source)) for kind, source in request.sources
-    )
-    return shown, request.video_id, video
+    """Equal for requests :func:`with_key` that show the same visuals in the same way."""
+    return request.visuals_key, request.video_id, video
 
 
 class SourceReader:
@@ -144,6 +156,7 @@ class SourceReader:
     @torch.inference_mode()
     def encode(self, request: Request, video: VideoSettings, *, reuse: bool) -> Encoded:
         """Vision features of all visuals of ``request``. Raises ``VideoError`` or ``FeatureError``."""
+        request = with_key(request, {})
         key = source_key(request, video)
         mark = self._stopwatch.mark
         phases: list[tuple[str, Mark, Mark]] = []
@@ -174,12 +187,13 @@ class SourceReader:
         return Encoded(features, self._stopwatch, tuple(phases), tuple(host))
 
     def _open_each(self, request: Request, video: VideoSettings, *, preprocess: bool = False) -> Iterator[Opened]:
-        for kind, source in request.sources:
+        for (kind, source), (_, key) in zip(request.sources, request.visuals_key or (), strict=True):
             began = time.perf_counter()
             visual = self._open(kind, source, request, video)
             read = time.perf_counter()
             if preprocess and kind == "video" and not isinstance(visual, VisionFeatures):
                 visual = self._family.preprocess(self._processor, visual)
+            _check_unchanged(source, key)
             yield Opened(visual, read - began, time.perf_counter() - read)
 
     @torch.inference_mode()  # a thread has a mode of its own
@@ -194,6 +208,23 @@ class SourceReader:
     def _open(self, kind: str, source: Any, request: Request, video: VideoSettings) -> Any:
         if kind == "image":
             return source
-        if self._store is not None:
-            return self._store.load(request.video_id or Path(str(source)).stem)
-        return self._family.read_video(source, video)
+        if self._store is None:
+            return self._family.read_video(source, video)
+        from sttm_lmms.video.source_file import is_source
+
+        if request.video_id is None and not isinstance(source, (str, Path)):
+            raise FeatureError("frames in memory have no name to find stored features by; give Request(video_id=...)")
+        vid = request.video_id or Path(str(source)).stem
+        features = self._store.load(vid)
+        if isinstance(source, (str, Path)) and not is_source(features.metadata, source):
+            raise FeatureError(
+                f"the stored features of {vid!r} were made from another file than {source}; run 'sttm-lmms extract' "
+                "again, or give each video a name of its own with Request(video_id=...)"
+            )
+        return features
+
+
+def _check_unchanged(source: Any, key: Hashable) -> None:
+    """Raise ``VideoError`` if the owner of frames in memory wrote over them between asking and being answered."""
+    if is_array(source) and content_key(source) != key:
+        raise VideoError("frames", "were overwritten before their questions were answered", "give the engine a copy")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from sttm_lmms.runtime.engine import Engine
 from sttm_lmms.runtime.requests import Answer, GenerationSettings, Request
+from sttm_lmms.runtime.sources import with_key
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
@@ -18,6 +20,8 @@ class VideoPrefix:
 
     def __init__(self, engine: Engine, video: Any, system: str | None) -> None:
         self._engine, self._video, self._system = engine, video, system
+        # What the video is now: later questions are about it, whatever becomes of its file or of the frames' buffer.
+        self._key = with_key(self._request(" ", GenerationSettings()), {}).visuals_key
         self.opening = self.answer(" ", max_new_tokens=1)
         """The answer that paid for the prefix; its ``timing`` is the cost of looking."""
 
@@ -37,12 +41,16 @@ class VideoPrefix:
 
     def answer(self, question: str, **generation: Any) -> Answer:
         """As :meth:`ask`, with token counts and times."""
+        request = self._request(question, GenerationSettings.of(**generation))
+        (answer,) = self._engine.generate([replace(request, visuals_key=self._key)])
+        return answer
+
+    def _request(self, question: str, generation: GenerationSettings) -> Request:
         content = [{"type": "video", "video": self._video}, {"type": "text", "text": question}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self._system is not None:
             messages.insert(0, {"role": "system", "content": self._system})
-        (answer,) = self._engine.generate([Request(messages, GenerationSettings.of(**generation))])
-        return answer
+        return Request(messages, generation)
 
 
 def encode_video(

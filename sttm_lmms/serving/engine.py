@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from sttm_lmms.config import check_number
 from sttm_lmms.runtime.engine import Engine
-from sttm_lmms.runtime.generation import answer_text, end_ids, until_end
+from sttm_lmms.runtime.generation import answer_text, check_decoding, end_ids, until_end
 from sttm_lmms.runtime.requests import Answer, LogLikelihood, Request
-from sttm_lmms.runtime.sources import Encoded
 from sttm_lmms.serving.connection import LLM
 from sttm_lmms.serving.limits import check_served
-from sttm_lmms.serving.merged import MergedPrefix, merge_prefix
+from sttm_lmms.serving.merged import MergedPrefix, merge_prefix, on_host
 from sttm_lmms.serving.sampling import sampling_fields
 from sttm_lmms.serving.vllm_process import Prompt, Reply
 
@@ -31,7 +30,8 @@ class _Asked:
     request: Request
     prefix: MergedPrefix
     prompt: Prompt
-    encoded: Encoded
+    seeing: Callable[[], dict[str, float]]
+    """Seconds in front of the decoder, see :meth:`Encoded.timing`."""
     input_tokens: int
     paid: bool
 
@@ -65,6 +65,7 @@ class VLLMEngine(Engine):
         check_number("queue_gb", queue_gb, 0.0, 1e6, low_open=True)
         super().__init__(model, processor, config, **settings)
         check_served(self.config, self.family.name)
+        check_decoding(model)
         self.llm = llm
         self.prompt_tokens = self.cached_tokens = 0
         self._queue_bytes = int(queue_gb * 2**30)
@@ -132,8 +133,8 @@ class VLLMEngine(Engine):
                 index=index,
                 request=request,
                 prefix=prefix,
-                prompt=(prefix.embeds, prepared.inputs_embeds[0, cut:].detach().cpu(), sampling),
-                encoded=encoded,
+                prompt=(prefix.embeds, on_host(prepared.inputs_embeds[0, cut:]), sampling),
+                seeing=replace(encoded, features=[]).timing,  # the features need not wait
                 input_tokens=prepared.input_ids.shape[1],
                 paid=paid,
             )
@@ -147,7 +148,7 @@ class VLLMEngine(Engine):
         ids = until_end(new, self._ends)
         self.prompt_tokens += sum(len(tensor) for tensor in asked.prompt[:2])
         self.cached_tokens += cached
-        prefix, timing = asked.prefix, asked.encoded.timing()
+        prefix, timing = asked.prefix, asked.seeing()
         if asked.paid:
             timing["merge"] = self._stopwatch.seconds(prefix.began, prefix.ended)
         reused = cached > prefix.text_before  # the text in front of it is the same for all videos

@@ -63,10 +63,15 @@ def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any, ma
         )
     ended = mark()
     return MergedPrefix(
-        embeds=embeds[0].detach().cpu().contiguous(),
+        embeds=on_host(embeds[0]),
         text_before=int(visual[0]) if len(visual) else len(ids),
         visual_tokens=prepared.visual_tokens,
         kept_tokens=prepared.visual_tokens - removed,
         began=began,
         ended=ended,
     )
+
+
+def on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory: a view would keep all that it is a part of."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

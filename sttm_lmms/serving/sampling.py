@@ -6,12 +6,18 @@ from typing import Any
 
 from sttm_lmms.runtime.requests import GenerationSettings
 
-_SAME = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens", "min_p": "min_p"}
-"""``generate``'s name of a setting -> vLLM's."""
+_SAME = ("repetition_penalty", "min_new_tokens", "min_p")
+"""Settings of ``generate`` that vLLM has, too."""
 _OF_BEAMS = ("length_penalty", "early_stopping")
 """Without effect where there is one beam."""
-_OFF: dict[str, Any] = {"no_repeat_ngram_size": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-"""Value that does nothing."""
+_OF_SAMPLING: dict[str, Any] = {"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None}
+"""Without effect in greedy decoding -> the value that does nothing."""
+_UNKNOWN: dict[str, Any] = {
+    **{"no_repeat_ngram_size": 0, "max_time": None, "stop_strings": None, "watermarking_config": None},
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
+    **{"exponential_decay_length_penalty": None, "forced_eos_token_id": None},
+}
+"""Settings of ``generate`` that vLLM has no counterpart of -> the value, beside None, that does nothing."""
 
 
 def sampling_fields(settings: GenerationSettings, defaults: Any, ends: list[int]) -> dict[str, Any]:
@@ -26,18 +32,24 @@ def sampling_fields(settings: GenerationSettings, defaults: Any, ends: list[int]
     """
     if settings.num_beams > 1:
         raise ValueError(f"num_beams={settings.num_beams}: vLLM has no beam search for prompt embeddings; num_beams=1")
-    extra = {name: value for name, value in settings.extra if name not in _OF_BEAMS and value is not None}
-    for name, value in extra.items():
-        if name not in _SAME and value != _OFF.get(name, object()):
+    asked = {name: value for name, value in settings.extra if name not in _OF_BEAMS and value is not None}
+
+    def effective(name: str) -> Any:
+        return asked[name] if name in asked else getattr(defaults, name, None)
+
+    idle = _UNKNOWN | (_OF_SAMPLING if settings.do_sample else {})
+    for name in dict.fromkeys([*idle, *(name for name in asked if name not in (*_SAME, *_OF_SAMPLING))]):
+        value = effective(name)
+        if value in (None, idle.get(name)):
+            continue
+        if name in asked:
             raise ValueError(
                 f"{name}={value!r}: vLLM has no such setting; leave it out, or use --model sttm_llava_video or "
                 "sttm_llava_onevision"
             )
-    ngram = getattr(defaults, "no_repeat_ngram_size", None)
-    if ngram and "no_repeat_ngram_size" not in extra:
+        off = "remove it there" if idle[name] is None else f"{name}={idle[name]} in --gen_kwargs turns it off"
         raise ValueError(
-            f"the checkpoint's generation_config.json has no_repeat_ngram_size={ngram}, which vLLM does not have: "
-            "no_repeat_ngram_size=0 in --gen_kwargs turns it off"
+            f"the checkpoint's generation_config.json has {name}={value!r}, which vLLM does not have: {off}"
         )
     fields: dict[str, Any] = {
         "max_tokens": settings.max_new_tokens,
@@ -48,16 +60,15 @@ def sampling_fields(settings: GenerationSettings, defaults: Any, ends: list[int]
     }
     if settings.until:
         fields["stop"] = list(settings.until)
-    penalty = extra.pop("repetition_penalty", getattr(defaults, "repetition_penalty", None))
-    if penalty not in (None, 1.0):
+    if (penalty := effective("repetition_penalty")) not in (None, 1.0):
         fields["repetition_penalty"] = float(penalty)
     if settings.do_sample:
         fields["temperature"] = float(_first(settings.temperature, getattr(defaults, "temperature", None), 1.0))
         fields["top_p"] = float(_first(settings.top_p, getattr(defaults, "top_p", None), 1.0))
         fields["top_k"] = int(_first(settings.top_k, getattr(defaults, "top_k", None), 50))
-        if (least := _first(extra.get("min_p"), getattr(defaults, "min_p", None), 0.0)) > 0:
+        if (least := _first(effective("min_p"), 0.0)) > 0:
             fields["min_p"] = float(least)
-    if tokens := extra.get("min_new_tokens"):
+    if tokens := effective("min_new_tokens"):
         fields["min_tokens"] = int(tokens)
     return fields
 

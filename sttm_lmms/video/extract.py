@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from sttm_lmms.config import check_choice
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video.features import FeatureStore, OtherKeyError
+from sttm_lmms.video.source_file import file_record
 
 _LEFTOVER_AGE = 3600.0
 
@@ -21,7 +22,7 @@ class ExtractReport:
 
     Attributes:
         written: encoded and stored now.
-        skipped: whole features with the right key were there already.
+        skipped: whole features of the same file, with the right key, were there already.
         failed: id and reason.
     """
 
@@ -70,10 +71,10 @@ def extract(
     store.remove_leftovers(_LEFTOVER_AGE)
     for done, (vid, path) in enumerate(mine, start=1):
         try:
-            if store.has(vid):
+            if store.has(vid, path):
                 report.skipped.append(vid)
             else:
-                store.save(vid, encode(path))
+                store.save(vid, _with_source(encode(path), path))
                 report.written.append(vid)
         except OtherKeyError:
             raise
@@ -84,6 +85,14 @@ def extract(
         if progress is not None:
             progress(done, len(mine))
     return report
+
+
+def _with_source(features: VisionFeatures, path: str | Path) -> VisionFeatures:
+    """The features with a record of their file, so that another video of the same name is not taken for it."""
+    try:
+        return replace(features, metadata={**features.metadata, "source": file_record(path)})
+    except OSError:
+        return features  # encoded from something else than a file
 
 
 def human_bytes(count: float) -> str:

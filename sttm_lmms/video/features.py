@@ -26,6 +26,7 @@ from sttm_lmms.ids import safe_id
 from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video.feature_forms import FORMS, shape_error, to_form
 from sttm_lmms.video.published_features import load_published
+from sttm_lmms.video.source_file import is_source
 
 _EXTRACT = "delete it and run 'sttm-lmms extract' again"
 
@@ -86,8 +87,11 @@ class FeatureStore:
         """Where the key and the metadata of ``vid`` are stored."""
         return self.folder / "metadata" / f"{_checked(vid)}.json"
 
-    def has(self, vid: str) -> bool:
+    def has(self, vid: str, path: str | Path | None = None) -> bool:
         """Whether whole features of ``vid``, written by :meth:`save`, are there.
+
+        Args:
+            path: the video's file; features that are known to be of another one do not count.
 
         Raises:
             OtherKeyError: they were made with another key. They are somebody else's, not to be written over.
@@ -96,9 +100,10 @@ class FeatureStore:
         if not self.path(vid).is_file():
             return False
         try:
-            self._check_key(vid, self._read_record(vid))
+            record = self._read_record(vid)
+            self._check_key(vid, record)
             with self._open(vid):
-                return True
+                return path is None or is_source(record["metadata"], path)
         except _Broken:
             return False
 

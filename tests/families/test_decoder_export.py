@@ -63,6 +63,43 @@ def test_a_finished_export_is_left_alone_and_an_unfinished_one_is_not(original, 
     assert (out / "model.safetensors").stat().st_mtime_ns > written
 
 
+def test_another_configuration_or_tokenizer_is_another_export(tmp_path):
+    """The weights are the same file; what else the export was made from is not."""
+    checkpoint = build_tiny_checkpoint(tmp_path / "checkpoint", "llava_video")
+    out = export_decoder(checkpoint, tmp_path / "plain")
+    for name, change in (("config.json", {"rope_theta": 5e5}), ("tokenizer_config.json", {"model_max_length": 77})):
+        known = json.loads((checkpoint / name).read_text())
+        (checkpoint / name).unlink()  # as a hub's download does: a new file, not the old one written over
+        (checkpoint / name).write_text(json.dumps(known | change))
+        export_decoder(checkpoint, out)
+    assert "500000.0" in json.dumps(json.loads((out / "config.json").read_text()))
+    assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 77
+    (out / "config.json").unlink()
+    assert (export_decoder(checkpoint, out) / "config.json").is_file()
+
+
+def test_nothing_of_an_earlier_export_is_left(original, tmp_path):
+    """transformers would take the old single file, not the new shards."""
+    model, processor = load_pretrained(original, dtype=torch.float32)
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(original, checkpoint)
+    out = export_decoder(checkpoint, tmp_path / "plain")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    (checkpoint / "model.safetensors").unlink()
+    save_original(model, processor, checkpoint, max_shard_size="50KB")
+    assert same_logits(checkpoint, export_decoder(checkpoint, out))
+    assert not (out / "model.safetensors").exists()
+
+
+def test_weights_of_somebody_else_are_neither_deleted_nor_mixed_with_ours(original, tmp_path):
+    (tmp_path / "other.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"other\.safetensors, which no export wrote"):
+        export_decoder(original, tmp_path)
+    with pytest.raises(CheckpointError, match="the checkpoint itself"):
+        export_decoder(original, original)
+
+
 def test_mrope_families_are_refused_with_the_reason(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Qwen2VLForConditionalGeneration"]}))
     with pytest.raises(CheckpointError, match="M-RoPE"):

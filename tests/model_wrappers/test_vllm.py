@@ -92,6 +92,37 @@ def test_a_pack_holds_questions_and_videos_and_one_video_is_one_tensor(build, vl
         assert embeds[0][:shared].numpy().tobytes() == embeds[2][:shared].numpy().tobytes()
 
 
+@pytest.mark.parametrize("method", [{"budget": 0.3}, {"method": "none"}])
+def test_what_waits_for_vllm_holds_no_more_than_it_counts(method, build, vllm, videos, monkeypatch):
+    held, counted = [], []
+
+    def look(self, prompts):
+        tensors = [tensor for shared, own, _ in prompts for tensor in (shared, own)]
+        counted.append(sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values()))
+        storages = (tensor.untyped_storage() for tensor in tensors)
+        held.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
+        return [([1], 0) for _ in prompts]
+
+    monkeypatch.setattr("sttm_lmms.serving.connection._Here.ask", look)
+    ask(build(VLLM, **method), [(videos[0], question) for question in QUESTIONS])
+    assert held == counted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("no_repeat_ngram_size", 3, "no_repeat_ngram_size=0 in --gen_kwargs turns it off"),
+        ("suppress_tokens", [5], r"suppress_tokens=\[5\], which vLLM does not have: remove it"),
+        ("guidance_scale", 2.0, "guidance_scale=2.0, which is not supported"),
+    ],
+)
+def test_what_a_checkpoint_asks_for_and_vllm_cannot_do_is_refused(name, value, sentence, build, vllm, videos):
+    wrapper = build(VLLM)
+    setattr(wrapper.model.generation_config, name, value)
+    with pytest.raises(ValueError, match=sentence):
+        ask(wrapper, [(videos[0], "Why?")])
+
+
 def test_packs_are_bounded(build, vllm, videos):
     documents = [(video, question) for video in videos for question in QUESTIONS]
     wrapper = build(VLLM, queue_gb=1e-9)

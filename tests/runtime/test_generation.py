@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,65 @@ def test_repeated_ngrams_of_the_prompt_are_allowed(loaded, videos, reuse):
     assert expected != plainly((model, processor), None, videos, ids=True, **settings)
     engine = Engine(model, processor, video=VIDEO, reuse=reuse)
     assert [answer.text for answer in engine.generate(requests(videos, **settings))] == expected
+
+
+DECIDED = {
+    **{"use_cache": False, "cache_implementation": "static", "prefill_chunk_size": 7, "max_cache_len": 3},
+    **{"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True, "output_attentions": True},
+    **{"prompt_lookup_num_tokens": 3, "assistant_early_exit": 1, "num_return_sequences": 2, "is_assistant": True},
+    **{"min_length": 900, "max_length": 3},
+}
+
+
+@pytest.mark.parametrize("reuse", ["none", "prefix"])
+@pytest.mark.parametrize("config", [None, STTMConfig(budget=0.3)], ids=["all tokens", "sttm"])
+def test_a_checkpoint_does_not_decide_what_the_engine_needs(tiny, videos, monkeypatch, config, reuse):
+    model, processor = tiny("llava_video")
+    engine = Engine(model, processor, config, video=VIDEO, reuse=reuse)
+    expected = [answer.text for answer in engine.generate(requests(videos))]
+    for name, value in {**DECIDED, "do_sample": True}.items():  # several sequences are valid only where one samples
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert [answer.text for answer in engine.generate(requests(videos))] == expected
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_checkpoint_that_was_trained_without_a_cache(tmp_path, videos, family, file):
+    """Trainers save ``use_cache=false`` after gradient checkpointing."""
+    folder, found = build_tiny_checkpoint(tmp_path / family, family, "hf", seed=1), []
+    for use_cache in (True, False):
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        known = json.loads((folder / "config.json").read_text()) if file == "config.json" else {"eos_token_id": [258]}
+        for part in (known, known.get("text_config", {})):
+            part["use_cache"] = use_cache
+        (folder / file).write_text(json.dumps(known))
+        model, processor = load_pretrained(folder, dtype=torch.float32)
+        engine = Engine(model, processor, STTMConfig(budget=0.3), video=VIDEO)
+        scored = engine.loglikelihood([(request, "Blue") for request in requests(videos)])
+        found.append(([a.text for a in engine.generate(requests(videos))], [score.logprob for score in scored]))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("name", "value"), [("guidance_scale", 1.5), ("penalty_alpha", 0.6), ("dola_layers", "high")])
+def test_ways_to_decode_that_are_not_supported_are_refused_by_name(tiny, videos, monkeypatch, name, value):
+    model, processor = tiny("llava_video")
+    monkeypatch.setattr(model.generation_config, name, value)
+    with pytest.raises(ValueError, match=f"has {name}={value!r}, which is not supported"):
+        Engine(model, processor, video=VIDEO).generate(requests(videos)[:1])
+
+
+def test_what_the_engine_decides_cannot_be_asked_for(tiny, videos):
+    request = replace(requests(videos)[0], generation=GenerationSettings(extra=(("use_cache", False),)))
+    with pytest.raises(ValueError, match="use_cache are decided by the engine"):
+        Engine(*tiny("llava_video"), video=VIDEO).generate([request])
+
+
+def test_stop_texts_of_a_checkpoint_end_answers(tiny, videos, monkeypatch):
+    model, processor = tiny("llava_video")
+    (full,) = Engine(model, processor, video=VIDEO).generate(requests(videos)[:1])
+    monkeypatch.setattr(model.generation_config, "stop_strings", [full.text[2]])
+    (short,) = Engine(model, processor, video=VIDEO).generate(requests(videos)[:1])
+    assert short.output_tokens < full.output_tokens
 
 
 def test_other_settings_reach_generate(loaded, videos, monkeypatch):
