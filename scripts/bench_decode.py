@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_prefill import SHAPES, build, prompt
 from benchlib import about, markdown_table, median, timed, write_json
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import DynamicCache
@@ -27,6 +26,7 @@ from transformers.cache_utils import DynamicCache
 from sttm_lmms import STTMConfig
 from sttm_lmms.decoder import CACHE
 from sttm_lmms.runtime.reducer import TokenReducer
+from sttm_lmms.testing.shapes import SHAPES, build_decoder, video_prompt
 
 COLUMNS = [
     ("budget", "g"),
@@ -123,8 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     shape, dtype = SHAPES[options.shape], getattr(torch, options.dtype)
-    decoder, _ = build(shape, attention=options.attention, dtype=dtype, device=options.device)
-    inputs, span = prompt(shape, options.frames, dtype=dtype, device=options.device)
+    decoder, _ = build_decoder(shape, attention=options.attention, dtype=dtype, device=options.device)
+    inputs, span = video_prompt(shape, options.frames, dtype=dtype, device=options.device)
     settings = [None] + [STTMConfig(budget=b, start_layer=s) for s in options.start_layers for b in options.budgets]
     rows = []
     for config in settings:

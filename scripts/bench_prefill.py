@@ -11,123 +11,18 @@ that of the operation count (2*P*N + 2*d*N^2 a layer): what would be left if mer
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchlib import about, markdown_table, median, peak_bytes, timed, write_json
 from torch import nn
-from transformers import Qwen2Config, Qwen2Model
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from sttm_lmms import STTMConfig
 from sttm_lmms.runtime.reducer import TokenReducer
-from sttm_lmms.testing.synthetic import natural_features
+from sttm_lmms.testing.shapes import SHAPES, DecoderShape, build_decoder, video_prompt
 from sttm_lmms.types import VideoSpan
-
-TEXT_BEFORE, TEXT_AFTER = 14, 90  # a system prompt, and a question with options
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder and what a frame looks like to it."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    mlp: int
-    vocab: int
-    grid: tuple[int, int]
-    frames_per_step: int = 1
-    mrope: bool = False
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-    @property
-    def layer_weights(self) -> int:
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return attention + 3 * self.hidden * self.mlp
-
-    def visual_tokens(self, frames: int) -> int:
-        return frames // self.frames_per_step * self.grid[0] * self.grid[1]
-
-    def operations(self, visual: int, kept: int, start_layer: int) -> float:
-        """Multiply-adds x 2 of a prefill whose layers from ``start_layer`` on see ``kept`` visual tokens."""
-        text = TEXT_BEFORE + TEXT_AFTER
-
-        def layer(tokens: int) -> float:
-            return 2.0 * self.layer_weights * tokens + 2.0 * self.hidden * tokens**2
-
-        return start_layer * layer(visual + text) + (self.layers - start_layer) * layer(kept + text)
-
-    def kv_bytes(self, visual: int, kept: int, start_layer: int) -> int:
-        """Bytes of the KV cache in bfloat16."""
-        text = TEXT_BEFORE + TEXT_AFTER
-        tokens = start_layer * (visual + text) + (self.layers - start_layer) * (kept + text)
-        return tokens * 2 * self.kv_heads * self.head_dim * 2
-
-
-SHAPES = {
-    "llava-video-7b": Shape(3584, 28, 28, 4, 18944, 152064, (14, 14)),
-    "qwen2-vl-7b": Shape(3584, 28, 28, 4, 18944, 152064, (18, 32), frames_per_step=2, mrope=True),
-    "small": Shape(512, 8, 8, 2, 1536, 4096, (14, 14)),
-}
-
-
-def build(shape: Shape, *, attention: str, dtype: torch.dtype, device: str) -> tuple[Any, nn.Linear]:
-    """A decoder with random weights and its output head."""
-    sizes: dict[str, Any] = {
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "intermediate_size": shape.mlp,
-        "vocab_size": shape.vocab,
-        "max_position_embeddings": 1 << 20,
-        "attn_implementation": attention,
-    }
-    torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            if shape.mrope:
-                unit = shape.head_dim // 16
-                rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2 * unit, 3 * unit, 3 * unit]}
-                decoder: Any = Qwen2VLTextModel(Qwen2VLTextConfig(**sizes, rope_parameters=rope))
-            else:
-                decoder = Qwen2Model(Qwen2Config(**sizes))
-            head = nn.Linear(shape.hidden, shape.vocab, bias=False)
-    finally:
-        torch.set_default_dtype(default)
-    return decoder.eval(), head
-
-
-def prompt(shape: Shape, frames: int, *, dtype: torch.dtype, device: str) -> tuple[dict[str, Any], VideoSpan]:
-    """Inputs of one prefill with a footage-like video, and where the video is."""
-    grid = (frames // shape.frames_per_step, *shape.grid)
-    video = natural_features(*grid, shape.hidden, dtype=dtype, device=device).flatten(0, 2)
-    text = torch.randn(TEXT_BEFORE + TEXT_AFTER, shape.hidden, dtype=dtype, device=device) * video.float().std()
-    text = text.to(dtype)
-    embeds = torch.cat([text[:TEXT_BEFORE], video, text[TEXT_BEFORE:]])[None]
-    inputs: dict[str, Any] = {"inputs_embeds": embeds, "use_cache": True}
-    if shape.mrope:
-        inputs["position_ids"] = mrope_positions(grid, device)
-    return inputs, VideoSpan(TEXT_BEFORE, grid)
-
-
-def mrope_positions(grid: tuple[int, int, int], device: str) -> torch.Tensor:
-    """(t, h, w) positions ``[3, 1, L]`` of text, video, text."""
-    axes = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
-    video = torch.stack(axes).reshape(3, -1) + TEXT_BEFORE
-    before = torch.arange(TEXT_BEFORE, device=device).expand(3, -1)
-    after = torch.arange(TEXT_AFTER, device=device).expand(3, -1) + TEXT_BEFORE + max(grid)
-    return torch.cat([before, video, after], dim=1)[:, None]
 
 
 @torch.inference_mode()
@@ -160,9 +55,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     how = {"repeats": options.repeats, "warmup": options.warmup, "device": options.device}
     rows: list[dict[str, Any]] = []
     for attention in options.attention:
-        decoder, head = build(shape, attention=attention, dtype=dtype, device=options.device)
+        decoder, head = build_decoder(shape, attention=attention, dtype=dtype, device=options.device)
         for frames in options.frames:
-            inputs, span = prompt(shape, frames, dtype=dtype, device=options.device)
+            inputs, span = video_prompt(shape, frames, dtype=dtype, device=options.device)
             visual = span.length
             common = {"attention": attention, "frames": frames, "visual_before": visual}
             try:
@@ -196,7 +91,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def growth(shape: Shape, rows: list[dict[str, Any]], start_layer: int) -> list[dict[str, Any]]:
+def growth(shape: DecoderShape, rows: list[dict[str, Any]], start_layer: int) -> list[dict[str, Any]]:
     """TTFT and KV memory up to 1,024 frames: measured where a row exists, else from the operation count.
 
     The rate (operations per second) is that of the longest measured full prefill.

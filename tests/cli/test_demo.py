@@ -67,6 +67,21 @@ def test_an_unknown_family_is_refused(capsys):
     assert "Did you mean 'qwen2_vl'?" in capsys.readouterr().err
 
 
+def test_speed_is_shown_for_all_tokens_and_two_budgets(capsys):
+    from rich.console import Console
+
+    from sttm_lmms.demo.speed import measure_speed, speed_table
+    from sttm_lmms.testing.shapes import DecoderShape
+
+    shape = DecoderShape(hidden=64, layers=3, heads=4, kv_heads=2, mlp=128, vocab=100, grid=(7, 7))
+    rows = measure_speed(shape, frames=4)
+    assert [row.visual_tokens for row in rows] == [196, 98, 58]
+    assert rows[0].seconds > 0
+    assert 1 / 3 < 1 / rows[2].ideal_speedup < 1 / rows[1].ideal_speedup < 1 / rows[0].ideal_speedup == 1
+    Console(width=120).print(speed_table(rows, shape, frames=4))
+    assert "30%" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
@@ -75,7 +90,7 @@ def test_the_demo(tmp_path, monkeypatch, capfd):
     notes.parent.mkdir(parents=True)
     notes.write_text("a user's own file")
     with pytest.raises(SystemExit) as stopped:
-        main(["demo", "--videos", "3", "--family", "llava_video"])
+        main(["demo", "--videos", "3", "--family", "llava_video", "--no-speed"])
     assert stopped.value.code == 0
     printed = "".join(capfd.readouterr())
     rows = [line for line in printed.splitlines() if line.startswith("│ llava_video")]
