@@ -26,7 +26,8 @@ def find_decoder(model: nn.Module) -> Any:
         UnsupportedModelError: there is none (the model is not a rotary decoder such as Qwen2 or Llama).
     """
     for module in model.modules():
-        if all(hasattr(module, name) for name in ("layers", "rotary_emb", "embed_tokens")):
+        # Not hasattr: wrappers (PEFT, torch.compile) answer for the module inside of them.
+        if all(name in module._modules for name in ("layers", "rotary_emb", "embed_tokens")):
             return module
     raise UnsupportedModelError(
         f"{type(model).__name__} has no decoder with `layers`, `rotary_emb` and `embed_tokens`; supported are the "

@@ -43,6 +43,8 @@ class Family(ABC):
     """``model_type`` of the configurations of transformers' classes."""
     start_layer: ClassVar[int] = 2
     """Decoder layer in front of which commands and wrappers merge where nobody says another; 2 is the paper's."""
+    mrope: ClassVar[bool] = False
+    """Whether its decoder rotates by (t, h, w) positions."""
     pixel_limits: ClassVar[bool] = False
     """Whether ``min_pixels`` and ``max_pixels`` bound the size of its frames."""
     newlines: ClassVar[bool] = False

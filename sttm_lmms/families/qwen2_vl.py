@@ -53,7 +53,7 @@ def mrope_positions(
     for (start, (t, h, w)), interval in zip(visuals, intervals or [1.0] * len(visuals), strict=True):
         pieces.append(torch.arange(position, position + start - done).expand(3, -1))
         position += start - done
-        times = (torch.arange(t) * interval).long()
+        times = (torch.arange(t, dtype=torch.float32) * interval).long()
         cells = torch.meshgrid(times, torch.arange(h), torch.arange(w), indexing="ij")
         pieces.append(torch.stack(cells).reshape(3, -1) + position)
         position += max(int(times[-1]) + 1, h, w)
@@ -106,6 +106,7 @@ class Qwen2VL(TemplateFamily):
     name: ClassVar[str] = "qwen2_vl"
     architectures: ClassVar[Mapping[str, str]] = {"Qwen2VLForConditionalGeneration": "hf"}
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    mrope: ClassVar[bool] = True
     pixel_limits: ClassVar[bool] = True
     tail: ClassVar[str] = VISION_END
     side: ClassVar[int] = _SIDE
@@ -197,7 +198,7 @@ def frame_grid(position_ids: torch.Tensor | None, row: int, start: int, length: 
     Raises:
         UnsupportedModelError: these are no positions of a grid.
     """
-    if position_ids is not None and position_ids.ndim == 3:
+    if position_ids is not None and position_ids.ndim == 3 and len(position_ids) >= 3:
         places = position_ids[-3:, min(row, position_ids.shape[1] - 1), start : start + length]
         height, width = (len(axis.unique()) for axis in places[1:])
         if length % (height * width) == 0:

@@ -27,12 +27,19 @@ from sttm_lmms.runtime import decode_step
 from sttm_lmms.runtime.cache_view import StepView
 from sttm_lmms.runtime.deepstack import Additions, added_layers
 from sttm_lmms.runtime.forward import Forward
+from sttm_lmms.runtime.inputs import (
+    Given,
+    ModelInputs,
+    linear_positions_of,
+    mrope_positions_of,
+    step_positions_of,
+)
 from sttm_lmms.runtime.probe import AttentionInputs, VideoProbe
 from sttm_lmms.runtime.report import Report, StageEvent
 from sttm_lmms.runtime.sites import hook_mlp
-from sttm_lmms.runtime.spans import check_spans, expand_spans, locate_spans
+from sttm_lmms.runtime.spans import check_spans, expand_spans
 from sttm_lmms.runtime.timing import Stopwatch
-from sttm_lmms.runtime.tracks import CacheState, contiguous
+from sttm_lmms.runtime.tracks import CacheState
 from sttm_lmms.runtime.videos import Batch, VideoTokens, reduce_batch
 from sttm_lmms.types import Deepstack, Kept, VideoSpan
 
@@ -88,13 +95,13 @@ class TokenReducer:
                 raise ValueError(f"start_layer={layer} is out of range; this model has layers 0..{layers - 1}")
         self._stopwatch = Stopwatch(model, enabled=timing)
         self._spans, self._unpadded = spans, False
+        self._inputs, self._given, self._expecting = ModelInputs(model, self.decoder), Given(), False
         self._deepstack: Deepstack | None = None
         self._mrope = uses_mrope(self.decoder)
         devices = {parameter.device for parameter in self.decoder.layers.parameters()}
         self._plain = decode_step.is_plain(self.decoder, layers_on_one_device=len(devices) == 1)
         self._states: WeakKeyDictionary[Cache, CacheState] = WeakKeyDictionary()
         self._steps = decode_step.DecodeSteps(self.decoder, self.method)
-        self._input_ids: torch.Tensor | None = None
         self._pass: Forward | None = None
         self._probes: dict[int, AttentionInputs] = {}
         self._handles: list[Any] = []
@@ -106,12 +113,8 @@ class TokenReducer:
         for hook in self.decoder._forward_pre_hooks.values():
             if isinstance(getattr(hook, "__self__", None), TokenReducer):
                 raise UnsupportedModelError("this model's tokens are already being reduced; leave that context first")
-        if self.model is not self.decoder:
-            self._handles += [
-                self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                self.model.register_forward_hook(self._after_model, always_call=True),
-            ]
         self._handles += [
+            *self._inputs.attach(),
             self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             self.decoder.register_forward_hook(self._after_decoder, always_call=True),
         ]
@@ -122,14 +125,15 @@ class TokenReducer:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._input_ids = None
 
     # -- what the engine tells and asks ------------------------------------------------------------------------
 
     def expect(self, spans: Sequence[VideoSpan], *, unpadded: bool = False, deepstack: Deepstack | None = None) -> None:
         """Where the videos of the next prefills are; ``unpadded`` promises that no row has padding, which spares a
-        look at the mask on the device; ``deepstack`` is what the decoder adds, where embeddings are all it is given."""
+        look at the mask on the device; ``deepstack`` is what the decoder adds, where embeddings are all it is given.
+        From now on the positions of all passes that continue a cache are made here, whatever they are called with."""
         self._spans, self._unpadded, self._deepstack = tuple(spans), unpadded, deepstack
+        self._expecting = True
 
     @property
     def edits_cache(self) -> bool:
@@ -146,26 +150,19 @@ class TokenReducer:
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("labels") is not None:
-            raise UnsupportedModelError("reduced sequences are shorter than `labels`; reduce_tokens is for inference")
-        self._input_ids = kwargs.get("input_ids", args[0] if args else None)
-
-    def _after_model(self, *_: object) -> None:
-        self._input_ids = None
-
     def _before_decoder(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if args:
             raise UnsupportedModelError("the decoder was called with positional arguments; name them")
+        self._given = self._inputs.take(kwargs)
         kwargs = self._normalise(decoder, kwargs)
         cache, embeds = kwargs[CACHE], kwargs["inputs_embeds"]
         past = cache.get_seq_length() if cache is not None else 0
         state = self._states.get(cache) if cache is not None else None
         if state is not None and past > 0 and embeds.shape[1] == 1 and self._plain and self._steps.covers(state):
             return (), self._decode_step(kwargs, cache, state)
-        spans = self._find_spans(kwargs, past)
+        spans = self._find_spans(kwargs, past if state is None or not isinstance(state.full, int) else state.full)
         if past == 0:
             self.report.prefills += 1
         if past == 0 and self._deepstack is not None:
@@ -173,6 +170,7 @@ class TokenReducer:
         if state is None and not spans and self.method is not None:
             return (), kwargs  # text only, in a cache that was never reduced: nothing to do
         check_cache(cache)
+        self._check_inputs(kwargs, spans)
         if state is None:
             state = CacheState.of_unreduced(kwargs.get("attention_mask"), past, embeds.device)
         self._pass = run = self._begin(kwargs, state, spans)
@@ -238,32 +236,35 @@ class TokenReducer:
         """Make embeddings and cache explicit, as the decoder itself would."""
         kwargs = dict(kwargs)
         if kwargs.get("inputs_embeds") is None:
-            ids = kwargs.pop("input_ids")
-            self._input_ids = ids if self._input_ids is None else self._input_ids
-            kwargs["inputs_embeds"] = decoder.embed_tokens(ids)
+            kwargs["inputs_embeds"] = decoder.embed_tokens(kwargs.pop("input_ids"))
         use_cache = kwargs.get("use_cache")
         given = kwargs.pop("past_key_values", None)  # transformers 5.24 takes this name, too
         kwargs[CACHE] = kwargs.get(CACHE) if given is None else given
         if kwargs[CACHE] is None and (decoder.config.use_cache if use_cache is None else use_cache):
             kwargs[CACHE] = DynamicCache(config=decoder.config)
+        return kwargs
+
+    def _check_inputs(self, kwargs: dict[str, Any], spans: Sequence[VideoSpan]) -> None:
+        """Refuse what a reduced sequence cannot honour."""
         mask = kwargs.get("attention_mask")
         if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
             raise UnsupportedModelError("reduced tokens need a 2-D attention_mask [B, L] (1 = real token) or none")
-        return kwargs
+        if spans and self._given.chosen_logits:
+            raise UnsupportedModelError(
+                "logits_to_keep names places of the full sequence, of which tokens are taken out; give a number (the "
+                "logits of that many last tokens) instead of a tensor"
+            )
 
     def _find_spans(self, kwargs: dict[str, Any], past: int) -> Sequence[VideoSpan]:
-        rows, length = kwargs["inputs_embeds"].shape[:2]
+        embeds = kwargs["inputs_embeds"]
+        length = embeds.shape[1]
         if self.method is None or (past > 0 and length == 1):  # a decode step: spares a look at the device
             return ()
         if self._spans is not None:
-            return expand_spans(self._spans, rows) if past == 0 else ()
-        if self._input_ids is not None:
-            return locate_spans(self.model.config, self._input_ids, kwargs.get("position_ids"))
-        if past == 0 and length > 1:
-            raise UnsupportedModelError(
-                "videos cannot be found in `inputs_embeds` alone; pass `input_ids`, or give reduce_tokens(..., spans=)"
-            )
-        return ()
+            return expand_spans(self._spans, embeds, trusted=self._expecting) if past == 0 else ()
+        if self._given.input_ids is None and (past > 0 or length == 1):
+            return ()
+        return self._inputs.find_spans(self._given.input_ids, kwargs.get("position_ids"), kwargs[CACHE], past)
 
     def _begin(self, kwargs: dict[str, Any], state: CacheState, spans: Sequence[VideoSpan]) -> Forward:
         embeds, given = kwargs["inputs_embeds"], kwargs.get("position_ids")
@@ -273,18 +274,16 @@ class TokenReducer:
             mask = mask[:, -length:].to(embeds.device, torch.bool)
             if (length > 1 and bool(mask.all())) or (length == 1 and not state.padded):
                 mask = None
-        if self._mrope and not spans and state.next_position is not None:
-            positions = contiguous(state.next_position[0, :, 0], mask, rows, length, embeds.device)
-            positions = positions.expand(3, rows, length)
-        elif self._mrope and given is not None and given.ndim == 3:
-            positions = given[-3:].to(embeds.device).expand(3, rows, length).clamp(min=0)
+        own, shape, device = self._given.positions and not self._expecting, (rows, length), embeds.device
+        if self._mrope:
+            positions = mrope_positions_of(given, own, state, mask, shape, device)
         else:
-            positions = contiguous(state.full, mask, rows, length, embeds.device)
-            positions = positions.expand(3, rows, length) if self._mrope else positions
+            keeps = self.method is None or self.method.positions == "keep"
+            positions = linear_positions_of(given if own else None, keeps, state, mask, shape, device)
         padding = [0] * rows if mask is None else (~mask).sum(-1).tolist()
         if spans and mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise UnsupportedModelError("reduced batches need padding on the left (tokenizer.padding_side='left')")
-        check_spans(spans, length)
+        check_spans(spans, length, rows)
         videos = [VideoTokens.of(span, padding[span.row], embeds, head_dim(self.decoder)) for span in spans]
         run = Forward(
             decoder=self.decoder,
@@ -393,7 +392,11 @@ class TokenReducer:
 
     def _decode_step(self, kwargs: dict[str, Any], cache: Cache, state: CacheState) -> dict[str, Any]:
         """Arguments of the decoder for one token of sequences without padding."""
+        self._check_inputs(kwargs, ())
         positions, hooks = self._steps.step(cache, state, kwargs["inputs_embeds"])
+        if self._given.positions and not self._expecting:
+            keeps = self.method is None or self.method.positions == "keep"
+            positions = step_positions_of(kwargs["position_ids"], positions, int(state.full), self._mrope, keeps)
         for layer, hook in hooks:
             self._pass_handles.append(
                 self.decoder.layers[layer].register_forward_pre_hook(hook, prepend=True, with_kwargs=True)

@@ -1,0 +1,289 @@
+"""What a forward pass was given: ids, videos and positions, read from the modules around a decoder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from sttm_lmms.errors import UnsupportedModelError
+from sttm_lmms.runtime.spans import check_image_positions, knows_videos_of, locate_spans
+from sttm_lmms.runtime.tracks import CacheState, contiguous
+from sttm_lmms.types import VideoSpan
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller of one forward pass gave, beside what reaches the decoder.
+
+    Attributes:
+        input_ids: ``[B, L]``, None if there were only embeddings.
+        positions: whether the caller gave ``position_ids``; a model around a decoder makes its own otherwise.
+        chosen_logits: whether ``logits_to_keep`` names places in the sequence.
+    """
+
+    input_ids: torch.Tensor | None = None
+    positions: bool = False
+    chosen_logits: bool = False
+
+
+class ModelInputs:
+    """Hooks that note the inputs of all modules around a decoder, until the decoder is called.
+
+    A prompt may enter at any of them: wrappers (PEFT, ``torch.compile``) call ``generate`` of the model inside, and a
+    caller may use ``model.model``.
+
+    Args:
+        model: what the user gave.
+        decoder: the text decoder inside of it.
+
+    Raises:
+        UnsupportedModelError: a wrapper runs copies of the model, which hooks do not reach.
+    """
+
+    def __init__(self, model: nn.Module, decoder: nn.Module) -> None:
+        self.modules = _modules_around(model, decoder)
+        for module in self.modules:
+            if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+                raise UnsupportedModelError("DataParallel runs copies of the model; give its `module` instead")
+        configs = [module.config for module in self.modules if hasattr(module, "config")]
+        self.config: Any = next((config for config in configs if knows_videos_of(config)), None)
+        if self.config is None:
+            self.config = configs[0] if configs else decoder.config
+        self._noted = threading.local()  # threads may share a model
+        self._prompts: WeakKeyDictionary[Cache, _Prompt] = WeakKeyDictionary()
+
+    def attach(self) -> list[Any]:
+        """Register the hooks; returns their handles."""
+        handles: list[Any] = []
+        for depth, module in enumerate(self.modules):
+
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], depth: int = depth) -> None:
+                self._note(depth, args, kwargs)
+
+            def after(*_: Any, depth: int = depth) -> None:
+                self._forget(depth)
+
+            handles += [
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                module.register_forward_hook(after, always_call=True),
+            ]
+        return handles
+
+    def _note(self, depth: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("labels") is not None:
+            raise UnsupportedModelError("reduced sequences are shorter than `labels`; reduce_tokens is for inference")
+        self._forget(depth)
+        first = args[0] if args and isinstance(args[0], torch.Tensor) and not args[0].is_floating_point() else None
+        ids = kwargs.get("input_ids")
+        given = Given(
+            input_ids=first if ids is None else ids,
+            positions=kwargs.get("position_ids") is not None,
+            chosen_logits=isinstance(kwargs.get("logits_to_keep"), torch.Tensor),
+        )
+        self._noted.calls = {**self._calls, depth: given}
+
+    @property
+    def _calls(self) -> dict[int, Given]:
+        """Depth of each module that is running -> what it was given."""
+        return getattr(self._noted, "calls", {})
+
+    def _forget(self, depth: int) -> None:
+        self._noted.calls = {at: given for at, given in self._calls.items() if at < depth}
+
+    def take(self, kwargs: dict[str, Any]) -> Given:
+        """What this call of the decoder was given; ``kwargs`` are its own arguments."""
+        calls = list(self._calls.values())
+        self._noted.calls = {}
+        own = kwargs.get("input_ids")
+        ids = [call.input_ids for call in calls if call.input_ids is not None]
+        return Given(
+            input_ids=own if own is not None else ids[-1] if ids else None,
+            positions=calls[0].positions if calls else kwargs.get("position_ids") is not None,
+            chosen_logits=any(call.chosen_logits for call in calls),
+        )
+
+    def find_spans(
+        self, input_ids: torch.Tensor | None, position_ids: torch.Tensor | None, cache: Cache | None, past: int
+    ) -> list[VideoSpan]:
+        """The videos among the new tokens of a pass.
+
+        Args:
+            input_ids: ``[B, L]`` of the new tokens.
+            position_ids: as they reach the decoder.
+            cache: what the pass continues or fills.
+            past: tokens of the unreduced sequence before the pass.
+
+        Raises:
+            UnsupportedModelError: there are no ids, a video is spread over several passes, or the tokens of a video
+                do not form its grid.
+        """
+        if input_ids is None:
+            raise UnsupportedModelError(
+                "videos cannot be found in `inputs_embeds` alone (`generate` hands on nothing else where both are "
+                "given); call the model with input_ids and pixel values, or give reduce_tokens(..., spans=)"
+            )
+        prompt = _Prompt(input_ids.cpu(), None if position_ids is None else axes_of(position_ids).cpu())
+        before = self._prompts.get(cache) if cache is not None and past else None
+        if before is not None and before.continued_by(prompt):
+            prompt = before.first(past).and_then(prompt)
+        if cache is not None:
+            self._prompts[cache] = prompt
+        start = prompt.input_ids.shape[1] - input_ids.shape[1]
+        spans = locate_spans(self.config, prompt.input_ids, prompt.positions)
+        for span in spans:
+            if span.start < start < span.end:
+                raise UnsupportedModelError(
+                    f"a video of {span.length} tokens is spread over several forward passes; reduced tokens need all "
+                    "of it in one (leave out prefill_chunk_size)"
+                )
+        if past:
+            check_image_positions(self.config, prompt.input_ids[:, start:], prompt.positions)
+        return [_moved(span, -start) for span in spans if span.start >= start]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Ids ``[B, L]`` and rotary positions ``[A, B, L]`` of the prompt so far, on the host."""
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor | None
+
+    def continued_by(self, new: _Prompt) -> bool:
+        """Whether both are parts of one batch, with positions of one kind."""
+        rows = len(self.input_ids) == len(new.input_ids)
+        if self.positions is None or new.positions is None:
+            return rows and self.positions is new.positions
+        return rows
+
+    def first(self, length: int) -> _Prompt:
+        """The first tokens: a caller may have cut the cache back."""
+        positions = None if self.positions is None else self.positions[..., :length]
+        return _Prompt(self.input_ids[:, :length], positions)
+
+    def and_then(self, new: _Prompt) -> _Prompt:
+        """Both, one behind the other."""
+        ids = torch.cat([self.input_ids, new.input_ids], dim=1)
+        if self.positions is None or new.positions is None:
+            return _Prompt(ids, None)
+        rows = len(ids)
+        parts = [part.expand(3, rows, -1) for part in (self.positions, new.positions)]
+        return _Prompt(ids, torch.cat(parts, dim=-1))
+
+
+def _modules_around(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """The modules that contain ``decoder``, outermost first."""
+    name = next(name for name, module in model.named_modules() if module is decoder)
+    parts = name.split(".") if name else []
+    return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+
+
+def _moved(span: VideoSpan, by: int) -> VideoSpan:
+    pieces = span.pieces and tuple((start + by, length) for start, length in span.pieces)
+    return replace(span, start=span.start + by, pieces=pieces)
+
+
+def axes_of(position_ids: torch.Tensor) -> torch.Tensor:
+    """``[1 or 3, B, L]``: rotary positions as the decoder reads ``[B, L]``, ``[1, B, L]``, ``[3, B, L]`` and
+    ``[4, B, L]`` (the first of four counts text)."""
+    return position_ids[None] if position_ids.ndim == 2 else position_ids[-3:]
+
+
+def mrope_positions_of(
+    given: torch.Tensor | None,
+    own: bool,
+    state: CacheState,
+    mask: torch.Tensor | None,
+    shape: Sequence[int],
+    device: Any,
+) -> torch.Tensor:
+    """Rotary positions ``[3, B, L]`` of the new tokens of a decoder with three axes.
+
+    Args:
+        given: ``position_ids`` as they reach the decoder.
+        own: the caller gave them; a model around the decoder may have made them from another prompt's offset.
+        state: of the cache before the pass.
+        mask: ``[B, L]`` bool, False at padding; None without padding.
+        shape: (B, L).
+    """
+    rows, length = shape
+    if given is not None and (state.next_position is None or (own and not _from_offset(given))):
+        return axes_of(given).to(device).expand(3, rows, length).clamp(min=0)
+    seen = state.full if state.next_position is None else state.next_position[0, :, 0]
+    return contiguous(seen, mask, rows, length, device).expand(3, rows, length)
+
+
+def linear_positions_of(
+    given: torch.Tensor | None,
+    keeps: bool,
+    state: CacheState,
+    mask: torch.Tensor | None,
+    shape: Sequence[int],
+    device: Any,
+) -> torch.Tensor:
+    """Rotary positions ``[B, L]`` of the new tokens of a decoder with one axis; arguments as above.
+
+    Args:
+        given: the caller's ``position_ids``, None if there are none.
+        keeps: survivors keep their positions. Otherwise the short sequence is counted anew, so that other positions
+            than the usual ones would be lost.
+
+    Raises:
+        UnsupportedModelError: positions that would be lost.
+    """
+    rows, length = shape
+    usual = contiguous(state.full, mask, rows, length, device)
+    if given is None:
+        return usual
+    if given.ndim != 2:
+        raise UnsupportedModelError(f"this decoder has one position a token; position_ids are {list(given.shape)}")
+    given = given.to(device).expand(rows, length)
+    differs = given != usual
+    if mask is not None:
+        differs &= mask
+    if not bool(differs.any()):
+        return usual
+    if keeps:
+        return given.clamp(min=0)
+    raise UnsupportedModelError(_NOT_COUNTING)
+
+
+def step_positions_of(given: torch.Tensor, usual: torch.Tensor, count: int, mrope: bool, keeps: bool) -> torch.Tensor:
+    """Rotary positions of a decode step, ``[B, 1]`` or ``[3, B, 1]``, from the caller's ``position_ids``.
+
+    Args:
+        usual: the positions that go on from the cache.
+        count: tokens of the unreduced sequence before this one.
+        mrope: the decoder has three axes.
+        keeps: as of :func:`linear_positions_of`.
+
+    Raises:
+        UnsupportedModelError: positions that would be lost.
+    """
+    given = given.to(usual.device)
+    if mrope:
+        return usual if _from_offset(given) else axes_of(given).expand_as(usual)
+    if keeps:
+        return given.expand_as(usual)
+    # On other devices the host would wait for every token, so what `generate` makes is taken for granted.
+    if given.device.type == "cpu" and bool((given != count).any()):
+        raise UnsupportedModelError(_NOT_COUNTING)
+    return usual
+
+
+_NOT_COUNTING = (
+    "position_ids do not count the tokens of the sequence, and this method numbers the tokens that are left anew; "
+    "leave position_ids out, or use a method that keeps positions"
+)
+
+
+def _from_offset(given: torch.Tensor) -> bool:
+    """Whether ``generate`` made these of text positions and the offset of the model's last prompt, which may have been
+    another one than this cache's: it gives them one axis."""
+    return given.ndim == 3 and len(given) == 1
