@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sttm_lmms.benchmarks.data import data_root
+from sttm_lmms.cli.evaluate import tasks_folder
 from sttm_lmms.cli.launch import LMMS_EVAL, RESULTS, launch
 from sttm_lmms.errors import STTMError, unknown
 from sttm_lmms.methods import get_method, method_names
 
 COMMAND = "command.txt"
+_PACKAGES = ("sttm-lmms", "lmms-eval", "transformers")
+_READ_WHOLE = 2**22  # bytes up to which a file is told by its content
 TABLES = ("compare.md", "compare.json", "compare.html")
 
 
@@ -91,15 +97,19 @@ def compare(
             typer.echo(command)
             continue
         told = f"[{number}/{len(grid)}] {folder.parent.name} {cell.name}"
-        if is_done(folder, command):
+        environment = {**_under_launcher(number), **_data(cell, videos, work)}
+        inputs = describe_inputs(cell, tasks, include_path or tasks_folder(), data_root({**os.environ, **environment}))
+        if is_done(folder, command, inputs):
             _tell(f"{told}: there already")
             files.append(folder / RESULTS)
             continue
         started = time.perf_counter()
         _tell(f"{told}: {folder / 'log.txt'}")
         try:
-            environment = {**_under_launcher(number), **_data(cell, videos, work)}
-            files.append(launch(args, folder, launcher=_launcher(processes), environment=environment))
+            file = launch(args, folder, launcher=_launcher(processes), environment=environment)
+            if not _rank():
+                _write_note(folder, command, inputs)
+            files.append(file)
         except STTMError as error:
             failed.append(f"{told}: {last_words(str(error))}")
             _tell(failed[-1])
@@ -124,24 +134,71 @@ def make_grid(models: Iterable[tuple[str, str]], methods: Sequence[str], budgets
     return grid
 
 
-def is_done(folder: Path, command: str) -> bool:
-    """True if the run of this command is there; otherwise its command is noted for the next time.
+def is_done(folder: Path, command: str, inputs: Mapping[str, str] | None = None) -> bool:
+    """True if the run of this command, on these inputs, is there; otherwise it is noted for the next time.
+
+    A run on other inputs (videos, weights, the source of a method, versions) is to be made anew.
 
     Raises:
         STTMError: the folder has the result of another command.
     """
-    note = folder / COMMAND
+    note, inputs = folder / COMMAND, inputs or {}
     if (folder / RESULTS).is_file():
-        old = note.read_text(encoding="utf-8").strip() if note.is_file() else "an unknown command"
+        old, *lines = (
+            note.read_text(encoding="utf-8").strip().splitlines() if note.is_file() else ["an unknown command"]
+        )
         if old != command:
             raise STTMError(
                 f"{folder} has the result of another command:\n  {old}\nnow asked for:\n  {command}\n"
                 "Give another --out, or remove that folder"
             )
-        return True
+        seen = dict(line.split(": ", 1) for line in lines if ": " in line)
+        changed = [
+            f"{name} ({seen.get(name, 'unknown')} -> {now})" for name, now in inputs.items() if seen.get(name) != now
+        ]
+        if changed:
+            _tell(f"{folder}: run anew, for there are other {', '.join(changed)}")
+        return not changed
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(command + "\n", encoding="utf-8")
+    _write_note(folder, command, inputs)
     return False
+
+
+def describe_inputs(cell: Cell, tasks: str, include_path: Path, root: Path) -> dict[str, str]:
+    """What a run depends on besides its command, each in a few words or digits that change with it."""
+    import inspect
+
+    from sttm_lmms.benchmarks.presets import benchmark_of
+
+    checkpoint = Path(_pretrained(cell.model_args)).expanduser()
+    found = {
+        "versions": ", ".join(
+            f"{name} {metadata.version(name)}" for name in ("sttm-lmms", "lmms-eval", "transformers")
+        ),
+        "weights": _digest(checkpoint) if checkpoint.is_dir() else "of the hub",
+        "task files": _digest(include_path, "*.yaml", "*.py"),
+    }
+    if data := sorted({benchmark for task in tasks.split(",") if (benchmark := benchmark_of(task.strip()))}):
+        found["videos and questions"] = " ".join(_digest(root / name, "annotations/*", "videos/*") for name in data)
+    if ":" in cell.method:
+        source = Path(inspect.getfile(get_method(cell.method)))
+        found["source of the method"] = _digest(source.parent, source.name)
+    return found
+
+
+def _digest(folder: Path, *patterns: str) -> str:
+    """12 hex digits for files below a folder: small ones by content, others by size and time of change."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns or ("*",) for path in folder.rglob(pattern) if path.is_file()}):
+        stat = path.stat()
+        told = path.read_bytes() if stat.st_size < _READ_WHOLE else f"{stat.st_size} {stat.st_mtime_ns}".encode()
+        digest.update(f"\n{path.relative_to(folder).as_posix()} {len(told)}\n".encode() + told)
+    return digest.hexdigest()[:12]
+
+
+def _write_note(folder: Path, command: str, inputs: Mapping[str, str]) -> None:
+    lines = [command, *(f"{name}: {value}" for name, value in inputs.items())]
+    (folder / COMMAND).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_tables(
@@ -200,7 +257,6 @@ def _embedded(family: str) -> tuple[str, str]:
 
 
 def _methods(text: str | None, reference: str) -> list[str]:
-
     names = [name.strip() for name in (text or ",".join(_with_budget())).split(",") if name.strip()]
     for name in names:
         if name == "none":
@@ -214,8 +270,6 @@ def _methods(text: str | None, reference: str) -> list[str]:
 
 
 def _with_budget() -> list[str]:
-    from sttm_lmms.methods import get_method
-
     return [name for name in method_names() if _has_budget(get_method(name))]
 
 
@@ -234,8 +288,6 @@ def _budgets(text: str) -> list[float]:
 
 
 def _arguments(cell: Cell, tasks: str, include_path: Path | None, extra: Sequence[str]) -> list[str]:
-    from sttm_lmms.cli.evaluate import tasks_folder
-
     path = include_path or _shown(tasks_folder())
     run = ["--model", cell.model, "--model_args", cell.arguments, "--tasks", tasks, "--include_path", str(path)]
     return [*run, *extra]
@@ -282,14 +334,13 @@ def _shapes(models: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Sizes of each checkpoint's decoder, by the name that the tables use; without those that cannot be read."""
     from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
     from sttm_lmms.report.flops import DecoderShape
-    from sttm_lmms.report.names import model_name
+    from sttm_lmms.report.names import model_names
 
-    shapes = {}
-    for _, args in models:
-        checkpoint = _pretrained(args)
+    shapes, names = {}, model_names(_pretrained(args) for _, args in models)
+    for checkpoint in names:
         try:
             config = read_json(resolve_checkpoint(checkpoint, files=("config.json",)) / "config.json")
-            shapes[model_name(checkpoint)] = DecoderShape.from_config(config)
+            shapes[names[checkpoint]] = DecoderShape.from_config(config)
         except (STTMError, KeyError) as error:
             typer.echo(f"no operation count for {checkpoint}: {error}", err=True)
     return shapes

@@ -218,4 +218,4 @@ def _setting(args: dict[str, str], run: Run, provenance: Provenance | None, meth
     """What the user asked for, in words."""
     if not args and provenance is not None:
         args = {key: str(value) for key, value in provenance.settings.items()}
-    return setting_words(args | run.options) or ("all tokens" if method == "none" else "defaults")
+    return setting_words({**args, **run.options}) or ("all tokens" if method == "none" else "defaults")

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 from sttm_lmms.cli import compare as module
 from sttm_lmms.cli import main
-from sttm_lmms.cli.compare import is_done, last_words, make_grid
+from sttm_lmms.cli.compare import describe_inputs, is_done, last_words, make_grid
 from sttm_lmms.errors import STTMError
 
 ARGS = "pretrained=some/model,max_frames=8"
@@ -79,6 +79,48 @@ def test_a_run_is_repeated_only_for_another_command(tmp_path):
     assert is_done(folder, "lmms-eval b")
     with pytest.raises(STTMError, match=r"lmms-eval b\nnow asked for:\n  lmms-eval c\nGive another --out"):
         is_done(folder, "lmms-eval c")
+
+
+def test_a_run_on_other_inputs_is_made_anew(tmp_path, capsys):
+    folder, command = tmp_path / "sttm-0.5", "lmms-eval a"
+    assert not is_done(folder, command, {"videos": "1", "weights": "2"})
+    (folder / "results.json").write_text("{}")
+    assert is_done(folder, command, {"videos": "1", "weights": "2"})
+    assert not is_done(folder, command, {"videos": "3", "weights": "2"})
+    assert "run anew, for there are other videos (1 -> 3)" in capsys.readouterr().err
+    assert not is_done(folder, command, {"videos": "3", "weights": "2"}), "until it has been made"
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    """All files that a run depends on, and what they are described as."""
+    files = {
+        "weights": tmp_path / "model" / "model.safetensors",
+        "task files": tmp_path / "tasks" / "mine.yaml",
+        "videos and questions": tmp_path / "data" / "vnbench" / "videos" / "v.mp4",
+        "annotations": tmp_path / "data" / "vnbench" / "annotations" / "a.json",
+        "source of the method": tmp_path / "code" / "mine_of_inputs.py",
+    }
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        file.write_text("class Mine: ...\n")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "mine_of_inputs", raising=False)
+    monkeypatch.setattr(module, "get_method", lambda name: __import__("mine_of_inputs").Mine)
+    cell = module.Cell("sttm_qwen2_vl", f"pretrained={tmp_path / 'model'}", "mine_of_inputs:Mine", 0.5)
+    return files, lambda: describe_inputs(cell, "vnbench,other", tmp_path / "tasks", tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "name", ["weights", "task files", "videos and questions", "annotations", "source of the method"]
+)
+def test_every_input_is_compared(inputs, name):
+    files, describe = inputs
+    before = describe()
+    files[name].write_text("class Mine: pass\n")
+    changed = {key for key, value in describe().items() if value != before[key]}
+    assert changed == {"videos and questions" if name == "annotations" else name}
+    assert describe() == describe()
 
 
 def test_the_reason_of_a_failure_is_one_line():
