@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,26 +90,35 @@ def prompt(tokenizer: Any, case: Case) -> tuple[list[int], list[int]]:
 
 
 @torch.inference_mode()
-def answer(model: Any, words: Words, case: Case, setting: Setting) -> tuple[bool, float, float]:
-    """(right, kept tokens / all, the same as a mean over decoder layers)."""
-    before, after = prompt(words.tokenizer, case)
-    text = model.get_input_embeddings()(torch.tensor([before + after]))
-    embeds = torch.cat([text[:, : len(before)], case.cells.flatten(0, 2)[None], text[:, len(before) :]], dim=1)
-    inputs = {"inputs_embeds": embeds, "logits_to_keep": 1, "use_cache": False}
+def answer(model: Any, words: Words, cases: Sequence[Case], setting: Setting) -> list[tuple[bool, float, float]]:
+    """(right, kept tokens / all, the same as a mean over decoder layers) of cases whose prompts are equally long."""
+    texts = [prompt(words.tokenizer, case) for case in cases]
+    start, grid = len(texts[0][0]), tuple(cases[0].cells.shape[:3])
+
+    def embed(ids: list[int]) -> torch.Tensor:
+        return model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+
+    rows = [
+        torch.cat([embed(before), case.cells.flatten(0, 2), embed(after)])
+        for case, (before, after) in zip(cases, texts, strict=True)
+    ]
+    inputs = {"inputs_embeds": torch.stack(rows), "logits_to_keep": 1, "use_cache": False}
     config = setting.config()
-    kept = layers = 1.0
+    kept = [(1.0, 1.0)] * len(cases)
     if config is None:
-        logits = model(**inputs).logits[0, -1]
+        logits = model(**inputs).logits[:, -1]
     else:
-        span = VideoSpan(len(before), tuple(case.cells.shape[:3]))
+        spans = [VideoSpan(start, grid, row) for row in range(len(cases))]
         # Methods that cannot meet a budget say so; the table shows what they kept.
-        with warnings.catch_warnings(), reduce_tokens(model, config, spans=[span]) as report:
+        with warnings.catch_warnings(), reduce_tokens(model, config, spans=spans) as report:
             warnings.simplefilter("ignore")
-            logits = model(**inputs).logits[0, -1]
-        kept, layers = report.events[-1].budget, report.events[-1].layer_budget
-    scores = logits[[words.token(word) for word in case.candidates]]
-    best = scores.topk(len(case.answer)).indices.tolist()
-    return frozenset(best) == case.answer, kept, layers
+            logits = model(**inputs).logits[:, -1]
+        kept = [(event.budget, event.layer_budget) for event in sorted(report.events, key=lambda event: event.row)]
+    found = []
+    for case, row, shares in zip(cases, logits, kept, strict=True):
+        best = row[[words.token(word) for word in case.candidates]].topk(len(case.answer)).indices.tolist()
+        found.append((frozenset(best) == case.answer, *shares))
+    return found
 
 
 def make_case(words: Words, backgrounds: Mapping[str, list[Background]], cells: str, task: str, number: int) -> Case:
@@ -120,15 +130,16 @@ def make_case(words: Words, backgrounds: Mapping[str, list[Background]], cells: 
     return TASKS[task](rng, words, grid, clip)
 
 
-def plan(options: argparse.Namespace, kinds: Sequence[str]) -> Iterator[tuple[int, str, str, list[Setting]]]:
-    """(number, cells, task, settings) in the order of running: every task before the next case."""
-    settings = [ALL] + [
-        Setting(m, b, s) for s in options.start_layers for b in options.budgets for m in options.methods
-    ]
-    for number in range(options.cases):
-        for cells in kinds:
-            for task in options.tasks:
-                yield number, cells, task, settings
+def settings_of(options: argparse.Namespace) -> list[Setting]:
+    choices = product(options.start_layers, options.budgets, options.methods)
+    return [ALL, *(Setting(method, budget, layer) for layer, budget, method in choices)]
+
+
+def plan(options: argparse.Namespace, kinds: Sequence[str]) -> Iterator[tuple[str, str, range]]:
+    """(cells, task, cases) of each batch in the order of running: every task before the next cases."""
+    for start in range(0, options.cases, options.batch):
+        for cells, task in product(kinds, options.tasks):
+            yield cells, task, range(start, min(start + options.batch, options.cases))
 
 
 def digest(path: Path) -> str:
@@ -136,10 +147,10 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hours(model: Any, words: Words, case: Case, planned: Sequence[tuple[int, str, str, list[Setting]]]) -> float:
-    """CPU hours of a plan, from the time of one pass with all tokens; a kept token costs what a token costs."""
+def cpu_hours(model: Any, words: Words, case: Case, passes: Mapping[Setting, int]) -> float:
+    """What so many passes of each setting take, from the time of one with all tokens; every token costs the same."""
     began = time.process_time()
-    answer(model, words, case, ALL)
+    answer(model, words, [case], ALL)
     full = time.process_time() - began
     layers = model.config.num_hidden_layers
     visual, text = case.cells.shape[:3].numel(), 60
@@ -148,7 +159,7 @@ def hours(model: Any, words: Words, case: Case, planned: Sequence[tuple[int, str
         late = max(0, layers - setting.start_layer) / layers
         return (text + visual * (1 - late * (1 - setting.budget))) / (text + visual)
 
-    return full * sum(share(setting) for *_, settings in planned for setting in settings) / 3600
+    return full * sum(count * share(setting) for setting, count in passes.items()) / 3600
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -165,14 +176,19 @@ def run(options: argparse.Namespace) -> None:
 
         footage = load_file(options.features)
         backgrounds["footage"] = [footage_scene(words, grid, footage, seed) for seed in range(SEEDS)]
+    settings = settings_of(options)
+    lines = options.out / "cases.jsonl"
+    done: dict[tuple[str, str, int], set[str]] = {}
+    for line in read_lines(lines):
+        done.setdefault((line["cells"], line["task"], line["case"]), set()).update(line["right"])
+
+    def missing(setting: Setting, *key: Any) -> bool:
+        return setting.name not in done.get(key, ())
+
     planned = list(plan(options, [kind for kind in options.cells if kind in backgrounds]))
-    cases = options.out / "cases.jsonl"
-    done: dict[tuple[int, str, str], set[str]] = {}
-    for line in read_lines(cases):
-        done.setdefault((line["case"], line["cells"], line["task"]), set()).update(line["right"])
-    example = make_case(words, backgrounds, planned[0][1], planned[0][2], 0)
-    left = [(*key, [s for s in settings if s.name not in done.get(tuple(key), ())]) for *key, settings in planned]
-    print(f"about {hours(model, words, example, left):.1f} CPU hours are left of this plan", flush=True)
+    passes = {s: sum(missing(s, cells, task, n) for cells, task, cases in planned for n in cases) for s in settings}
+    example = make_case(words, backgrounds, *planned[0][:2], 0)
+    print(f"about {cpu_hours(model, words, example, passes):.1f} CPU hours are left of this plan", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     files = {"model": Path(options.model) / (options.gguf or ""), "features": options.features}
     write_json(
@@ -180,23 +196,24 @@ def run(options: argparse.Namespace) -> None:
         **about("cpu"),
         digests={name: digest(Path(path)) for name, path in files.items() if path and Path(path).is_file()},
         grid=grid,
-        planned={"cases": options.cases, "tasks": options.tasks, "settings": [s.name for s in planned[0][3]]},
+        planned={"cases": options.cases, "tasks": options.tasks, "settings": [setting.name for setting in settings]},
         not_asked={name: reason for name, reason in NO_FIRST_TOKEN.items() if name not in options.methods},
     )
     began = time.monotonic()
-    for number, cells, task, settings in left:
+    for cells, task, cases in planned:
         if time.monotonic() - began > 3600 * options.hours:
             print("time is over; the same command goes on from here", flush=True)
             break
-        if not settings:
-            continue
-        case = make_case(words, backgrounds, cells, task, number)
-        answers = {setting.name: answer(model, words, case, setting) for setting in settings}
-        line = {"case": number, "cells": cells, "task": task, "clip": case.clip}
-        line["right"] = {name: int(right) for name, (right, _, _) in answers.items()}
-        line["kept"] = {name: [round(kept, 4), round(mean, 4)] for name, (_, kept, mean) in answers.items()}
-        with cases.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        left = {number: [s for s in settings if missing(s, cells, task, number)] for number in cases}
+        numbers = [number for number, absent in left.items() if absent]
+        made = [make_case(words, backgrounds, cells, task, number) for number in numbers]
+        answers = {s.name: answer(model, words, made, s) for s in settings if any(s in left[n] for n in numbers)}
+        with lines.open("a") as file:
+            for row, (number, case) in enumerate(zip(numbers, made, strict=True)):
+                line = {"case": number, "cells": cells, "task": task, "clip": case.clip}
+                line["right"] = {name: int(found[row][0]) for name, found in answers.items()}
+                line["kept"] = {name: [round(share, 4) for share in found[row][1:]] for name, found in answers.items()}
+                file.write(json.dumps(line) + "\n")
     write_tables(options.out)
 
 
@@ -211,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.3, 0.15])
     parser.add_argument("--start-layers", type=int, nargs="+", default=[2], help="of the methods that have one")
     parser.add_argument("--cases", type=int, default=300, help="for each task and kind of cells, over three seeds")
+    parser.add_argument("--batch", type=int, default=12, help="cases of one task in a pass")
     parser.add_argument("--grid", type=int, nargs=3, default=[6, 6, 6], metavar=("T", "H", "W"))
     parser.add_argument(
         "--hours", type=float, default=float("inf"), help="stop after so long; the same command goes on"
