@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sttm_lmms.errors import AnnotationError
 from sttm_lmms.ids import safe_id
 
 MAX_OPTIONS = 8
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Mean length of the classes of Video-MME in seconds (arXiv 2405.21075, section 3), which gives no length of each video.
 _MEAN_SECONDS = {"short": 80.7, "medium": 520.2, "long": 2471.0}
 
@@ -48,7 +50,7 @@ def parse_questions(records: Sequence[Any], benchmark: str, path: Path) -> list[
 def read_records(path: Path) -> list[Any]:
     """The records of a JSON file that holds a non-empty list; :class:`AnnotationError` for anything else."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = _printable(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         raise AnnotationError(f"{path}: no such annotation file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -56,6 +58,15 @@ def read_records(path: Path) -> list[Any]:
     if not isinstance(records, list) or not records:
         raise AnnotationError(f"{path}: expected a JSON list of records, found {_kind(records)}")
     return records
+
+
+def _printable(value: Any) -> Any:
+    """A JSON value with U+FFFD for halves of surrogate pairs, which no file can be written with."""
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return {_printable(key): _printable(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def parse_record(record: Any, fmt: Format) -> Question:

@@ -13,7 +13,8 @@ from sttm_lmms.errors import AnnotationError
 
 ROOT_VARIABLE = "STTM_DATA_ROOT"
 DEFAULT_ROOT = "datasets"
-VIDEO_SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
+"""Containers that are looked for, in this order, in small and in capital letters."""
 
 
 def data_root(environ: Mapping[str, str] | None = None) -> Path:
@@ -51,5 +52,5 @@ def video_folder(root: Path, benchmark: str) -> Path:
 
 def find_video(folder: Path, video_id: str) -> Path:
     """The file of a video, which need not exist: ``.mp4``, or another container where only that is there."""
-    paths = [folder / f"{video_id}{suffix}" for suffix in VIDEO_SUFFIXES]
+    paths = [folder / f"{video_id}{suffix}" for lower in VIDEO_SUFFIXES for suffix in (lower, lower.upper())]
     return next((path for path in paths if path.is_file()), paths[0])

@@ -14,8 +14,7 @@ from sttm_lmms.benchmarks.presets import benchmark_of, resolve_frames
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import family_of, load_pretrained
 from sttm_lmms.families.base import Family
-from sttm_lmms.model_wrappers.arguments import WrapperArguments
-from sttm_lmms.model_wrappers.placement import Placement, place
+from sttm_lmms.families.placement import Placement, place_model
 from sttm_lmms.types import VisionFeatures
 from sttm_lmms.video import VideoSettings
 
@@ -40,7 +39,7 @@ class LoadedModel:
 
 def load_model(checkpoint: str, device: str | None, dtype: str, revision: str | None = None) -> LoadedModel:
     """Load a checkpoint the way the wrappers do: CUDA, MPS or CPU, the process' own device under accelerate."""
-    placement = place(WrapperArguments(checkpoint, method="none", device=device, dtype=dtype))
+    placement = place_model(device, dtype)
     model, processor = load_pretrained(
         checkpoint, revision=revision, dtype=placement.dtype, device_map=placement.device_map
     )

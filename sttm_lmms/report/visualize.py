@@ -53,7 +53,7 @@ def visualize(
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a resized frame (Qwen families).")] = None,
     film: Annotated[Film, typer.Option(help="Kind of film of each setting.")] = Film.gif,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda; by default the CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
     question: Annotated[
         str, typer.Option(help="What the prompt asks; methods that read attention keep what matters to it.")
     ] = "What happens in the video?",
@@ -172,8 +172,10 @@ def _by_model(
 ) -> tuple[Video, list[MergedTokens]]:
     """What really happens in the model, at the stages that are asked for or from its family's own start layer on."""
     from sttm_lmms.families import family_of, load_pretrained
+    from sttm_lmms.families.placement import place_model
 
-    model, processor = load_pretrained(checkpoint, revision=revision, device_map=device)
+    placed = place_model(device)
+    model, processor = load_pretrained(checkpoint, revision=revision, dtype=placed.dtype, device_map=placed.device_map)
     family = family_of(model)
     own = {name: str(value) for name, value in family.method_defaults(get_method(method)).items()}
     configs = [make_config(method, {**own, **settings}) for settings in asked]

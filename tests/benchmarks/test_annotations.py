@@ -150,3 +150,23 @@ def test_find_video(tmp_path):
     assert find_video(tmp_path, "a") == tmp_path / "a.mkv"
     (tmp_path / "a.mp4").touch()
     assert find_video(tmp_path, "a") == tmp_path / "a.mp4"
+
+
+@pytest.mark.parametrize("suffix", [".MP4", ".MOV", ".mov", ".m4v", ".gif", ".WEBM"])
+def test_containers_in_any_case(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").touch()
+    assert find_video(tmp_path, "a") == tmp_path / f"a{suffix}"
+
+
+def test_a_byte_order_mark_and_half_a_surrogate_pair(tmp_path):
+    record = {
+        "videoID": "clip",
+        "question_id": "1",
+        "question": "A \ud83d bike \ud83d\ude00?",
+        "options": ["A. \udc00", "B. n"],
+    }
+    record |= {"answer": "A", "duration": "short", "task_type": "t", "domain": "d", "sub_category": "s"}
+    (tmp_path / "a.json").write_text(json.dumps([record]), encoding="utf-8-sig")
+    (question,) = load_questions(tmp_path / "a.json", "videomme")
+    assert question.question == "A \ufffd bike \U0001f600?"
+    assert question.options == ("A. \ufffd", "B. n")

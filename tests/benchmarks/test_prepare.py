@@ -254,6 +254,45 @@ def test_other_records(tmp_path, make_videos):
     assert (ego["q_uid"], ego["answer"]) == ("clip1", 3)
 
 
+def test_accounts_are_no_part_of_the_published_ids(tmp_path, make_videos):
+    """LongVideoBench calls some videos "@account-1234" and their questions "@account-1234_0"."""
+
+    def change(records):
+        records[1].update(id="@some-one-71416_0", video_id="@some-one-71416", video_path="@some-one-71416.mp4")
+
+    videos = make_videos("longvideobench")
+    (videos / "clip1.mp4").rename(videos / "@some-one-71416.mp4")
+    raw = write_release(tmp_path / "raw", "longvideobench", change)
+    assert prepare("longvideobench", raw, videos, tmp_path / "data").complete
+    record = written(tmp_path / "data", "longvideobench")[1]
+    assert (record["videoID"], record["question_id"]) == ("71416", "71416_0")
+
+
+@pytest.mark.parametrize("suffix", [".MOV", ".m4v", ".gif", ".Mp4"])
+def test_other_containers(tmp_path, make_videos, suffix):
+    videos, out = make_videos("videomme"), tmp_path / "data"
+    (videos / "clip1.mp4").rename(videos / f"clip1{suffix}")
+    assert prepare("videomme", write_release(tmp_path / "raw", "videomme"), videos, out, copy=True).complete
+    assert check(out, "videomme").complete
+
+
+@pytest.mark.parametrize("benchmark", ["vnbench", "nextqa"])
+def test_a_byte_order_mark(tmp_path, make_videos, benchmark):
+    raw = write_release(tmp_path / "raw", benchmark)
+    for file in raw.iterdir():
+        file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert prepare(benchmark, raw, make_videos(benchmark), tmp_path / "data").complete
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_another_video_of_the_same_name_takes_its_place(tmp_path, make_videos, copy):
+    raw, videos, out = write_release(tmp_path / "raw", "nextqa"), make_videos("nextqa"), tmp_path / "data"
+    prepare("nextqa", raw, videos, out, copy=copy)
+    (videos / "clip0.mp4").write_bytes((videos / "clip1.mp4").read_bytes())
+    prepare("nextqa", raw, videos, out, copy=copy)
+    assert written(out, "nextqa")[0]["duration"] == "medium"
+
+
 def test_missing_video_is_listed_and_nothing_is_written(tmp_path, make_videos):
     raw, videos, out = (
         write_release(tmp_path / "raw", "vnbench"),

@@ -63,7 +63,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     located = {video_id: index.find(source) or index.find(video_id) for video_id, source in sources.items()}
     found = {video_id: path for video_id, path in located.items() if path is not None}
-    placed = {video_id: folder / f"{video_id}{path.suffix}" for video_id, path in found.items()}
+    placed = {video_id: folder / f"{video_id}{path.suffix.lower()}" for video_id, path in found.items()}
     for video_id, target in placed.items():
         place_video(found[video_id], target, copy=copy)
     seconds, broken = Durations(out / benchmark / "durations.json").measure(placed, progress=progress)

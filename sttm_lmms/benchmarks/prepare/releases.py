@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 from sttm_lmms.benchmarks.prepare.sources import Record, check_keys, read_json_object, read_release, release_files
 from sttm_lmms.benchmarks.question import LETTERS
 from sttm_lmms.errors import AnnotationError
+
+_ACCOUNT = re.compile(r"^@.+-(?=\d)")
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,12 @@ def _videomme(record: Record, path: Path) -> Converted:
 
 
 def _longvideobench(record: Record, path: Path) -> Converted:
-    video_id = record["video_id"]
+    # Videos of accounts are called "@account-1234" in the release, and by their number alone in the published files.
+    video_id, question_id = (_ACCOUNT.sub("", record[key]) for key in ("video_id", "id"))
     return Converted(
         {
             "videoID": video_id,
-            "question_id": record["id"],
+            "question_id": question_id,
             "duration": record["duration_group"],
             "task_type": record["question_category"],
             "question": record["question"],

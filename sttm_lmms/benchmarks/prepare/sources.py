@@ -20,10 +20,11 @@ def read_release(path: Path) -> list[Record]:
         AnnotationError: the file is missing, has another suffix, or is not what its suffix says.
     """
     readers = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise AnnotationError(f"{path}: expected a file ending in {', '.join(readers)}")
     try:
-        records = readers[path.suffix](path)
+        records = readers[suffix](path)
     except FileNotFoundError:
         raise AnnotationError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:
@@ -70,15 +71,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def _read_jsonl(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def _read_csv(path: Path) -> list[Record]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -38,7 +38,7 @@ class VideoIndex:
         for parent, _, names in os.walk(folder, followlinks=True):
             for name in sorted(names):
                 path = Path(parent) / name
-                if path.suffix in VIDEO_SUFFIXES:
+                if path.suffix.lower() in VIDEO_SUFFIXES:
                     self._paths[path.stem].append(path)
                     self._paths[f"{path.parent.name}/{path.stem}"].append(path)
 
@@ -55,11 +55,11 @@ class VideoIndex:
 
 
 def place_video(source: Path, target: Path, *, copy: bool) -> None:
-    """Make ``target`` a link to (or a copy of) ``source``; nothing happens where a good file is already there.
+    """Make ``target`` a link to (or a copy of) ``source``; nothing happens where it is one already.
 
     A copy gets its name only when it is complete, so that an interrupted run leaves no half file behind.
     """
-    if target.exists():
+    if target.exists() and (target.samefile(source) or target.stat().st_size == source.stat().st_size):
         return
     target.unlink(missing_ok=True)  # a link whose target is gone
     if copy:
@@ -73,16 +73,16 @@ def place_video(source: Path, target: Path, *, copy: bool) -> None:
 class Durations:
     """Seconds of each video, kept in a file so that an interrupted run goes on where it stopped.
 
-    A measurement counts as long as the video has the size it was made with.
+    A measurement counts as long as the video has the size and the time of change it was made with.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, tuple[int, float]] = {}
+        self._known: dict[str, tuple[int, int, float]] = {}
         if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                self._known = {name: (int(size), float(seconds)) for name, (size, seconds) in content.items()}
+                self._known = {name: (int(size), int(at), float(s)) for name, (size, at, s) in content.items()}
             except (ValueError, TypeError, AttributeError):
                 self._known = {}  # half written; everything is measured again
 
@@ -91,14 +91,15 @@ class Durations:
         seconds: dict[str, float] = {}
         broken: dict[str, str] = {}
         for number, (video_id, path) in enumerate(_shown(videos.items(), len(videos), progress), start=1):
-            size = path.stat().st_size
-            known = self._known.get(video_id)
+            stat = path.stat()
+            *file, known = self._known.get(video_id, (0, 0, 0.0))
             try:
-                seconds[video_id] = known[1] if known and known[0] == size else probe(path).duration
+                same = file == [stat.st_size, stat.st_mtime_ns]
+                seconds[video_id] = known if same else probe(path).duration
             except VideoError as error:
                 broken[video_id] = error.reason
                 continue
-            self._known[video_id] = (size, seconds[video_id])
+            self._known[video_id] = (stat.st_size, stat.st_mtime_ns, seconds[video_id])
             if number % SAVE_EVERY == 0:
                 self._save()
         self._save()

@@ -190,7 +190,7 @@ def _read(preset: str) -> list[dict[str, Any]]:
     if path.suffix not in (".yaml", ".yml"):
         raise unknown("preset", preset, [*preset_names(), "the path of a .yaml file"])
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"preset {preset!r}: no such file; presets by name: {', '.join(preset_names())}") from None
     except yaml.YAMLError as error:
