@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from sttm_lmms.config import check_choice, check_integer
+from sttm_lmms.decoder import CACHE
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method
 from sttm_lmms.provenance import RunSummary
-from sttm_lmms.runtime.asking import Asking, Question, reductions
-from sttm_lmms.runtime.prefix import continued, kept_tokens, mean_layer_tokens, prefill_prefix
-from sttm_lmms.runtime.prefix_cache import PrefixCache
+from sttm_lmms.runtime.generation import answer_text, continuation_ids, continuation_score, generate_ids
+from sttm_lmms.runtime.prefix import Prefix, continued, prefill_prefix, visual_counts
+from sttm_lmms.runtime.prompt import Prompt, decoder_inputs
+from sttm_lmms.runtime.recent import RecentPrefixes
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
-from sttm_lmms.runtime.sources import Encoded, SourceReader, Store, source_key, with_key
+from sttm_lmms.runtime.sources import IN_FRONT, Group, SourceReader, Store, source_key, with_key
 from sttm_lmms.runtime.summary import Totals
-from sttm_lmms.runtime.timing import Stopwatch, peak_memory
-from sttm_lmms.types import PreparedInput
+from sttm_lmms.runtime.timing import FirstForward, Phases, Stopwatch, peak_memory
+from sttm_lmms.types import PreparedInput, VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
 
 Reuse = Literal["prefix", "features", "none"]
 OnError = Literal["skip", "raise"]
+Reply = TypeVar("Reply", Answer, LogLikelihood)
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +103,7 @@ class Engine:
             prefetch=prefetch,
             workers=prefetch_workers,
         )
-        self._asking = Asking(model, processor, self.family, self._stopwatch)
-        self._prefixes = PrefixCache(keep, int(host_cache_gb * 2**30))
+        self._prefixes = RecentPrefixes(keep, int(host_cache_gb * 2**30))
         self._totals = Totals()
         self._lock = threading.RLock()  # one group at a time: threads share the prefixes and the features
 
@@ -155,38 +158,81 @@ class Engine:
         than the current video's when it is stopped.
         """
         check_integer("batch_size", batch_size, 1)
-        for group in self._groups(requests):
-            # A list, because no hooks and no lock may be left while the caller is at work.
-            with self._lock:
-                answers = list(self._answer_group(group, batch_size))
-            yield from self._given(answers, progress)
 
-    def _given(
-        self, answers: Sequence[tuple[int, Answer]], progress: Callable[[int], None] | None
-    ) -> Iterator[tuple[int, Answer]]:
-        """Count each answer as it is handed over."""
-        for index, answer in answers:
-            with self._lock:
-                self.totals.add(answer)
-            if progress:
-                progress(1)
-            yield index, answer
+        def answers(reducer: TokenReducer, group: Group) -> Iterator[tuple[int, Answer]]:
+            batch: dict[int, Prompt] = {}
+            for index, prompt in self._prompts(group, reducer):
+                if isinstance(prompt, str):
+                    yield index, Answer(error=prompt)
+                    continue
+                if batch and not prompt.runs_with(next(iter(batch.values()))):
+                    yield from self._answer(reducer, batch)
+                    batch = {}
+                batch[index] = prompt
+                if len(batch) == batch_size or prompt.prefix is None or reducer.edits_cache:
+                    yield from self._answer(reducer, batch)
+                    batch = {}
+            if batch:
+                yield from self._answer(reducer, batch)
+
+        for group in self._groups(requests):
+            yield from self._yield_and_count(self._run(group, answers), progress)
 
     def loglikelihood(
         self, requests: Sequence[tuple[Request, str]], *, progress: Callable[[int], None] | None = None
     ) -> list[LogLikelihood]:
         """Score a continuation after each request's prompt, in their order."""
-        scores: dict[int, LogLikelihood] = {}
-        texts = [text for _, text in requests]
-        for group in self._groups([request for request, _ in requests]):
-            with self._lock:
-                done = dict(self._score_group(group, texts))
-            scores |= done
-            if progress:
-                progress(len(done))
+        scores = dict(self.stream_loglikelihood(requests, progress=progress))
         return [scores[index] for index in range(len(requests))]
 
-    # -- groups ------------------------------------------------------------------------------------------------
+    def stream_loglikelihood(
+        self, requests: Sequence[tuple[Request, str]], *, progress: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, LogLikelihood]]:
+        """As :meth:`loglikelihood`, video by video: ``(index of the request, score)``."""
+
+        def scores(reducer: TokenReducer, group: Group) -> Iterator[tuple[int, LogLikelihood]]:
+            for index, prompt in self._prompts(group, reducer):
+                if isinstance(prompt, str):
+                    yield index, LogLikelihood(float("-inf"), False, 0, error=prompt)
+                else:
+                    yield index, self._score(reducer, prompt, requests[index][1])
+
+        for group in self._groups([request for request, _ in requests]):
+            yield from self._yield_and_count(self._run(group, scores), progress)
+
+    def prepare(self, request: Request) -> PreparedInput:
+        """The decoder's input for a request, unreduced."""
+        return self._prepare(request, self._features(request, Phases(self._stopwatch)))
+
+    # -- groups of requests that show the same visuals ----------------------------------------------------------
+
+    def _groups(self, requests: Sequence[Request]) -> Iterator[Group]:
+        """Requests that share visuals and settings, in order of first appearance; the next videos are read ahead."""
+        groups: dict[Hashable, Group] = {}
+        requests = list(requests)  # keeps alive what `known` names by id
+        known: dict[int, Hashable] = {}
+        for index, given in enumerate(requests):
+            request = with_key(given, known)
+            key = (source_key(request, self._video(request)), self._config(request))
+            groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
+        yield from self._reader.ahead(groups.values(), self._video)
+
+    def _run(
+        self, group: Group, ask: Callable[[TokenReducer, Group], Iterator[tuple[int, Reply]]]
+    ) -> list[tuple[int, Reply]]:
+        """All replies to a group. A list, because no hooks and no lock may be left while the caller is at work."""
+        with self._lock, TokenReducer(self.model, self._config(group[0][1]), spans=(), timing=self.timing) as reducer:
+            return list(ask(reducer, group))
+
+    def _yield_and_count(
+        self, replies: list[tuple[int, Reply]], progress: Callable[[int], None] | None
+    ) -> Iterator[tuple[int, Reply]]:
+        for index, reply in replies:
+            with self._lock:
+                self.totals.add(reply)
+            if progress:
+                progress(1)
+            yield index, reply
 
     def _config(self, request: Request) -> Any:
         """Settings of the reduction; None for a request without a video, where there is nothing to reduce."""
@@ -198,7 +244,7 @@ class Engine:
         return self.video if request.video is None else request.video
 
     def _shares_prefix(self, config: Method | None) -> bool:
-        """Whether questions may continue one prefix; said once where a method does not allow it."""
+        """Whether questions may continue one prefix; warns once if the method cannot share it."""
         if self.reuse != "prefix" or config is None or config.shares_prefix:
             return self.reuse == "prefix"
         if config not in self._refused:
@@ -206,59 +252,35 @@ class Engine:
             logger.warning("%s depends on the question, so a prefix cannot be shared: reuse=features", config.name)
         return False
 
-    def _groups(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Request]]]:
-        """Requests that share visuals and settings, in order of first appearance; the next videos are read ahead."""
-        groups: dict[Hashable, list[tuple[int, Request]]] = {}
-        requests = list(requests)  # keeps alive what `known` names by id
-        known: dict[int, Hashable] = {}
-        for index, given in enumerate(requests):
-            request = with_key(given, known)
-            key = (source_key(request, self._video(request)), self._config(request))
-            groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
-        yield from self._reader.ahead(groups.values(), self._video)
+    # -- from a request to a prompt -----------------------------------------------------------------------------
 
-    def _encode(self, group: Sequence[tuple[int, Request]], request: Request) -> Encoded | str:
-        """The visuals of a request, or why they cannot be had."""
-        try:
-            return self._reader.encode(request, self._video(request), reuse=self.reuse != "none")
-        except (VideoError, FeatureError) as error:
-            if self.on_error == "raise":
-                raise
-            self._reader.fail(error, len(group))
-            logger.warning("skipped %d question(s): %s", len(group), error)
-            return str(error)
-
-    def _answer_group(self, group: list[tuple[int, Request]], batch_size: int) -> Iterator[tuple[int, Answer]]:
+    def _prompts(self, group: Group, reducer: TokenReducer | None = None) -> Iterator[tuple[int, Any]]:
+        """Each request of a group, ready to be answered; or why its visuals, and those of all after it, are missing."""
         self.counters.questions += len(group)
-        config = self._config(group[0][1])
-        with TokenReducer(self.model, config, spans=(), timing=self.timing) as reducer:
-            batch: list[Question] = []
-            for position, (index, request) in enumerate(group):
-                encoded = self._encode(group[position:], request)
-                if isinstance(encoded, str):
-                    yield from ((later, Answer(error=encoded)) for later, _ in group[position:])
-                    break
-                prepared = self._prepare(request, encoded, config)
-                if not self._shares_prefix(config) or not prepared.visual_tokens:
-                    self.counters.prefills += 1
-                    yield index, self._asking.answer_at_once(reducer, request, prepared, encoded)
-                    continue
-                question = self._question(reducer, index, request, prepared, encoded)
-                if batch and (len(batch) == batch_size or reducer.edits_cache or not question.runs_with(batch[-1])):
-                    yield from self._asking.answer_batch(reducer, batch)
-                    batch = []
-                batch.append(question)
-            if batch:
-                yield from self._asking.answer_batch(reducer, batch)
+        for position, (index, request) in enumerate(group):
+            phases = Phases(self._stopwatch)
+            try:
+                features = self._features(request, phases)
+            except (VideoError, FeatureError) as error:
+                if self.on_error == "raise":
+                    raise
+                unanswered = group[position:]
+                self._reader.fail(error, len(unanswered))
+                logger.warning("skipped %d question(s): %s", len(unanswered), error)
+                yield from ((later, str(error)) for later, _ in unanswered)
+                return
+            yield index, self._prompt(reducer, request, features, phases)
 
-    def _prepare(self, request: Request, encoded: Encoded, config: Any) -> PreparedInput:
+    def _features(self, request: Request, phases: Phases) -> list[VisionFeatures]:
+        return self._reader.features(request, self._video(request), phases, reuse=self.reuse != "none")
+
+    def _prepare(self, request: Request, features: Sequence[VisionFeatures]) -> PreparedInput:
+        config = self._config(request)
         # A mode that was asked for goes on in any family, so that one without newline tokens can refuse it.
         newline = self.newline or self.family.newline_mode(self.model.config, None, reduced=config is not None)
         with torch.inference_mode():
-            prepared = self.family.prepare(
-                self.model, self.processor, request.messages, encoded.features, newline=newline
-            )
-        videos = sum(feature.kind == "video" for feature in encoded.features)
+            prepared = self.family.prepare(self.model, self.processor, request.messages, features, newline=newline)
+        videos = sum(feature.kind == "video" for feature in features)
         if config is not None and len(prepared.spans) < videos:
             raise ValueError(
                 f"newline={self.newline!r} puts tokens between the rows or frames of a video, so it cannot be reduced; "
@@ -266,66 +288,117 @@ class Engine:
             )
         return prepared
 
+    def _prompt(
+        self, reducer: TokenReducer, request: Request, features: Sequence[VisionFeatures], phases: Phases
+    ) -> Prompt:
+        prepared = self._prepare(request, features)
+        length = prepared.input_ids.shape[1]
+        if not prepared.visual_tokens or not self._shares_prefix(self._config(request)):
+            self.counters.prefills += 1
+            return Prompt(request, length, phases, prepared.input_ids[0], whole=prepared)
+        key = self._prefix_key(request, prepared)
+        prefix = self._prefixes.get(key)
+        if computed := prefix is None:
+            self._prefixes.make_room()
+            prefix = self._prefill(reducer, prepared, phases)
+            self.counters.prefills += 1
+            self._prefixes.put(key, prefix)
+        question = prepared.input_ids[0, prepared.prefix_length :]
+        return Prompt(request, length, phases, question, prefix=prefix, reused=not computed)
+
     def _prefix_key(self, request: Request, prepared: PreparedInput) -> Hashable:
         """The same for all requests that begin with the same text and visuals and reduce them alike."""
         begin = prepared.input_ids[0, : prepared.prefix_length]
         return source_key(request, self._video(request)), self._config(request), tuple(begin.tolist())
 
-    def _question(
-        self, reducer: TokenReducer, index: int, request: Request, prepared: PreparedInput, encoded: Encoded
-    ) -> Question:
-        """Find or compute the prefix of a request."""
-        cut, key = prepared.prefix_length, self._prefix_key(request, prepared)
-        prefix, paid, timeline = self._prefixes.get(key), None, None
+    def _prefill(
+        self, reducer: TokenReducer, prepared: PreparedInput, phases: Phases, length: int | None = None
+    ) -> Prefix:
+        began = self._stopwatch.mark()
+        prefix = prefill_prefix(reducer, prepared, length)
+        phases.add("prefill", began, self._stopwatch.mark())
+        if prefix.reductions:
+            phases.timeline = reducer.report.timeline
+        return prefix
+
+    # -- from a prompt to a reply -------------------------------------------------------------------------------
+
+    def _answer(self, reducer: TokenReducer, batch: Mapping[int, Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Generate for one whole prompt, or for questions that continue one prefix, by the number of the request."""
+        prompts = list(batch.values())
+        settings, report, mark = prompts[0].request.generation, reducer.report, self._stopwatch.mark
+        seen, stored = report.kv_seen, report.kv_stored
+        with decoder_inputs(reducer, prompts) as inputs, FirstForward(self.model, mark) as first:
+            began = mark()
+            penalised = self.family.penalises_prompt()
+            rows = generate_ids(self.model, self.processor, settings, penalise_prompt=penalised, **inputs)
+            ended = mark()
+        kv_share = _share(report.kv_seen - seen, report.kv_stored - stored)
+        for (index, prompt), ids in zip(batch.items(), rows, strict=True):
+            if prompt.prefix is not None:
+                tokens = visual_counts(prompt.prefix.visual_tokens, prompt.prefix.reductions)
+            else:
+                assert prompt.whole is not None
+                reductions = report.latest[:: settings.num_beams] if prompt.whole.spans else []
+                tokens = visual_counts(prompt.whole.visual_tokens, reductions)
+                prompt.phases.timeline = report.timeline if reductions else None
+            prompt.phases.add("decode", began, ended)
+            prompt.phases.add("prefill", began, first.ended or ended, within="decode")
+            answer = Answer(
+                text=answer_text(self.processor, ids, settings.until),
+                input_tokens=prompt.length,
+                output_tokens=len(ids),
+                reused=prompt.reused,
+                kv_share=kv_share,
+                timing=_timing(prompt.phases),
+                **tokens,
+            )
+            reduced = answer.layer_tokens < answer.visual_tokens or kv_share < 1.0
+            yield index, replace(answer, reduced=reduced)
+
+    @torch.inference_mode()
+    def _score(self, reducer: TokenReducer, prompt: Prompt, text: str) -> LogLikelihood:
+        """Log-probability of ``text`` behind the prompt. A method that looks at the question sees all of the prompt and
+        nothing of ``text``, as when it generates."""
+        targets = continuation_ids(self.processor, text).to(prompt.question)
+        if not len(targets):
+            return LogLikelihood(0.0, True, 0)
+        report = reducer.report
+        seen, stored = report.kv_seen, report.kv_stored
+        prefix, question = prompt.prefix, prompt.question
         if prefix is None:
-            self._prefixes.make_room()
-            began = self._stopwatch.mark()
-            prefix = prefill_prefix(reducer, prepared)
-            paid = (began, self._stopwatch.mark())
-            timeline = reducer.report.timeline if prefix.reductions else None
-            self.counters.prefills += 1
-            self._prefixes.put(key, prefix)
-        return Question(
-            index=index,
-            request=request,
-            ids=prepared.input_ids[0, cut:],
-            prefix=prefix,
-            paid=paid,
-            timeline=timeline,
-            encoded=encoded,
-            prompt_tokens=prepared.input_ids.shape[1],
+            assert prompt.whole is not None
+            prefix, question = self._prefill(reducer, prompt.whole, prompt.phases, prompt.length), question[:0]
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        logits = [] if len(question) else [head(prefix.last_state)[0]]
+        ids = torch.cat([question, targets[:-1]])[None]
+        if ids.numel():
+            reducer.expect((), unpadded=True)
+            with continued(reducer, prefix, 1) as cache:
+                output = self.model(
+                    input_ids=ids,
+                    use_cache=True,
+                    return_dict=True,
+                    logits_to_keep=min(len(targets), ids.shape[1]),
+                    **{CACHE: cache},
+                )
+            logits.append(output.logits[0])
+        return LogLikelihood(
+            *continuation_score(torch.cat(logits), targets),
+            len(targets),
+            kv_share=_share(report.kv_seen - seen, report.kv_stored - stored),
+            **visual_counts(prefix.visual_tokens, prefix.reductions),
         )
 
-    def _score_group(
-        self, group: list[tuple[int, Request]], texts: Sequence[str]
-    ) -> Iterator[tuple[int, LogLikelihood]]:
-        self.counters.questions += len(group)
-        config = self._config(group[0][1])
-        with TokenReducer(self.model, config, spans=(), timing=self.timing) as reducer:
-            for position, (index, request) in enumerate(group):
-                encoded = self._encode(group[position:], request)
-                if isinstance(encoded, str):
-                    lost = LogLikelihood(float("-inf"), False, 0, error=encoded)
-                    yield from ((later, lost) for later, _ in group[position:])
-                    return
-                prepared = self._prepare(request, encoded, config)
-                if not prepared.visual_tokens:
-                    yield index, self._asking.score(prepared.input_ids[0], texts[index])
-                    continue
-                if not self._shares_prefix(config):
-                    self.counters.prefills += 1
-                    yield index, self._asking.score_at_once(reducer, prepared, texts[index])
-                    self._count_score(reducer, prepared)
-                    continue
-                question = self._question(reducer, index, request, prepared, encoded)
-                prefix = question.prefix
-                reducer.expect((), unpadded=True)
-                with continued(reducer, prefix, 1) as cache:
-                    score = self._asking.score(question.ids, texts[index], cache)
-                yield index, score
-                self._totals.count_reduction(prefix.visual_tokens, prefix.kept_tokens, prefix.layer_tokens)
 
-    def _count_score(self, reducer: TokenReducer, prepared: PreparedInput) -> None:
-        before, events = prepared.visual_tokens, reductions(reducer, prepared)
-        after, layer_tokens = kept_tokens(before, events), mean_layer_tokens(before, events)
-        self._totals.count_reduction(before, after, layer_tokens, reducer.report.kv_share)
+def _share(seen: float, stored: float) -> float:
+    """KV entries attended to / all of them; 1 where nothing was taken away."""
+    return seen / stored if stored else 1.0
+
+
+def _timing(phases: Phases) -> dict[str, float]:
+    """Seconds of each phase, and those that are sums of them."""
+    seconds = phases.seconds()
+    seconds["ttft"] = seconds["prefill"]
+    seconds["end_to_end"] = sum(seconds[phase] for phase in (*IN_FRONT, "prefill", "decode"))
+    return seconds

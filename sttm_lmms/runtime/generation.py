@@ -180,6 +180,11 @@ def answer_text(processor: Any, ids: Sequence[int], until: Sequence[str]) -> str
     return cut(text, until).strip()
 
 
+def continuation_ids(processor: Any, text: str) -> torch.Tensor:
+    """``[n]`` int64 ids of a text that is scored behind a prompt."""
+    return torch.tensor(tokenizer_of(processor)(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+
 def continuation_score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, bool]:
     """Summed log-probability of ``targets`` ``[n]`` under ``logits`` ``[n, V]``, and whether all are the argmax."""
     scores = torch.log_softmax(logits.float(), dim=-1)

@@ -31,6 +31,7 @@ class Prefix:
         input_ids: ``[1, P]``, the prefix before reduction.
         reductions: one per video.
         visual_tokens: visual tokens of the prefix before reduction, newlines and images included.
+        last_state: ``[1, 1, C]``, what the decoder makes of its last token.
     """
 
     cache: DynamicCache
@@ -38,16 +39,12 @@ class Prefix:
     input_ids: torch.Tensor
     reductions: list[Reduction]
     visual_tokens: int
+    last_state: torch.Tensor
 
     @property
     def kept_tokens(self) -> int:
         """Visual tokens after reduction."""
-        return kept_tokens(self.visual_tokens, self.reductions)
-
-    @property
-    def layer_tokens(self) -> float:
-        """Visual tokens that a decoder layer's attention sees, as a mean over layers."""
-        return mean_layer_tokens(self.visual_tokens, self.reductions)
+        return int(visual_counts(self.visual_tokens, self.reductions)["kept_tokens"])
 
     @property
     def nbytes(self) -> int:
@@ -73,37 +70,42 @@ class Prefix:
         return ids[keep][None]
 
 
-def kept_tokens(visual_tokens: int, reductions: Sequence[Reduction]) -> int:
-    """Visual tokens after reductions."""
-    return visual_tokens - sum(event.before - event.after for event in reductions)
-
-
-def mean_layer_tokens(visual_tokens: int, reductions: Sequence[Reduction]) -> float:
-    """Visual tokens that a decoder layer's attention sees, as a mean over layers; text between them not counted."""
-    return visual_tokens - sum(event.before * (1 - event.layer_budget) for event in reductions)
+def visual_counts(visual_tokens: int, reductions: Sequence[Reduction]) -> dict[str, Any]:
+    """Visual tokens before and after reductions, and as many as a layer's attention sees, as a mean over layers."""
+    return {
+        "visual_tokens": visual_tokens,
+        "kept_tokens": visual_tokens - sum(event.before - event.after for event in reductions),
+        "layer_tokens": visual_tokens - sum(event.before * (1 - event.layer_budget) for event in reductions),
+    }
 
 
 @torch.inference_mode()
-def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput) -> Prefix:
-    """Run the decoder over the prefix of ``prepared``; ``reducer`` must be attached and gets its spans."""
-    length = prepared.prefix_length
+def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput, length: int | None = None) -> Prefix:
+    """Run the decoder over the prefix of ``prepared``; ``reducer`` must be attached and gets its spans.
+
+    Args:
+        length: of the prefix, all visuals included; None is up to where the question begins.
+    """
+    length = prepared.prefix_length if length is None else length
     decoder = reducer.decoder
     cache = DynamicCache(config=decoder.config)
     positions = prepared.position_ids
     spans = [span for span in prepared.spans if span.end <= length]
     reducer.expect(spans, unpadded=True, deepstack=prepared.deepstack)
-    decoder(
+    states = decoder(
         inputs_embeds=prepared.inputs_embeds[:, :length],
         position_ids=None if positions is None else positions[..., :length],
         use_cache=True,
+        return_dict=True,  # whatever the checkpoint's config says
         **{CACHE: cache},
-    )
+    ).last_hidden_state
     return Prefix(
         cache=cache,
         state=reducer.state_of(cache),
         input_ids=prepared.input_ids[:, :length],
         reductions=reducer.report.latest if spans else [],
         visual_tokens=prepared.visual_tokens,
+        last_state=states[:, -1:].clone(),
     )
 
 

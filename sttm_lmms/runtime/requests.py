@@ -151,12 +151,23 @@ class LogLikelihood:
         logprob: natural logarithm, summed over its tokens.
         is_greedy: True if greedy decoding would give exactly this continuation.
         tokens: tokens of the continuation.
+        error: why there is no score.
+        visual_tokens, kept_tokens, layer_tokens, kv_share: of the prompt, as in :class:`Answer`.
     """
 
     logprob: float
     is_greedy: bool
     tokens: int
     error: str | None = None
+    visual_tokens: int = 0
+    kept_tokens: int = 0
+    layer_tokens: float = 0.0
+    kv_share: float = 1.0
+
+    @property
+    def reduced(self) -> bool:
+        """True if the visual tokens (or the KV entries attended to) became fewer."""
+        return self.layer_tokens < self.visual_tokens or self.kv_share < 1.0
 
 
 @dataclass

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,74 +15,23 @@ from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family
 from sttm_lmms.runtime.identity import content_key, is_array
 from sttm_lmms.runtime.prefetch import Job, Prefetcher
+from sttm_lmms.runtime.recent import Recent
 from sttm_lmms.runtime.requests import Counters, Failure, Request
-from sttm_lmms.runtime.timing import ForwardMarks, Mark, Stopwatch
+from sttm_lmms.runtime.timing import ForwardMarks, Phases, Stopwatch
 from sttm_lmms.types import VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
 
 
-_PHASES = ("video_decode", "preprocess", "vision")
+IN_FRONT = ("video_decode", "preprocess", "vision")
+"""Phases in front of the decoder."""
 
 
 class Store(Protocol):
     """Stored features: :class:`sttm_lmms.video.FeatureStore` or anything that loads by video id."""
 
     def load(self, vid: str) -> VisionFeatures: ...
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The visuals of one request.
-
-    Attributes:
-        features: one for each visual.
-        stopwatch: whose marks the phases are.
-        phases: ``(name, began, ended)`` of what was done for them; nothing where they were reused.
-        host: what reading each of them took.
-    """
-
-    features: list[VisionFeatures]
-    stopwatch: Stopwatch
-    phases: tuple[tuple[str, Mark, Mark], ...] = ()
-    host: tuple[Opened, ...] = ()
-
-    def timing(self) -> dict[str, float]:
-        """Seconds of ``video_decode``, ``preprocess`` and ``vision``; waits for the device, so ask at the end.
-
-        Work that was done ahead counts as what it took, not as what was waited for it.
-        """
-        seconds = dict.fromkeys((*_PHASES, "encode"), 0.0)
-        for name, began, ended in self.phases:
-            seconds[name] += self.stopwatch.seconds(began, ended)
-        seconds["preprocess"] = seconds.pop("encode") - seconds["vision"]
-        for opened in self.host:
-            seconds["video_decode"] += opened.decode
-            seconds["preprocess"] += opened.preprocess
-        return seconds
-
-
-@dataclass(frozen=True)
-class Opened:
-    """One visual in front of the vision tower (or behind it, out of a store), and the seconds spent on it."""
-
-    visual: Any
-    decode: float
-    preprocess: float = 0.0
-
-
-@dataclass(frozen=True)
-class ReadAhead:
-    """The visuals of a request up to the first that could not be had, and why it could not."""
-
-    opened: list[Opened]
-    error: Exception | None
-
-    def __iter__(self) -> Iterator[Opened]:
-        yield from self.opened
-        if self.error is not None:
-            raise self.error
 
 
 Group = list[tuple[int, Request]]
@@ -130,9 +78,9 @@ class SourceReader:
         workers: int | None = None,
     ) -> None:
         self._model, self._processor, self._family, self._stopwatch = model, processor, family, stopwatch
-        self._store, self._keep = store, max(1, keep)
-        self._recent: OrderedDict[Hashable, list[VisionFeatures]] = OrderedDict()
-        self._prefetcher: Prefetcher[ReadAhead] = Prefetcher(prefetch, workers)
+        self._store = store
+        self._recent: Recent[list[VisionFeatures]] = Recent(keep)
+        self._prefetcher: Prefetcher[tuple[list[Any], dict[str, float]]] = Prefetcher(prefetch, workers)
         self.counters = Counters()
         self.failures: list[Failure] = []
 
@@ -144,7 +92,7 @@ class SourceReader:
     def ahead(self, groups: Iterable[Group], video_of: Callable[[Request], VideoSettings]) -> Iterator[Group]:
         """``groups``, each of which shows the same visuals, while the videos of the next ones are being read."""
 
-        def job(group: Group) -> Job[ReadAhead] | None:
+        def job(group: Group) -> Job[tuple[list[Any], dict[str, float]]] | None:
             request = group[0][1]
             key = source_key(request, video_of(request))
             if key in self._recent or all(kind != "video" for kind, _ in request.sources):
@@ -154,39 +102,63 @@ class SourceReader:
         return self._prefetcher.ahead(groups, job)
 
     @torch.inference_mode()
-    def encode(self, request: Request, video: VideoSettings, *, reuse: bool) -> Encoded:
-        """Vision features of all visuals of ``request``. Raises ``VideoError`` or ``FeatureError``."""
+    def features(self, request: Request, video: VideoSettings, phases: Phases, *, reuse: bool) -> list[VisionFeatures]:
+        """Vision features of each visual of ``request``.
+
+        Args:
+            phases: gets the time of ``video_decode``, ``preprocess`` and ``vision``. Work that was done ahead counts as
+                what it took, not as what was waited for it.
+            reuse: whether features are remembered, and remembered ones are taken.
+
+        Raises:
+            VideoError, FeatureError: a source cannot be read.
+        """
+        seconds = dict.fromkeys(IN_FRONT, 0.0)
+        phases.add_seconds(seconds)
+        if not request.sources:
+            return []
         request = with_key(request, {})
         key = source_key(request, video)
-        mark = self._stopwatch.mark
-        phases: list[tuple[str, Mark, Mark]] = []
-        if reuse and key in self._recent:
-            self._recent.move_to_end(key)
-            return Encoded(self._recent[key], self._stopwatch)
-        result = self._prefetcher.take(key)
-        reading = iter(self._open_each(request, video) if result is None else result())
-        features, host = [], []
-        for kind, _ in request.sources:
-            self.counters.videos_decoded += kind == "video" and self._store is None
-            found = next(reading)
-            host.append(replace(found, visual=None))
-            visual, opened = found.visual, mark()
-            if not isinstance(visual, VisionFeatures):
-                with ForwardMarks(self._family.tower(self._model), mark) as tower:
-                    visual = self._family.vision_features(self._model, self._processor, visual)
-                self.counters.vision_passes += 1
-                phases += [("vision", *times) for times in tower.passes]
-            seen = mark()
-            features.append(self._family.project(self._model, visual))
-            ended = mark()
-            phases += [("vision", seen, ended), ("encode", opened, ended)]
+        if reuse and (found := self._recent.get(key)) is not None:
+            return found
+        if self._store is None:
+            self.counters.videos_decoded += sum(kind == "video" for kind, _ in request.sources)
+        visuals: Iterable[Any]
+        if (ahead := self._prefetcher.take(key)) is not None:
+            visuals, seconds = ahead()
+        else:
+            visuals = self._load(request, video, seconds)
+        features = [self._encode(visual, phases) for visual in visuals]
+        phases.add_seconds(seconds)
         if reuse:
-            self._recent[key] = features
-            while len(self._recent) > self._keep:
-                self._recent.popitem(last=False)
-        return Encoded(features, self._stopwatch, tuple(phases), tuple(host))
+            self._recent.put(key, features)
+        return features
 
-    def _open_each(self, request: Request, video: VideoSettings, *, preprocess: bool = False) -> Iterator[Opened]:
+    def _encode(self, visual: Any, phases: Phases) -> VisionFeatures:
+        """Vision tower and projector; stored features have been through the tower already."""
+        mark = self._stopwatch.mark
+        began = mark()
+        if not isinstance(visual, VisionFeatures):
+            with ForwardMarks(self._family.tower(self._model), mark) as tower:
+                visual = self._family.vision_features(self._model, self._processor, visual)
+            self.counters.vision_passes += 1
+            for times in tower.passes:
+                phases.add("vision", *times, within="preprocess")
+        seen = mark()
+        features = self._family.project(self._model, visual)
+        ended = mark()
+        phases.add("preprocess", began, seen)
+        phases.add("vision", seen, ended)
+        return features
+
+    def _load(
+        self, request: Request, video: VideoSettings, seconds: dict[str, float], *, preprocess: bool = False
+    ) -> Iterator[Any]:
+        """Each visual in front of the vision tower (or behind it, out of the store), when it is asked for.
+
+        Args:
+            seconds: gets the time that decoding and preprocessing took.
+        """
         for (kind, source), (_, key) in zip(request.sources, request.visuals_key or (), strict=True):
             began = time.perf_counter()
             visual = self._open(kind, source, request, video)
@@ -194,16 +166,15 @@ class SourceReader:
             if preprocess and kind == "video" and not isinstance(visual, VisionFeatures):
                 visual = self._family.preprocess(self._processor, visual)
             _check_unchanged(source, key)
-            yield Opened(visual, read - began, time.perf_counter() - read)
+            seconds["video_decode"] += read - began
+            seconds["preprocess"] += time.perf_counter() - read
+            yield visual
 
     @torch.inference_mode()  # a thread has a mode of its own
-    def _read_ahead(self, request: Request, video: VideoSettings) -> ReadAhead:
-        opened: list[Opened] = []
-        try:
-            opened.extend(self._open_each(request, video, preprocess=True))
-        except Exception as error:  # whatever it is, it is raised where the visual is asked for
-            return ReadAhead(opened, error)
-        return ReadAhead(opened, None)
+    def _read_ahead(self, request: Request, video: VideoSettings) -> tuple[list[Any], dict[str, float]]:
+        """All visuals of a request through the processor, and the seconds that it took."""
+        seconds = dict.fromkeys(IN_FRONT, 0.0)
+        return list(self._load(request, video, seconds, preprocess=True)), seconds
 
     def _open(self, kind: str, source: Any, request: Request, video: VideoSettings) -> Any:
         if kind == "image":

@@ -7,7 +7,7 @@ from typing import Any
 
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.report import check_reduced
-from sttm_lmms.runtime.requests import Answer, Counters, Failure
+from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood
 
 PHASES = ("video_decode", "preprocess", "vision", "prefill_before", "merge", "prefill_after", "prefill")
 
@@ -29,11 +29,13 @@ class Totals:
         self._decode_seconds = 0.0
         self._decode_tokens = 0
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Answer | LogLikelihood) -> None:
         """Count one answer; answers about unreadable videos count as questions only."""
         if answer.error is not None:
             return
         self.count_reduction(answer.visual_tokens, answer.kept_tokens, answer.layer_tokens, answer.kv_share)
+        if isinstance(answer, LogLikelihood):
+            return
         timing = answer.timing
         if timing and not answer.reused:
             times = dict(timing)

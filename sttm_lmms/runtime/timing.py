@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,35 @@ class Stopwatch:
             return float(ended - began)
         ended.synchronize()
         return float(began.elapsed_time(ended)) / 1000
+
+
+class Phases:
+    """Where the time of one answer went. Seconds are asked for at the end, so that nothing waits for the device."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
+        self._spans: list[tuple[str, int, Mark, Mark]] = []
+        self._seconds: dict[str, float] = {}
+        self.timeline: Any = None
+        """Of the reduced prefill, see :class:`~sttm_lmms.runtime.report.Timeline`; None if there was none."""
+
+    def add(self, phase: str, began: Mark, ended: Mark, *, within: str | None = None) -> None:
+        """Count the time between two marks as ``phase``, and no longer as the phase ``within`` which it lies."""
+        self._spans.append((phase, 1, began, ended))
+        if within is not None:
+            self._spans.append((within, -1, began, ended))
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Count seconds by phase."""
+        for phase, spent in seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + spent
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase; waits for the device."""
+        found = dict(self._seconds)
+        for phase, sign, began, ended in self._spans:
+            found[phase] = found.get(phase, 0.0) + sign * self._stopwatch.seconds(began, ended)
+        return found | (self.timeline.seconds() if self.timeline else {})
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from sttm_lmms.config import check_number
 from sttm_lmms.runtime.engine import Engine
 from sttm_lmms.runtime.generation import answer_text, check_decoding, end_ids, until_end
+from sttm_lmms.runtime.recent import Recent
 from sttm_lmms.runtime.requests import Answer, LogLikelihood, Request
+from sttm_lmms.runtime.timing import Phases
 from sttm_lmms.serving.connection import LLM
 from sttm_lmms.serving.limits import check_served
 from sttm_lmms.serving.merged import MergedPrefix, merge_prefix, on_host
 from sttm_lmms.serving.sampling import sampling_fields
-from sttm_lmms.serving.vllm_process import Prompt, Reply
+from sttm_lmms.types import VisionFeatures
 
 _MOST_AT_ONCE = 1024  # prompts in one call, however small they are
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One request on its way through vLLM."""
+class VLLMPrompt:
+    """One request on its way through vLLM.
 
-    index: int
+    Attributes:
+        prefix: what all questions of its video begin with.
+        embeds: ``[Q, C]`` on the host, what stands behind it.
+        sampling: fields of ``SamplingParams``.
+        length: tokens of the whole prompt, before reduction.
+        phases: the time that it took in front of vLLM.
+    """
+
     request: Request
     prefix: MergedPrefix
-    prompt: Prompt
-    seeing: Callable[[], dict[str, float]]
-    """Seconds in front of the decoder, see :meth:`Encoded.timing`."""
-    input_tokens: int
-    paid: bool
+    embeds: torch.Tensor
+    sampling: dict[str, Any]
+    length: int
+    phases: Phases
 
     @property
     def nbytes(self) -> int:
-        """Memory of its whole prompt."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.prompt[:2])
+        """Memory of the whole prompt, as vLLM gets it."""
+        return self.prefix.embeds.nbytes + self.embeds.nbytes
 
 
 class VLLMEngine(Engine):
@@ -69,8 +77,7 @@ class VLLMEngine(Engine):
         self.llm = llm
         self.prompt_tokens = self.cached_tokens = 0
         self._queue_bytes = int(queue_gb * 2**30)
-        self._merged: OrderedDict[Hashable, MergedPrefix] = OrderedDict()
-        self._keep = max(1, settings.get("keep", 1))
+        self._merged: Recent[MergedPrefix] = Recent(settings.get("keep", 1))
         self._ends = end_ids(model, processor)
 
     def stream(
@@ -80,24 +87,26 @@ class VLLMEngine(Engine):
 
         A caller that is stopped loses no more than one pack.
         """
-        waiting: list[_Asked] = []
-        size = 0
+        waiting: dict[int, VLLMPrompt] = {}
         for group in self._groups(requests):
-            for found in self._see_group(group):
-                if not isinstance(found, _Asked):
-                    yield from self._given(found, progress)
+            check_served(self._config(group[0][1]), self.family.name)
+            with self._lock:
+                prompts = list(self._prompts(group))
+            for index, prompt in prompts:
+                if isinstance(prompt, str):
+                    yield from self._yield_and_count([(index, Answer(error=prompt))], progress)
                     continue
-                waiting.append(found)
-                size += found.nbytes
-                if size >= self._queue_bytes or len(waiting) >= _MOST_AT_ONCE:
-                    yield from self._given(self._answers(waiting), progress)
-                    waiting, size = [], 0
+                waiting[index] = prompt
+                full = sum(other.nbytes for other in waiting.values()) >= self._queue_bytes
+                if full or len(waiting) >= _MOST_AT_ONCE:
+                    yield from self._yield_and_count(self._answers(waiting), progress)
+                    waiting = {}
         if waiting:
-            yield from self._given(self._answers(waiting), progress)
+            yield from self._yield_and_count(self._answers(waiting), progress)
 
-    def loglikelihood(
+    def stream_loglikelihood(
         self, requests: Sequence[tuple[Request, str]], *, progress: Callable[[int], None] | None = None
-    ) -> list[LogLikelihood]:
+    ) -> Iterator[tuple[int, LogLikelihood]]:
         """Refused: vLLM gives no log-probabilities of prompts that are embeddings."""
         raise ValueError(
             "vLLM does not score the tokens of prompts that are embeddings, so tasks of type multiple_choice and "
@@ -110,57 +119,42 @@ class VLLMEngine(Engine):
 
     # -- one pack ----------------------------------------------------------------------------------------------
 
-    def _see_group(self, group: list[tuple[int, Request]]) -> Iterator[_Asked | list[tuple[int, Answer]]]:
-        """The prompts of requests that show the same visuals; or, where these cannot be had, the answers."""
-        self.counters.questions += len(group)
-        config = self._config(group[0][1])
-        check_served(config, self.family.name)
-        for position, (index, request) in enumerate(group):
-            sampling = sampling_fields(request.generation, self.model.generation_config, self._ends)
-            encoded = self._encode(group[position:], request)
-            if isinstance(encoded, str):
-                yield [(later, Answer(error=encoded)) for later, _ in group[position:]]
-                return
-            prepared = self._prepare(request, encoded, config)
-            cut, key = prepared.prefix_length, self._prefix_key(request, prepared)
-            prefix = self._merged.get(key) if self.reuse == "prefix" else None
-            if paid := prefix is None:
-                prefix = merge_prefix(config, prepared, self.model.config, self._stopwatch.mark)
-                self._merged[key] = prefix
-                while len(self._merged) > self._keep:
-                    self._merged.popitem(last=False)
-            yield _Asked(
-                index=index,
-                request=request,
-                prefix=prefix,
-                prompt=(prefix.embeds, on_host(prepared.inputs_embeds[0, cut:]), sampling),
-                seeing=replace(encoded, features=[]).timing,  # the features need not wait
-                input_tokens=prepared.input_ids.shape[1],
-                paid=paid,
-            )
+    def _prompt(self, reducer: Any, request: Request, features: Sequence[VisionFeatures], phases: Phases) -> VLLMPrompt:
+        sampling = sampling_fields(request.generation, self.model.generation_config, self._ends)
+        prepared = self._prepare(request, features)
+        key = self._prefix_key(request, prepared)
+        prefix = self._merged.get(key) if self.reuse == "prefix" else None
+        if prefix is None:
+            mark = self._stopwatch.mark
+            began = mark()
+            prefix = merge_prefix(self._config(request), prepared, self.model.config)
+            phases.add("merge", began, mark())
+            self._merged.put(key, prefix)
+        question = on_host(prepared.inputs_embeds[0, prepared.prefix_length :])
+        return VLLMPrompt(request, prefix, question, sampling, prepared.input_ids.shape[1], phases)
 
-    def _answers(self, pack: Sequence[_Asked]) -> list[tuple[int, Answer]]:
-        replies = self.llm.ask([asked.prompt for asked in pack])
-        return [(asked.index, self._answer_of(asked, reply)) for asked, reply in zip(pack, replies, strict=True)]
+    def _answers(self, pack: dict[int, VLLMPrompt]) -> list[tuple[int, Answer]]:
+        with self._lock:
+            replies = self.llm.ask([(prompt.prefix.embeds, prompt.embeds, prompt.sampling) for prompt in pack.values()])
+            return [
+                (index, self._answer_of(prompt, *reply))
+                for (index, prompt), reply in zip(pack.items(), replies, strict=True)
+            ]
 
-    def _answer_of(self, asked: _Asked, reply: Reply) -> Answer:
-        new, cached = reply
-        ids = until_end(new, self._ends)
-        self.prompt_tokens += sum(len(tensor) for tensor in asked.prompt[:2])
+    def _answer_of(self, prompt: VLLMPrompt, new: list[int], cached: int) -> Answer:
+        ids, prefix = until_end(new, self._ends), prompt.prefix
+        self.prompt_tokens += len(prefix.embeds) + len(prompt.embeds)
         self.cached_tokens += cached
-        prefix, timing = asked.prefix, asked.seeing()
-        if asked.paid:
-            timing["merge"] = self._stopwatch.seconds(prefix.began, prefix.ended)
         reused = cached > prefix.text_before  # the text in front of it is the same for all videos
         self.counters.prefills += not reused
         return Answer(
-            text=answer_text(self.processor, ids, asked.request.generation.until),
+            text=answer_text(self.processor, ids, prompt.request.generation.until),
             visual_tokens=prefix.visual_tokens,
             kept_tokens=prefix.kept_tokens,
-            input_tokens=asked.input_tokens,
+            input_tokens=prompt.length,
             output_tokens=len(ids),
             reduced=prefix.kept_tokens < prefix.visual_tokens,
             reused=reused,
             layer_tokens=float(prefix.kept_tokens),
-            timing=timing,
+            timing=prompt.phases.seconds(),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 
 from sttm_lmms.methods.base import Method, Stage
 from sttm_lmms.runtime.probe import VideoProbe
-from sttm_lmms.runtime.timing import Mark
 from sttm_lmms.runtime.videos import Batch, VideoTokens, reduce_batch
 from sttm_lmms.types import Kept, PreparedInput
 
@@ -23,30 +21,26 @@ class MergedPrefix:
         embeds: ``[P, C]`` on the host.
         text_before: tokens in front of the first visual one.
         visual_tokens, kept_tokens: visual tokens before and after the reduction, images and newlines included.
-        began, ended: of the reduction.
     """
 
     embeds: torch.Tensor
     text_before: int
     visual_tokens: int
     kept_tokens: int
-    began: Mark
-    ended: Mark
 
 
 @torch.inference_mode()
-def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any, mark: Callable[[], Mark]) -> MergedPrefix:
+def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any) -> MergedPrefix:
     """Reduce the videos of a prompt as the decoder hooks do in front of layer 0.
 
     Args:
         method: acts there alone (see :func:`~sttm_lmms.serving.limits.check_served`); None reduces nothing.
         config: the whole model's.
-        mark: of a stopwatch.
     """
     text, ids = config.text_config, prepared.input_ids[0]
     visual = ((ids == config.video_token_id) | (ids == config.image_token_id)).nonzero()
     embeds = prepared.inputs_embeds[:, : prepared.prefix_length]
-    began, removed = mark(), 0
+    removed = 0
     if method is not None and prepared.spans:
         heads = text.hidden_size // text.num_attention_heads
         videos = [VideoTokens.of(span, 0, embeds, heads) for span in prepared.spans]
@@ -61,14 +55,11 @@ def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any, ma
         removed = sum(
             video.span.length - len(kept) for video, kept in zip(videos, results, strict=True) if kept is not None
         )
-    ended = mark()
     return MergedPrefix(
         embeds=on_host(embeds[0]),
         text_before=int(visual[0]) if len(visual) else len(ids),
         visual_tokens=prepared.visual_tokens,
         kept_tokens=prepared.visual_tokens - removed,
-        began=began,
-        ended=ended,
     )
 
 

@@ -70,7 +70,7 @@ def test_prefix_logits_equal_one_prefill(tiny, videos, family, start_layer, posi
     model, processor = tiny(family)
     engine = Engine(model, processor, sttm(start_layer, decode_positions=positions), video=VIDEO)
     request = ask(videos[0], QUESTIONS[1])
-    prepared = engine._prepare(request, engine._encode([], request), engine.config)
+    prepared = engine.prepare(request)
     with TokenReducer(model, engine.config, spans=prepared.spans) as reducer, torch.inference_mode():
         extra = {} if prepared.position_ids is None else {"position_ids": prepared.position_ids}
         whole = model(inputs_embeds=prepared.inputs_embeds, **extra).logits[0]
@@ -115,7 +115,7 @@ def test_loglikelihood_is_the_sum_of_the_tokens(tiny, videos, family, config):
     engine = Engine(model, processor, config, video=VIDEO)
     request = ask(videos[0], QUESTIONS[0])
     score, greedy = engine.loglikelihood([(request, "Blue"), (request, "B")])
-    prepared = engine._prepare(request, engine._encode([], request), config)
+    prepared = engine.prepare(request)
     targets = torch.tensor(processor.tokenizer("Blue")["input_ids"])
     embeds = torch.cat([prepared.inputs_embeds, model.get_input_embeddings()(targets[None])], dim=1)
     extra = {}

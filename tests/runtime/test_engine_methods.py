@@ -54,7 +54,7 @@ def test_a_continuations_first_token_has_the_probability_that_generating_gives_i
     model, processor = tiny("llava_video")
     request, engine = ask(videos[0], QUESTIONS[0]), Engine(*tiny("llava_video"), method(name), video=VIDEO)
     (score,) = engine.loglikelihood([(request, "B")])
-    prepared = engine._prepare(request, engine._encode([], request), engine.config)
+    prepared = engine.prepare(request)
     with torch.inference_mode(), TokenReducer(model, method(name), spans=prepared.spans):
         logits = model(inputs_embeds=prepared.inputs_embeds, use_cache=True, logits_to_keep=1).logits[0, -1]
     (token,) = processor.tokenizer("B")["input_ids"]

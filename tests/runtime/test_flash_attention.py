@@ -145,7 +145,7 @@ def test_two_whole_prompts_with_padding_on_the_left(tiny, videos, kernels, famil
     for video, text in zip(videos, QUESTIONS, strict=False):
         content = [{"type": "video", "video": str(video)}, {"type": "text", "text": text}]
         request = Request([{"role": "user", "content": content}])
-        prompts.append(engine._prepare(request, engine._encode([], request), config))
+        prompts.append(engine.prepare(request))
     longest = max(prompt.input_ids.shape[1] for prompt in prompts)
     embeds = torch.zeros(2, longest, prompts[0].inputs_embeds.shape[-1])
     mask = torch.zeros(2, longest, dtype=torch.long)

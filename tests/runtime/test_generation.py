@@ -55,7 +55,7 @@ def plainly(loaded, config, videos, *, ids: bool, **arguments) -> list[str]:
     engine = Engine(model, processor, config, video=VIDEO)
     found = []
     for request in requests(videos):
-        prepared = engine._prepare(request, engine._encode([], request), config)
+        prepared = engine.prepare(request)
         extra = {} if prepared.position_ids is None else {"position_ids": prepared.position_ids}
         if ids:
             extra["input_ids"] = prepared.input_ids

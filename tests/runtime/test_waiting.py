@@ -13,8 +13,7 @@ from footage import VIDEO
 
 from sttm_lmms import VideoSpan, get_method
 from sttm_lmms.runtime import Engine, GenerationSettings, Request, TokenReducer
-from sttm_lmms.runtime.sources import Encoded
-from sttm_lmms.runtime.timing import FirstForward, Stopwatch
+from sttm_lmms.runtime.timing import FirstForward, Phases, Stopwatch
 
 GRID, TEXT, LENGTH = (4, 4, 4), 5, 76
 WITHOUT_READS = ("random", "pool", "tome", "fastv")
@@ -135,14 +134,15 @@ def test_a_timed_run_waits_for_no_mark_until_seconds_are_asked_for(gpu):
     assert _Event.waits == 1
 
 
-def test_the_phases_of_a_video_are_marked_without_waiting(gpu):
+def test_the_phases_of_an_answer_are_marked_without_waiting(gpu):
     stopwatch = Stopwatch(gpu)
-    began, opened, tower, left, ended = (stopwatch.mark() for _ in range(5))
-    phases = (("video_decode", began, opened), ("vision", tower, left), ("encode", opened, ended))
-    encoded = Encoded([], stopwatch, phases)
+    began, tower, left, ended = (stopwatch.mark() for _ in range(4))
+    phases = Phases(stopwatch)
+    phases.add_seconds({"video_decode": 0.5, "preprocess": 0.25})
+    phases.add("vision", tower, left, within="preprocess")
+    phases.add("preprocess", began, ended)
     assert _Event.waits == 0
-    assert encoded.timing() == {"video_decode": 1.0, "vision": 1.0, "preprocess": 2.0}
-    assert Encoded([], stopwatch).timing() == {"video_decode": 0.0, "vision": 0.0, "preprocess": 0.0}
+    assert phases.seconds() == {"video_decode": 0.5, "vision": 1.0, "preprocess": 2.25}
 
 
 def test_the_time_to_the_first_token_is_a_mark(gpu):

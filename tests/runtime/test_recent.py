@@ -7,6 +7,7 @@ from footage import VIDEO
 from test_engine import ask, sttm
 
 from sttm_lmms.runtime import Engine
+from sttm_lmms.runtime.recent import Recent
 
 
 def test_prefixes_held_are_bounded(tiny, videos):
@@ -18,17 +19,24 @@ def test_prefixes_held_are_bounded(tiny, videos):
         engine = Engine(model, processor, sttm(), video=VIDEO, keep=keep, host_cache_gb=host)
         answers[keep, host] = [engine.generate([call])[0].text for call in calls]
         prefills[keep, host] = engine.counters.prefills
-        assert len(engine._prefixes._recent) <= keep
     assert prefills == {(1, 0.0): 6, (3, 0.0): 3, (1, 1.0): 3}
     assert answers[1, 0.0] == answers[3, 0.0] == answers[1, 1.0]
 
 
 def test_the_host_cache_has_a_limit(tiny, videos):
-    model, processor = tiny("llava_video")
-    engine = Engine(model, processor, sttm(), video=VIDEO, host_cache_gb=1e-9)
-    engine.generate([ask(video, "a") for video in videos])
-    assert len(engine._prefixes) == 1
-    assert engine._prefixes._recent.popitem()[1].nbytes > 1
+    """Of a billionth of a GiB: nothing is kept there."""
+    engine = Engine(*tiny("llava_video"), sttm(), video=VIDEO, host_cache_gb=1e-9)
+    answers = [engine.generate([ask(video, "a")])[0] for video in [*videos, *videos]]
+    assert not any(answer.reused for answer in answers)
+
+
+def test_only_so_many_values_are_kept_and_room_is_made_before_the_next_one():
+    recent: Recent[str] = Recent(2)
+    for key in "abac":
+        recent.put(key, key.upper())
+    assert [recent.get(key) for key in "abc"] == ["A", None, "C"]
+    recent.make_room()
+    assert [key in recent for key in "ac"] == [False, True]
 
 
 def test_where_the_time_went(tiny, videos):
