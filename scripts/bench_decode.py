@@ -5,21 +5,18 @@
     python scripts/bench_decode.py --shape small --frames 16      (a CPU)
 
 Needs torch and transformers only. Both ways decode the same number of tokens from the same cache, by turns, and the
-cache is cut back after each; "without" is the stock decoder. Operations are those that torch dispatches. Writes JSON
-and a table into results/bench/decode/.
+cache is cut back after each; "without" is the stock decoder. Operations are those that torch dispatches.
 """
 
 from __future__ import annotations
 
-import argparse
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from benchlib import about, markdown_table, median, timed, write_json
+from benchlib import about, arguments, dtype_of, median, publish, timed
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import DynamicCache
 
@@ -109,33 +106,21 @@ def _operations(run: Any) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "decode")
     parser.add_argument("--shape", choices=SHAPES, default="llava-video-7b")
     parser.add_argument("--frames", type=int, default=128)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--start-layers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--attention", default="sdpa", help="sdpa, flash_attention_2 or eager")
     parser.add_argument("--tokens", type=int, default=64, help="decoded tokens in each run")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default=None, help="bfloat16 on a GPU, float32 on a CPU unless given")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("results/bench/decode"))
     options = parser.parse_args()
-    options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
-    shape, dtype = SHAPES[options.shape], getattr(torch, options.dtype)
+    shape, dtype = SHAPES[options.shape], dtype_of(options)
     decoder, _ = build_decoder(shape, attention=options.attention, dtype=dtype, device=options.device)
     inputs, span = video_prompt(shape, options.frames, dtype=dtype, device=options.device)
     settings = [None] + [STTMConfig(budget=b, start_layer=s) for s in options.start_layers for b in options.budgets]
-    rows = []
-    for config in settings:
-        rows.append(measure(decoder, inputs, span, config, options))
-        print({key: value for key, value in rows[-1].items() if key != "runs_s"}, flush=True)
+    rows = [measure(decoder, inputs, span, config, options) for config in settings]
     header = about(options.device) | {"shape": options.shape, **asdict(shape), "dtype": options.dtype}
-    name = f"{options.shape}-{options.device.split(':')[0]}"
-    write_json(options.out / f"{name}.json", about=header, rows=rows)
-    table = markdown_table(rows, COLUMNS, header)
-    (options.out / f"{name}.md").write_text(table)
-    print(table)
+    publish(options.out / f"{options.shape}-{options.device.split(':')[0]}", rows, COLUMNS, header)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,20 @@
     python scripts/bench_reuse.py                       (a mid-size random LLaVA-Video model, for a CPU)
     python scripts/bench_reuse.py --shape 7b --frames 128      (the sizes of LLaVA-Video-7B, for a GPU)
 
-One video is asked 1, 2, 3, 4 and 8 questions, with all tokens and with budgets. Writes JSON, a table and a plot into
-results/bench/reuse/.
+One video is asked 1, 2, 3, 4 and 8 questions, with all tokens and with budgets.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchlib import about, markdown_table, median, timed, write_json
+from benchlib import about, arguments, dtype_of, median, publish, timed
 
 from sttm_lmms import STTMConfig
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
@@ -51,6 +51,7 @@ SHAPES = {
     ),
 }
 QUESTION = "Which of these happens first in the video? A. one B. two C. three D. four. Question number {number}."
+COLUMNS = [("budget", "g"), ("reuse", ""), ("questions", "d"), ("seconds_per_question", ".3f"), ("speedup", ".2f")]
 
 
 def footage(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
@@ -70,121 +71,52 @@ def footage(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
 def questions(video: Path, count: int, new_tokens: int) -> list[Request]:
     """``count`` different questions about one video."""
     settings = GenerationSettings(max_new_tokens=new_tokens, extra=(("min_new_tokens", new_tokens),))
-    return [
-        Request(
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "video", "video": str(video)},
-                        {"type": "text", "text": QUESTION.format(number=number)},
-                    ],
-                }
-            ],
-            settings,
-        )
-        for number in range(count)
-    ]
+    texts = [{"type": "text", "text": QUESTION.format(number=number)} for number in range(count)]
+    shown = {"type": "video", "video": str(video)}
+    return [Request([{"role": "user", "content": [shown, text]}], settings) for text in texts]
 
 
 def run(options: argparse.Namespace, video: Path) -> list[dict[str, Any]]:
     """One row for each budget, reuse and number of questions."""
     with torch.device(options.device):
         model, processor = tiny_model("llava_video", sizes=SHAPES[options.shape])
-    model = model.to(getattr(torch, options.dtype))
+    model = model.to(dtype_of(options))
     settings = VideoSettings(max_frames=options.frames, fps=1.0)
     rows: list[dict[str, Any]] = []
-    for budget in options.budgets:
+    for budget, reuse, count in product(options.budgets, ("none", "features", "prefix"), options.questions):
         config = None if budget == 1.0 else STTMConfig(budget=budget)
-        for reuse in ("none", "features", "prefix"):
-            for count in options.questions:
-                requests = questions(video, count, options.new_tokens)
+        requests = questions(video, count, options.new_tokens)
 
-                def answer(
-                    config: STTMConfig | None = config, reuse: Any = reuse, requests: list[Request] = requests
-                ) -> None:
-                    engine = Engine(
-                        model, processor, config, video=settings, newline="no_token", reuse=reuse, timing=False
-                    )
-                    engine.generate(requests)
+        def answer(config: Any = config, reuse: Any = reuse, requests: list[Request] = requests) -> None:
+            # A new engine for every run: nothing is remembered from the last one.
+            engine = Engine(model, processor, config, video=settings, newline="no_token", reuse=reuse, timing=False)
+            engine.generate(requests)
 
-                warmup = 1 if not rows else 0
-                seconds = timed(answer, repeats=options.repeats, warmup=warmup, device=options.device)
-                rows.append(
-                    {
-                        "budget": budget,
-                        "reuse": reuse,
-                        "questions": count,
-                        "seconds_per_question": median(seconds) / count,
-                        "runs_s": seconds,
-                    }
-                )
-                print(f"{budget:g} {reuse} {count}: {rows[-1]['seconds_per_question']:.3f} s a question", flush=True)
+        seconds = timed(answer, repeats=options.repeats, warmup=0 if rows else 1, device=options.device)
+        row = {"budget": budget, "reuse": reuse, "questions": count, "runs_s": seconds}
+        row["seconds_per_question"] = median(seconds) / count
+        rows.append(row)
+        print(f"{budget:g} {reuse} {count}: {row['seconds_per_question']:.3f} s a question", flush=True)
     for row in rows:
         base = next(r for r in rows if (r["budget"], r["reuse"], r["questions"]) == (1.0, "none", row["questions"]))
         row["speedup"] = base["seconds_per_question"] / row["seconds_per_question"]
     return rows
 
 
-def plot(rows: list[dict[str, Any]], name: str, path: Path) -> None:
-    """Seconds per question against questions per video."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    styles = {"none": ":", "features": "--", "prefix": "-"}
-    budgets = sorted({row["budget"] for row in rows}, reverse=True)
-    for colour, budget in enumerate(budgets):
-        for reuse, style in styles.items():
-            line = [row for row in rows if (row["budget"], row["reuse"]) == (budget, reuse)]
-            tokens = "all tokens" if budget == 1.0 else f"budget {budget:g}"
-            axes.plot(
-                [row["questions"] for row in line],
-                [row["seconds_per_question"] for row in line],
-                style,
-                marker="o",
-                markersize=4,
-                color=f"C{colour}",
-                label=f"{tokens}, reuse={reuse}",
-            )
-    axes.set(xlabel="questions per video", ylabel="seconds per question", title=name)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
-    figure.savefig(path.with_suffix(".png"), dpi=130)
-    figure.savefig(path.with_suffix(".svg"))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "reuse", repeats=3)
     parser.add_argument("--shape", choices=SHAPES, default="mid")
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 0.5, 0.3])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 0.5, 0.3], help="the first one has to be 1")
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 2, 3, 4, 8])
     parser.add_argument("--new-tokens", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default=None, help="bfloat16 on a GPU, float32 on a CPU unless given")
-    parser.add_argument("--out", type=Path, default=Path("results/bench/reuse"))
     options = parser.parse_args()
-    options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "footage.mp4"
         write_video(video, footage(options.frames), 1.0)
         rows = run(options, video)
     header = about(options.device) | {"shape": options.shape, "frames": options.frames, "dtype": options.dtype}
-    name = f"{options.shape}-{options.device.split(':')[0]}"
-    write_json(options.out / f"{name}.json", about=header, rows=rows)
-    columns = [("budget", "g"), ("reuse", ""), ("questions", "d"), ("seconds_per_question", ".3f"), ("speedup", ".2f")]
-    table = markdown_table(rows, columns, header)
-    (options.out / f"{name}.md").write_text(table)
-    print(table)
-    try:
-        plot(rows, f"{options.shape} shape, {options.frames} frames, {header['device']}", options.out / name)
-    except ImportError:
-        print("matplotlib is not installed: no plot")
+    publish(options.out / f"{options.shape}-{options.device.split(':')[0]}", rows, COLUMNS, header)
 
 
 if __name__ == "__main__":

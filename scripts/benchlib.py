@@ -1,7 +1,8 @@
-"""What the benchmark scripts share: timing, memory, a description of the machine, result files."""
+"""What the benchmark scripts share: arguments, timing, a description of the machine, result files."""
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 import json
 import platform
@@ -16,6 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def arguments(doc: str | None, out: str, *, repeats: int = 5) -> argparse.ArgumentParser:
+    """A parser with what every timing script takes: ``--device``, ``--dtype``, ``--repeats``, ``--out``."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", help="bfloat16 on a GPU, float32 on a CPU unless given")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--out", type=Path, default=Path("results/bench") / out)
+    return parser
+
+
+def dtype_of(options: argparse.Namespace) -> torch.dtype:
+    """The data type that was asked for, or the device's usual one, which is also noted in ``options``."""
+    options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
+    return getattr(torch, options.dtype)
 
 
 def timed(
@@ -86,6 +103,16 @@ def markdown_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, 
     versions = f"torch {header['torch']}, transformers {header['transformers']}"
     lines += ["", f"`{header['command']}` on {header['device']}, {versions}, {header['date']}.", ""]
     return "\n".join(lines)
+
+
+def publish(
+    path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]], header: dict[str, Any]
+) -> None:
+    """Write ``path.json`` and the table ``path.md``, and print the table."""
+    write_json(path.with_suffix(".json"), about=header, rows=rows)
+    table = markdown_table(rows, columns, header)
+    path.with_suffix(".md").write_text(table)
+    print(table)
 
 
 def _wait(device: str) -> None:

@@ -108,7 +108,6 @@ COVERED: dict[str, str] = {
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
     "sttm-lmms calibrate": "tests/cli/test_video_commands.py::test_calibrate_writes_a_preset_that_meets_the_budget",
     "python scripts/bench_frames.py": "tests/scripts/test_bench_frames.py::test_a_small_run",
-    "python scripts/bench_memory.py": "tests/scripts/test_bench_memory.py::test_a_small_run",
     "make results-compare": "tests/cli/test_compare.py::test_the_whole_and_once_more",
     "sttm-lmms visualize --method yours": (
         "tests/report/test_visualize_command.py::test_every_method_is_drawn_from_pixels_or_refused"
