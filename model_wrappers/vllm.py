@@ -38,7 +38,6 @@ class VLLMArguments(WrapperArguments):
         enforce_eager: no CUDA graphs and no compilation, which starts faster and runs slower.
         queue_gb: host memory for prompts that are handed to vLLM in one call.
         decoder_cache: folder for exported decoders; by default ``sttm_lmms/decoders`` in the hub's folder.
-        vllm_python: ``bin/python`` of another environment that has vLLM, which then runs there.
     """
 
     family: str | None = None
@@ -49,7 +48,6 @@ class VLLMArguments(WrapperArguments):
     enforce_eager: bool = False
     queue_gb: float = 2.0
     decoder_cache: Path | None = None
-    vllm_python: Path | None = None
 
 
 class VLLM(STTMWrapper):
@@ -77,7 +75,7 @@ class VLLM(STTMWrapper):
         family = served_family(arguments.pretrained, arguments.revision).name
         family = arguments.family or family
         check_served(default_settings(arguments, family).config, family)
-        check_vllm(arguments.vllm_python)
+        check_vllm()
         return arguments, family
 
     def _load(self, placement: Placement) -> tuple[nn.Module, Any]:
@@ -89,7 +87,7 @@ class VLLM(STTMWrapper):
         # The vision tower first: vLLM measures how much memory is free when it starts, and takes it.
         model, processor = load(self.arguments, placement, self._family, with_decoder=False)
         settings = self._llm_settings(placement)
-        self._llm = open_vllm(settings, self.arguments.vllm_python)
+        self._llm = open_vllm(settings)
         known = unknowns(self._llm.version, placement.dtype, placement.device, self.arguments.tensor_parallel_size)
         logger.info("vLLM {} with the decoder in {}", self._llm.version, settings["model"])
         if known:

@@ -1,18 +1,23 @@
-"""A running vLLM: in this process, or in a process of its own Python environment."""
+"""All that touches vLLM: opening it and asking it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from sttm_lmms.errors import STTMError
-from sttm_lmms.serving import vllm_process
-from sttm_lmms.serving.vllm_process import Prompt, Reply
+
+TESTED = (0, 32)
+"""The minor range of vLLM that this was written for and tested with: prompt embeddings are a young part of it."""
+
+Prompt = tuple[torch.Tensor, torch.Tensor, Mapping[str, Any]]
+"""Embeddings ``[P, C]`` that many prompts share, embeddings ``[Q, C]`` behind them, fields of ``SamplingParams``."""
+Reply = tuple[list[int], int]
+"""New token ids (with the one that ended them), and how many tokens of the prompt were in the prefix cache."""
 
 
 class LLM(Protocol):
@@ -27,83 +32,61 @@ class LLM(Protocol):
         """Let go of the device's memory."""
 
 
-def check_vllm(python: Path | None = None) -> None:
-    """Raise ``STTMError`` if vLLM is not installed, or the Python of its own environment is not there."""
-    if python is not None:
-        if not python.expanduser().is_file():
-            raise STTMError(f"vllm_python={python}: no such file; give the bin/python of an environment with vLLM")
-    elif "vllm" not in sys.modules and find_spec("vllm") is None:
+def check_vllm() -> None:
+    """Raise ``STTMError`` if vLLM is not installed."""
+    if "vllm" not in sys.modules and find_spec("vllm") is None:
+        raise STTMError("vLLM is not installed: pip install 'sttm-lmms[vllm]'")
+
+
+def check_version(version: str) -> None:
+    """Raise ``STTMError`` for a version of vLLM that is not known."""
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) != TESTED:
+        low, high = f"{TESTED[0]}.{TESTED[1]}", f"{TESTED[0]}.{TESTED[1] + 1}"
         raise STTMError(
-            "vLLM is not installed: pip install 'sttm-lmms[vllm]', or vllm_python=DIR/bin/python for one in an "
-            "environment of its own"
+            f"vLLM {version} is not known: prompt embeddings were tested with {low}.x alone; "
+            f"pip install 'vllm>={low},<{high}'"
         )
 
 
-def open_vllm(settings: Mapping[str, Any], python: Path | None = None) -> LLM:
-    """Start vLLM.
-
-    Args:
-        settings: of ``vllm.LLM``.
-        python: of another environment that has vLLM (which pins torch and transformers); None is this one.
+def open_vllm(settings: Mapping[str, Any]) -> LLM:
+    """Start vLLM. ``settings`` are those of ``vllm.LLM``.
 
     Raises:
         STTMError: vLLM is not installed, of an unknown version, or did not start.
     """
-    check_vllm(python)
-    return _Here(settings) if python is None else _Elsewhere(settings, python.expanduser())
+    check_vllm()
+    import vllm
+
+    check_version(str(vllm.__version__))
+    try:
+        return _VLLM(vllm.LLM(**settings), str(vllm.__version__))
+    except RuntimeError as error:
+        raise STTMError(f"vLLM did not start: {error}") from error
 
 
-class _Here:
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        try:
-            self._llm, self.version = vllm_process.open_llm(settings)
-        except RuntimeError as error:
-            raise STTMError(f"vLLM did not start: {error}") from error
+class _VLLM:
+    def __init__(self, llm: Any, version: str) -> None:
+        self._llm, self.version = llm, version
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        return vllm_process.ask(self._llm, prompts)
+        """All prompts in one call; vLLM batches them as it likes.
+
+        The shared embeddings are copied as they are, so that the prefix cache, which hashes bytes, finds them again.
+        """
+        from vllm import SamplingParams
+
+        inputs = []
+        for shared, own, sampling in prompts:
+            prompt: dict[str, Any] = {"prompt_embeds": torch.cat((shared, own))}
+            if sampling.get("repetition_penalty", 1.0) != 1.0:
+                # The penalty looks at the ids of the prompt, which embeddings do not have, and finds what an earlier
+                # request left there. An id that no answer can hold keeps it on the new tokens: the last row of the
+                # embedding, because checkpoints pad it, or keep a visual token there.
+                length, last = len(prompt["prompt_embeds"]), int(self._llm.model_config.get_vocab_size()) - 1
+                prompt |= {"prompt_token_ids": [last] * length, "prompt_is_token_ids": [False] * length}
+            inputs.append(prompt)
+        outputs = self._llm.generate(inputs, [SamplingParams(**sampling) for _, _, sampling in prompts], use_tqdm=False)
+        return [(list(output.outputs[0].token_ids), int(output.num_cached_tokens or 0)) for output in outputs]
 
     def close(self) -> None:
         self._llm = None
-
-
-class _Elsewhere:
-    """Over a pipe. A tensor that several prompts share is sent once a pack."""
-
-    def __init__(self, settings: Mapping[str, Any], python: Path) -> None:
-        from multiprocessing import Pipe
-        from subprocess import Popen
-
-        self._python = python
-        self._pipe, theirs = Pipe()
-        script = Path(vllm_process.__file__).resolve()
-        # Isolated: neither the folder of the script nor PYTHONPATH of this environment belongs on that one's path.
-        command = [str(python), "-I", str(script), str(theirs.fileno())]
-        self._process = Popen(command, pass_fds=[theirs.fileno()])
-        theirs.close()
-        self.version: str = self._exchange(dict(settings))["version"]
-
-    def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        from safetensors.torch import save
-
-        tensors: dict[str, torch.Tensor] = {}
-        named = []
-        for shared, own, sampling in prompts:
-            names = [str(tensor.data_ptr()) if tensor.numel() else "none" for tensor in (shared, own)]
-            tensors.update(zip(names, (shared, own), strict=True))
-            named.append((*names, dict(sampling)))
-        return list(self._exchange({"tensors": save(tensors), "prompts": named})["replies"])
-
-    def close(self) -> None:
-        self._pipe.close()
-        self._process.wait()
-
-    def _exchange(self, message: Any) -> dict[str, Any]:
-        try:
-            self._pipe.send(message)
-            reply: dict[str, Any] = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise STTMError(f"vLLM of {self._python} ended without an answer; its own lines say why") from error
-        if "error" in reply:
-            raise STTMError(f"vLLM of {self._python}: {reply['error']}")
-        return reply

@@ -88,6 +88,7 @@ class VLLMEngine(Engine):
         A caller that is stopped loses no more than one pack.
         """
         waiting: dict[int, VLLMPrompt] = {}
+        size = 0
         for group in self._groups(requests):
             check_served(self._config(group[0][1]), self.family.name)
             with self._lock:
@@ -97,10 +98,10 @@ class VLLMEngine(Engine):
                     yield from self._yield_and_count([(index, Answer(error=prompt))], progress)
                     continue
                 waiting[index] = prompt
-                full = sum(other.nbytes for other in waiting.values()) >= self._queue_bytes
-                if full or len(waiting) >= _MOST_AT_ONCE:
+                size += prompt.nbytes
+                if size >= self._queue_bytes or len(waiting) >= _MOST_AT_ONCE:
                     yield from self._yield_and_count(self._answers(waiting), progress)
-                    waiting = {}
+                    waiting, size = {}, 0
         if waiting:
             yield from self._yield_and_count(self._answers(waiting), progress)
 

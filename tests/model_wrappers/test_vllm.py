@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 
 import fake_vllm
@@ -103,7 +102,7 @@ def test_what_waits_for_vllm_holds_no_more_than_it_counts(method, build, vllm, v
         held.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
         return [([1], 0) for _ in prompts]
 
-    monkeypatch.setattr("sttm_lmms.serving.connection._Here.ask", look)
+    monkeypatch.setattr("sttm_lmms.serving.connection._VLLM.ask", look)
     ask(build(VLLM, **method), [(videos[0], question) for question in QUESTIONS])
     assert held == counted
 
@@ -198,13 +197,11 @@ def test_mrope_families_are_refused_with_the_reason(build, vllm):
         build(VLLM, "qwen2_vl")
 
 
-def test_vllm_is_missing_or_of_another_version(build, monkeypatch, tmp_path):
+def test_vllm_is_missing_or_of_another_version(build, monkeypatch):
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
     monkeypatch.setattr("sttm_lmms.serving.connection.find_spec", lambda name: None)
     with pytest.raises(STTMError, match=r"not installed: pip install 'sttm-lmms\[vllm\]'"):
         build(VLLM)
-    with pytest.raises(STTMError, match=r"vllm_python=.*no such file"):
-        build(VLLM, vllm_python=str(tmp_path / "python"))
     fake_vllm.install(monkeypatch, "0.33.1")
     with pytest.raises(STTMError, match=r"vLLM 0.33.1 is not known.*pip install 'vllm>=0.32,<0.33'"):
         build(VLLM)
@@ -267,31 +264,3 @@ def test_a_run_that_reduced_nothing_fails(build, vllm, videos):
     ask(wrapper, [(videos[0], "Why?")])
     with pytest.raises(NothingReducedError):
         wrapper.clean()
-
-
-def test_another_environment(build, vllm, videos, tmp_path):
-    """The pipe to vLLM's own Python, with this Python and a package ``vllm`` that it finds in its site-packages."""
-    documents = [(video, question) for video in videos[:2] for question in QUESTIONS]
-    expected = answers(ask(build(VLLM), documents))
-    wrapper = build(VLLM, vllm_python=str(_environment(tmp_path)))
-    assert answers(ask(wrapper, documents)) == expected
-    wrapper.clean()
-    with pytest.raises(STTMError, match=r"vLLM of .*is not known"):
-        build(VLLM, vllm_python=str(_environment(tmp_path / "other", "0.31.2")))
-
-
-def _environment(root, version="0.32.0"):
-    """An environment that borrows the packages of this one, with the stand-in installed as ``vllm``."""
-    import venv
-    from pathlib import Path
-
-    venv.create(root / "venv", symlinks=True)
-    python = root / "venv" / "bin" / "python"
-    packages = next((root / "venv" / "lib").glob("python*")) / "site-packages"
-    (packages / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    shutil.copy(Path(fake_vllm.__file__), packages / "fake_vllm.py")
-    (packages / "vllm.py").write_text(
-        f"import sys\nfrom fake_vllm import LLM, SamplingParams\n__version__ = {version!r}\nllms = []\n"
-        "LLM.opened = sys.modules[__name__]\n"
-    )
-    return python
