@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sttm_lmms.video.frames import video_of_frames
+from sttm_lmms.video.pictures import is_animated, video_of_frames
 from sttm_lmms.video.reading import available_backends, probe, read_frames
 from sttm_lmms.video.sampling import frame_times, sample_uniform_fps
 from sttm_lmms.video.settings import VIDEO_BACKENDS, Video, VideoInfo, VideoSettings
@@ -15,6 +15,7 @@ __all__ = [
     "VideoSettings",
     "available_backends",
     "frame_times",
+    "is_animated",
     "probe",
     "read_frames",
     "sample_uniform_fps",

@@ -2,52 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from sttm_lmms.errors import VideoError
-from sttm_lmms.video.index import FrameIndex, open_video
+from sttm_lmms.video.container import COPY_AGAIN, open_video, reason_of
+from sttm_lmms.video.deadline import Deadline
+from sttm_lmms.video.index import FrameIndex, decode_all
 
 _BT601 = 5
 
 
-def decode_pyav(path: str | Path, index: FrameIndex, numbers: Sequence[int]) -> np.ndarray:
-    """Frames ``numbers`` (increasing, each once, in range) as uint8 ``[T, H, W, 3]`` RGB, rotated as the file asks.
+def read_pyav(
+    path: str | Path, index: FrameIndex, numbers: Sequence[int], deadline: Deadline
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Frames ``numbers`` (increasing, each once, in range) as the file asks for them to be turned and mirrored.
+
+    Yields:
+        uint8 ``[H, W, 3]`` RGB, and whether it is that very picture: in place of one that cannot be decoded comes the
+        one before it, which stays on a player's screen.
 
     Raises:
-        VideoError: a frame cannot be decoded.
+        VideoError: no picture can be decoded, or the time is over.
     """
-    frames: np.ndarray | None = None
-    cursor = FrameCursor(path, index)
+    frames = _counted(path, numbers, deadline) if index.counted else _sought(path, index, numbers, deadline)
+    size: tuple[int, int] | None = None
+    for frame, exact in frames:
+        image = to_rgb(frame, size)
+        size = image.shape[:2]
+        yield image, exact
+
+
+def _counted(path: str | Path, numbers: Sequence[int], deadline: Deadline) -> Iterator[tuple[av.VideoFrame, bool]]:
+    wanted = iter(numbers)
+    number = next(wanted)
+    for count, frame in enumerate(decode_all(path, deadline)):
+        if count == number:
+            yield frame, True
+            number = next(wanted, -1)
+            if number < 0:
+                return
+
+
+def _sought(
+    path: str | Path, index: FrameIndex, numbers: Sequence[int], deadline: Deadline
+) -> Iterator[tuple[av.VideoFrame, bool]]:
+    cursor = FrameCursor(path, index, deadline)
     try:
-        for row, number in enumerate(numbers):
-            frame = cursor.frame_at(int(index.pts[number]))
+        for number in numbers:
+            pts = int(index.pts[number])
+            frame = cursor.frame_at(pts)
             if frame is None:
-                raise VideoError(path, f"frame {number} cannot be decoded", "copy or download it again")
-            image = to_rgb(frame, frames)
-            if frames is None:
-                frames = np.empty((len(numbers), *image.shape), np.uint8)
-            frames[row] = image
+                raise VideoError(path, f"frame {number} cannot be decoded", COPY_AGAIN)
+            yield frame, frame.pts == pts
     except av.FFmpegError as error:
-        raise VideoError(path, f"cannot be decoded ({error.strerror})", "copy or download it again") from error
+        deadline.check(path)
+        raise VideoError(path, f"cannot be decoded ({reason_of(error)})", COPY_AGAIN) from error
     finally:
         cursor.close()
-    assert frames is not None
-    return frames
 
 
-def to_rgb(frame: av.VideoFrame, like: np.ndarray | None = None) -> np.ndarray:
-    """One decoded frame as uint8 ``[H, W, 3]``, in the size of ``like`` ``[T, H, W, 3]`` where that is given.
+def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
+    """One decoded frame as uint8 ``[H, W, 3]``, upright, in another (height, width) where that is given.
 
     The matrix and the range that the file names are honoured, with bilinear chroma: exactly decord's conversion.
     """
-    turns = round(frame.rotation / 90) % 4
-    height, width = (frame.height, frame.width) if like is None else like.shape[1:3]
-    if turns % 2 and like is not None:
+    swapped, flipped = _display(frame)
+    height, width = size or ((frame.width, frame.height) if swapped else (frame.height, frame.width))
+    if swapped:
         height, width = width, height
     rgb = frame.reformat(
         width=width,
@@ -59,7 +87,27 @@ def to_rgb(frame: av.VideoFrame, like: np.ndarray | None = None) -> np.ndarray:
         dst_color_range=0,
         interpolation="BILINEAR",
     )
-    return np.rot90(rgb.to_ndarray(), turns)
+    array = rgb.to_ndarray()
+    return np.flip(array.swapaxes(0, 1) if swapped else array, flipped)
+
+
+def _display(frame: av.VideoFrame) -> tuple[bool, tuple[int, ...]]:
+    """Whether rows and columns change places, and the axes to flip after that, by the frame's display matrix.
+
+    ``x' = a x + c y`` and ``y' = b x + d y``; other angles than right ones are taken for the nearest right one.
+    """
+    side_data: Any = frame.side_data  # iterates over values, not over keys
+    data = next((one for one in side_data if one.type is Type.DISPLAYMATRIX), None)
+    if data is None:
+        return False, ()
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
+    swapped = abs(b) > abs(a)
+    to_x, to_y = (c, b) if swapped else (a, d)
+    return swapped, tuple(axis for axis, sign in ((0, to_y), (1, to_x)) if sign < 0)
+
+
+class _DamagedError(Exception):
+    """A packet could not be decoded while several were in work."""
 
 
 class FrameCursor:
@@ -69,56 +117,84 @@ class FrameCursor:
         packets: packets decoded so far.
     """
 
-    def __init__(self, path: str | Path, index: FrameIndex) -> None:
+    def __init__(self, path: str | Path, index: FrameIndex, deadline: Deadline) -> None:
         self.packets = 0
-        self._path, self._index = path, index
-        self._container, self._stream = open_video(path)
+        self._path, self._index, self._deadline = path, index, deadline
+        self._threads = True
+        self._container, self._stream = open_video(path, deadline)
         self._frames: Iterator[av.VideoFrame] = iter(())
-        self._shown: int | None = None
         self._current: av.VideoFrame | None = None
+        self._ahead: av.VideoFrame | None = None
 
     def close(self) -> None:
         self._container.close()
 
     def frame_at(self, pts: int) -> av.VideoFrame | None:
-        """The frame shown at ``pts``; the next one where that frame is never shown; None at the end of the file."""
+        """The frame on the screen at ``pts``, the first one before any is shown; None if there is none at all."""
         key = self._index.key_before(pts)
-        if self._shown is None or self._index.keys[key] > self._shown:
-            self._seek(key)
-        frame = self._advance(pts)
-        if (frame is None or frame.pts != pts) and key > 0:
-            # Some encoders mark frames as key frames that need a few frames more before the picture is whole.
-            self._seek(key - 1)
-            frame = self._advance(pts)
+        if self._current is None or self._index.keys[key] > self._current.pts:
+            frame = self._from_key(key, pts)
+        else:
+            frame = self._advance(pts, key)
+        # Some encoders mark frames as key frames that need many frames more before the picture is whole.
+        back = 1
+        while (frame is None or frame.pts > pts) and key > 0:
+            key, back = max(key - back, 0), 2 * back
+            frame = self._from_key(key, pts)
         return frame
 
-    def _advance(self, pts: int) -> av.VideoFrame | None:
-        while self._shown is None or self._shown < pts:
-            self._current = next(self._frames, None)
-            if self._current is None:
-                return None
-            if self._current.pts is not None:
-                self._shown = self._current.pts
-        return self._current
+    def _from_key(self, key: int, pts: int) -> av.VideoFrame | None:
+        self._seek(key)
+        return self._advance(pts, key)
+
+    def _advance(self, pts: int, key: int) -> av.VideoFrame | None:
+        try:
+            while self._current is None or self._current.pts < pts:
+                if self._ahead is None:
+                    self._ahead = next((frame for frame in self._frames if frame.pts is not None), None)
+                if self._ahead is None or (self._current is not None and self._ahead.pts > pts):
+                    break
+                self._current, self._ahead = self._ahead, None
+            return self._current
+        except _DamagedError:
+            self._threads = False
+            self._reopen()
+            return self._from_key(key, pts)
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._container, self._stream = open_video(self._path, self._deadline, threads=self._threads)
 
     def _seek(self, key: int) -> None:
         """Start decoding at key frame ``key``, or at an earlier one where the container cannot seek that precisely."""
         wanted = int(self._index.keys[key])
         for earlier in range(key, 0, -1):
-            self._container.seek(int(self._index.keys[earlier]), stream=self._stream)
-            packets = self._container.demux(self._stream)
-            first = next(packets)
+            self._deadline.check(self._path)
+            try:
+                self._container.seek(int(self._index.keys[earlier]), stream=self._stream)
+                packets = self._container.demux(self._stream)
+                first = next(packets)
+            except av.FFmpegError:
+                continue
             if first.size and (first.pts is None or first.pts <= wanted):
                 break
         else:
-            self._container.close()
-            self._container, self._stream = open_video(self._path)
+            self._reopen()
             packets = self._container.demux(self._stream)
             first = next(packets)
-        self._shown = self._current = None
+        self._current = self._ahead = None
         self._frames = self._decode(chain([first], packets))
 
-    def _decode(self, packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
-        for packet in packets:
+    def _decode(self, packets: Iterator[av.Packet]) -> Iterator[av.VideoFrame]:
+        while True:
+            self._deadline.check(self._path)
+            try:
+                packet = next(packets)
+            except (StopIteration, av.FFmpegError):  # libav cannot go on: what follows is lost, as in a player
+                return
             self.packets += 1
-            yield from self._stream.decode(packet)
+            try:
+                yield from self._stream.decode(packet)
+            except av.FFmpegError as error:
+                if self._threads:
+                    raise _DamagedError from error

@@ -2,98 +2,137 @@
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from sttm_lmms.errors import VideoError
-from sttm_lmms.video.decord_reader import decode_decord, decord_available
-from sttm_lmms.video.index import FrameIndex, build_index, open_video
-from sttm_lmms.video.pyav_reader import decode_pyav
-from sttm_lmms.video.sampling import frame_times
-from sttm_lmms.video.settings import Video, VideoInfo, check_backend
-from sttm_lmms.video.torchcodec_reader import decode_torchcodec, torchcodec_available
+from sttm_lmms.video.child_reader import is_available, read_in_child
+from sttm_lmms.video.deadline import Deadline
+from sttm_lmms.video.index import FrameIndex, build_index
+from sttm_lmms.video.pictures import Resize, index_webp, is_webp, read_webp, stack_frames
+from sttm_lmms.video.pyav_reader import read_pyav
+from sttm_lmms.video.settings import TIMEOUT, Video, VideoInfo, check_backend
 
-_Decoder = Callable[[str, FrameIndex, Sequence[int]], np.ndarray]
-_DECODERS: dict[str, _Decoder] = {"torchcodec": decode_torchcodec, "decord": decode_decord, "pyav": decode_pyav}
+logger = logging.getLogger(__name__)
+
+Reader = Callable[[str, FrameIndex, Sequence[int], Deadline], Iterator[tuple[np.ndarray, bool]]]
+"""The chosen frames of a file (increasing numbers, each once, in range) as uint8 ``[H, W, 3]`` of one size, and
+whether each is that very picture or stands in for one that cannot be decoded."""
 
 
 def available_backends() -> list[str]:
     """The backends that can be used here, the one that ``"auto"`` takes first."""
-    return [*["torchcodec"] * torchcodec_available(), *["decord"] * decord_available(), "pyav"]
+    return ["pyav", *(name for name in ("torchcodec", "decord") if is_available(name))]
 
 
-def probe(path: str | Path, backend: str = "auto") -> VideoInfo:
+def probe(path: str | Path, backend: str = "auto", *, timeout: float = TIMEOUT) -> VideoInfo:
     """Facts about a video file. All its packets are listed and one frame is decoded.
 
     PyAV does this whichever ``backend`` reads the frames later, so that frame numbers mean the same with all of them.
 
+    Args:
+        timeout: seconds after which a file is given up; 0 is no limit.
+
     Raises:
         ValueError: an unknown backend.
         VideoError: the file is missing, a folder, unreadable, empty, truncated, not a video, without a video stream
-            or without frames.
+            or without frames, or takes too long.
     """
     check_backend(backend)
-    container, stream = open_video(path)
-    with container:
-        index = build_index(path, container, stream)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-    if fps <= 0:
-        raise VideoError(path, "does not say how many frames a second it has", "re-encode it with a frame rate")
-    height, width = decode_pyav(path, index, [0]).shape[1:3]
+    deadline = Deadline.after(timeout)
+    return deadline.run(path, partial(_probe, path, deadline))
+
+
+def _probe(path: str | Path, deadline: Deadline) -> VideoInfo:
+    index = index_webp(path) if is_webp(path) else build_index(path, deadline)
     total = len(index.pts)
-    return VideoInfo(str(path), total, fps, total / fps, width, height, index)
+    if index.constant_rate:
+        fps, duration = index.rate, total / index.rate
+    else:
+        duration = float(index.times[-1]) + index.last_seconds
+        fps = total / duration
+    first, _ = next(_reader("pyav", index)(str(path), index, [0], deadline))
+    return VideoInfo(str(path), total, fps, duration, first.shape[1], first.shape[0], index)
 
 
-def read_frames(video: str | Path | VideoInfo, indices: Sequence[int], backend: str = "auto") -> Video:
+def read_frames(
+    video: str | Path | VideoInfo,
+    indices: Sequence[int],
+    backend: str = "auto",
+    *,
+    resize: Resize | None = None,
+    timeout: float = TIMEOUT,
+) -> Video:
     """Decode the frames with these numbers, and only the stretches of the file that they need.
 
     Args:
         video: a file, or what :func:`probe` said about it, which saves looking at the file twice.
         indices: frame numbers in presentation order, 0-based, in any order, repeated or not.
-        backend: ``"torchcodec"``, ``"decord"``, ``"pyav"`` or ``"auto"``, which is the first of them that is installed
-            and can read this file. The frames are the same.
+        backend: ``"pyav"``, which ``"auto"`` is; ``"torchcodec"`` or ``"decord"``. The frames are the same.
+        resize: called on a few frames at a time as they are read, so that the large ones are never there together.
+        timeout: seconds after which a file is given up; 0 is no limit.
 
     Raises:
-        VideoError: as :func:`probe`, or the backend cannot decode a frame.
+        VideoError: as :func:`probe`, or the backend cannot decode the frames.
         ValueError: no index, an index out of range, or an unknown or missing backend.
     """
     check_backend(backend)
-    info = video if isinstance(video, VideoInfo) and video.index is not None else probe(_path(video))
+    info = video if isinstance(video, VideoInfo) and video.index is not None else probe(_path(video), timeout=timeout)
+    assert info.index is not None
     numbers = _check_indices(info, indices)
     unique, inverse = np.unique(numbers, return_inverse=True)
-    frames = _decode(info, unique.tolist(), backend)
+    deadline = Deadline.after(timeout)
+    images = _reader(backend, info.index)(info.path, info.index, unique.tolist(), deadline)
+    exact: list[bool] = []
+    size = None if resize is None else lambda *_: resize
+    frames = deadline.run(info.path, lambda: stack_frames(info.path, _noting(images, exact), len(unique), size))
+    _warn(info, len(unique) - sum(exact), len(unique))
     if len(unique) != len(numbers) or numbers != unique.tolist():
         frames = frames[inverse]
     return Video(
         frames=frames,
-        timestamps=frame_times(numbers, info.fps),
+        timestamps=info.seconds(numbers),
         indices=numbers,
         fps=info.fps,
         duration=info.duration,
         path=info.path,
         sample_fps=len(numbers) / info.duration,
+        constant_rate=info.index.constant_rate,
     )
 
 
-def _decode(info: VideoInfo, numbers: list[int], backend: str) -> np.ndarray:
-    assert info.index is not None
-    if backend == "auto":
-        *others, last = available_backends()
-        for name in others:
-            try:
-                return _DECODERS[name](info.path, info.index, numbers)
-            except VideoError:
-                continue
-        return _DECODERS[last](info.path, info.index, numbers)
-    if backend not in available_backends():
-        needs = " and FFmpeg's shared libraries" if backend == "torchcodec" else ""
+def _reader(backend: str, index: FrameIndex) -> Reader:
+    if index.container == "webp":
+        return read_webp
+    if backend in ("auto", "pyav"):
+        return read_pyav
+    if not is_available(backend):
         raise ValueError(
-            f"video_backend={backend!r} needs the package {backend}{needs}: pip install {backend}, or take 'pyav'"
+            f"video_backend={backend!r} needs the package {backend}: pip install {backend}, or take 'pyav'"
         )
-    return _DECODERS[backend](info.path, info.index, numbers)
+    return partial(read_in_child, backend)
+
+
+def _noting(images: Iterator[tuple[np.ndarray, bool]], exact: list[bool]) -> Iterator[np.ndarray]:
+    for image, is_exact in images:
+        exact.append(is_exact)
+        yield image
+
+
+def _warn(info: VideoInfo, missing: int, total: int) -> None:
+    """One line for a damaged file."""
+    assert info.index is not None
+    if missing:
+        logger.warning(
+            "%s: %d of the %d frames asked for cannot be decoded; the picture before each is taken instead",
+            *(info.path, missing, total),
+        )
+    elif info.index.counted:
+        logger.warning("%s: all of it was decoded to count its frames, because %s", info.path, info.index.counted)
 
 
 def _path(video: str | Path | VideoInfo) -> str | Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,10 @@ SAMPLINGS = ("model", "uniform_fps")
 all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is LLaVA's own."""
 
 VIDEO_BACKENDS = ("auto", "torchcodec", "decord", "pyav")
-"""``auto`` takes the first of the others that can be imported and reads the file; PyAV always can be."""
+"""``auto`` is PyAV; the others give the same frames, refuse more files, and are not quicker."""
+
+TIMEOUT = 120.0
+"""Seconds after which a video is given up unless somebody says another limit."""
 
 
 def check_backend(name: str) -> None:
@@ -46,11 +50,13 @@ class VideoSettings:
     min_pixels: int | None = None
     max_pixels: int | None = None
     sampling: str = "model"
+    timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
         check_integer("max_frames", self.max_frames, 1)
         check_number("fps", self.fps, 0.0, 1000.0, low_open=True)
         check_backend(self.backend)
+        check_number("video_timeout", self.timeout, 0.0, 1e6)
         if self.sampling not in SAMPLINGS:
             raise unknown("sampling", self.sampling, SAMPLINGS)
         for name in ("min_pixels", "max_pixels"):
@@ -67,8 +73,8 @@ class VideoInfo:
     Attributes:
         path: the file.
         total_frames: frames that are shown, in presentation order.
-        fps: average frames per second.
-        duration: seconds: ``total_frames / fps``.
+        fps: average frames per second: as the file names it where it is constant, else ``total_frames / duration``.
+        duration: seconds from the first frame to the end of the last one.
         width: pixels, after the rotation that the file asks for.
         height: pixels, after the rotation that the file asks for.
         index: where its frames are; None in an object that was not made by :func:`~sttm_lmms.video.probe`.
@@ -82,6 +88,16 @@ class VideoInfo:
     height: int
     index: FrameIndex | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def times(self) -> np.ndarray | None:
+        """Seconds ``[N]`` at which each frame is shown, from 0 on; None where that is its number / :attr:`fps`."""
+        return None if self.index is None or self.index.constant_rate else self.index.times
+
+    def seconds(self, numbers: Sequence[int]) -> list[float]:
+        """When these frames are shown, from the first frame on."""
+        times = self.times
+        return [number / self.fps for number in numbers] if times is None else times[list(numbers)].tolist()
+
 
 @dataclass(frozen=True)
 class Video:
@@ -89,13 +105,14 @@ class Video:
 
     Attributes:
         frames: ``[T, H, W, 3]`` uint8 RGB.
-        timestamps: seconds ``[T]``: index / average fps, as the published pipeline counts them. With a variable frame
-            rate that is not the time at which the file shows the frame.
+        timestamps: seconds ``[T]`` from the first frame of the file to each of these: with a constant frame rate its
+            number / ``fps``, as the published pipeline counts them.
         indices: frame numbers ``[T]`` in presentation order, starting at 0.
         fps: average frames per second of the file.
         duration: seconds of the file.
         path: the file.
         sample_fps: frames taken per second of video, ``T / duration``, the name that qwen-vl-utils has for it.
+        constant_rate: whether ``timestamps`` are ``indices / fps``.
     """
 
     frames: np.ndarray
@@ -105,3 +122,4 @@ class Video:
     duration: float
     path: str
     sample_fps: float
+    constant_rate: bool = True
