@@ -33,6 +33,7 @@ class WrapperArguments:
         device_map: ``auto`` and the like of transformers, to spread one model over several devices.
         batch_size: questions answered together.
         video_backend: who decodes the videos.
+        video_timeout: seconds after which a video is given up; 0 for no limit.
         reproduce: fixed seeds and deterministic kernels.
         on_error: ``skip`` answers a question on an unreadable video with nothing and counts it; ``raise`` stops.
         reuse: what the questions of one video share.
@@ -60,7 +61,8 @@ class WrapperArguments:
     device: str | None = None
     device_map: str | None = None
     batch_size: int = 1
-    video_backend: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
+    video_backend: Literal["auto", "pyav", "torchcodec", "decord"] = "auto"
+    video_timeout: float = 120.0
     reproduce: bool = False
     on_error: Literal["skip", "raise"] = "skip"
     reuse: Literal["prefix", "features", "none"] = "prefix"

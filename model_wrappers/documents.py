@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from PIL import Image
 from sttm_lmms.benchmarks.annotations import video_seconds
 from sttm_lmms.errors import STTMError, VideoError
 from sttm_lmms.runtime import GenerationSettings
-from sttm_lmms.video.index import open_video
+from sttm_lmms.video import is_animated
+from sttm_lmms.video.container import open_video
 
 Messages = list[dict[str, Any]]
 Turn = tuple[Messages | None, bool, Sequence[str], Any]
@@ -27,6 +29,10 @@ _OF_TASKS = (
     *("until", "stop_sequences", "do_sample", "image_aspect_ratio", "visual_cot", "max_agentic_steps"),
     "skip_special_tokens",
 )
+
+
+# Words of questions about several images, which are not the frames of a video.
+_OF_IMAGES = re.compile(r"<image|\b(images?|pictures?|photos?|photographs?)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,21 @@ def first_video(messages: Sequence[Mapping[str, Any]]) -> str:
 def chat_messages(raw: Sequence[Mapping[str, Any]]) -> Messages:
     """A task's messages in the layout of chat templates; images are opened."""
     messages = ChatMessages(messages=list(raw)).to_hf_messages()
-    return [{"role": m["role"], "content": [_part(part) for part in m["content"]]} for m in messages]
+    return [{"role": m["role"], "content": [_part(part) for part in _with_frames(m["content"])]} for m in messages]
+
+
+def _with_frames(content: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """``content`` with the frames of a video, which tasks such as MVBench's return as PIL images, as that video.
+
+    Frames are two or more images of one size in front of a text that does not speak of images, pictures or photos.
+    """
+    *visuals, last = content or [{"type": ""}]
+    images = [part.get("image") for part in visuals]
+    if len(images) < 2 or last["type"] != "text" or _OF_IMAGES.search(last["text"]):
+        return content
+    if not all(isinstance(image, Image.Image) for image in images) or len({image.size for image in images}) > 1:
+        return content
+    return [{"type": "video", "video": images}, last]
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,6 +158,8 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source, Mapping) or "video_start" in part or "video_end" in part:
         raise STTMError(f"{source}: a section of a video is not supported; cut it into a file of its own")
     if part["type"] == "image" and isinstance(source, (str, Path)):
+        if is_animated(source):
+            return {"type": "video", "video": source}
         with Image.open(source) as image:
             return {"type": "image", "image": image.convert("RGB")}
     return {"type": part["type"], part["type"]: source}

@@ -49,4 +49,5 @@ def _config(arguments: WrapperArguments, family: str) -> Any:
 
 def _video(arguments: WrapperArguments, frames: Frames) -> VideoSettings:
     names = ("max_frames", "fps", "min_pixels", "max_pixels", "sampling")
-    return frames.settings(**{name: getattr(arguments, name) for name in names}, backend=arguments.video_backend)
+    chosen = {name: getattr(arguments, name) for name in names}
+    return frames.settings(**chosen, backend=arguments.video_backend, timeout=arguments.video_timeout)

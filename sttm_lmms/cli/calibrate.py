@@ -29,7 +29,10 @@ def calibrate(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
-    video_backend: Annotated[str, typer.Option(help="auto, torchcodec, decord or pyav.")] = "auto",
+    video_backend: Annotated[str, typer.Option(help="auto (PyAV), pyav, torchcodec or decord.")] = "auto",
+    video_timeout: Annotated[
+        float, typer.Option(help="Seconds after which a video is given up; 0 for no limit.")
+    ] = 120.0,
 ) -> None:
     """Find the spatial and temporal threshold with which a sample of videos meets a budget on average.
 
@@ -55,7 +58,7 @@ def calibrate(
     loaded = load_model(model, device, dtype, revision)
     start_layer = loaded.family.start_layer if start_layer is None else start_layer
     settings = video_settings(
-        loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling
+        *(loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling, video_timeout)
     )
     encode = loaded.encoder(settings)
 

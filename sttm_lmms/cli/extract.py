@@ -23,7 +23,10 @@ def extract(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the vision tower: auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: picked by itself.")] = None,
-    video_backend: Annotated[str, typer.Option(help="auto, torchcodec, decord or pyav.")] = "auto",
+    video_backend: Annotated[str, typer.Option(help="auto (PyAV), pyav, torchcodec or decord.")] = "auto",
+    video_timeout: Annotated[
+        float, typer.Option(help="Seconds after which a video is given up; 0 for no limit.")
+    ] = 120.0,
 ) -> None:
     """Run the vision tower once over the videos of a task and store what it sees; features=DIR then reads it.
 
@@ -43,7 +46,7 @@ def extract(
     benchmark, videos = videos_of(task, data)
     loaded = load_model(model, device, dtype, revision)
     settings = video_settings(
-        loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling
+        *(loaded.family.name, task, max_frames, fps, video_backend, min_pixels, max_pixels, sampling, video_timeout)
     )
     precision = str(loaded.placement.dtype).removeprefix("torch.")
     if size:

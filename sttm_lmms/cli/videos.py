@@ -32,7 +32,8 @@ class LoadedModel:
         """A function that reads a video and runs the vision tower on it."""
 
         def encode(path: str | Path) -> VisionFeatures:
-            return self.family.vision_features(self.model, self.processor, self.family.read_video(path, settings))
+            video = self.family.read_video(path, settings, self.processor)
+            return self.family.vision_features(self.model, self.processor, video)
 
         return encode
 
@@ -71,6 +72,7 @@ def video_settings(
     min_pixels: int | None,
     max_pixels: int | None,
     sampling: str | None = None,
+    timeout: float | None = None,
 ) -> VideoSettings:
     """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
     return resolve_frames(family, f"sttm_{benchmark_of(task) or task}").settings(
@@ -80,4 +82,5 @@ def video_settings(
         min_pixels=min_pixels,
         max_pixels=max_pixels,
         sampling=sampling,
+        timeout=timeout,
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import Video, VideoInfo, VideoSettings
+    from sttm_lmms.video.pictures import Resize
 
 
 @dataclass(frozen=True)
@@ -113,26 +116,42 @@ class Family(ABC):
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
         """Numbers of the frames of a file that this family would see."""
 
-    def fit(self, video: Video, settings: VideoSettings) -> Video:
-        """The frames in the size in which this family sees them, where that depends on the settings."""
-        return video
+    def resize(
+        self, height: int, width: int, frames: int, settings: VideoSettings, processor: Any = None
+    ) -> Resize | None:
+        """How this many frames of this size are made as small as this family sees them; None if they stay.
 
-    def read_video(self, source: Any, settings: VideoSettings) -> Video:
+        With a processor it is the processor's own resizing, which then has nothing left to do.
+
+        Raises:
+            ValueError: the family cannot see frames of this size.
+        """
+        return None if processor is None else partial(processor_resize, processor)
+
+    def read_video(self, source: Any, settings: VideoSettings, processor: Any = None) -> Video:
         """The frames that this family would see.
 
         Args:
             source: a file, of which frames are sampled; or the frames themselves, all of which are seen and count as
-                ``settings.fps`` a second: a list of PIL images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
+                ``settings.fps`` a second: a list of PIL images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``; or a
+                folder or list of picture files, of which at most ``settings.max_frames`` are taken, evenly spread.
+            processor: frames are made small as they are read where it is given; else they have their own size, unless
+                that depends on the settings.
 
         Raises:
             VideoError: the file cannot be read, or what was given cannot be frames of a video.
         """
         from sttm_lmms.video import probe, read_frames, video_of_frames
 
-        if not isinstance(source, (str, Path)):
-            return self.fit(video_of_frames(source, settings.fps), settings)
-        info = probe(source, settings.backend)
-        return self.fit(read_frames(info, self.sample(info, settings), settings.backend), settings)
+        def small(frames: int, height: int, width: int) -> Resize | None:
+            return self.resize(height, width, frames, settings, processor)
+
+        if not isinstance(source, (str, Path)) or Path(source).is_dir():
+            return video_of_frames(source, settings.fps, max_frames=settings.max_frames, resize=small)
+        info = probe(source, settings.backend, timeout=settings.timeout)
+        numbers = self.sample(info, settings)
+        resize = partial(small, len(numbers))
+        return read_frames(info, numbers, settings.backend, resize=resize, timeout=settings.timeout)
 
     @abstractmethod
     def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
@@ -199,6 +218,18 @@ class Family(ABC):
     def tower(self, model: Any) -> nn.Module:
         """The vision tower, so that its time can be told from that of preprocessing."""
         return getattr(model.model, "vision_tower", None) or model.model.visual
+
+
+def processor_resize(processor: Any, frames: np.ndarray) -> np.ndarray:
+    """uint8 ``[T, H, W, 3]`` in the size in which the processor hands frames on."""
+    batch = processor.video_processor(
+        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)],
+        do_rescale=False,
+        do_normalize=False,
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    return batch["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
 
 
 def frame_pixels(processor: Any, video: Video, frames: int) -> Iterator[torch.Tensor]:

@@ -40,12 +40,15 @@ class InternVL(TemplateFamily):
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
         """``settings.fps`` frames a second, at most ``max_frames``, in the middles of equal parts (or as ``sampling``
         says)."""
-        from sttm_lmms.video import sample_uniform_fps
+        from sttm_lmms.video import frames_at, sample_uniform_fps
 
         if settings.sampling == "uniform_fps":
             return sample_uniform_fps(info, settings.fps, settings.max_frames)
         wanted = math.floor(info.total_frames / info.fps * settings.fps)
-        return sample_middles(info.total_frames, max(1, min(wanted, settings.max_frames, info.total_frames)))
+        count = max(1, min(wanted, settings.max_frames, info.total_frames))
+        if info.times is None or count == info.total_frames:
+            return sample_middles(info.total_frames, count)
+        return frames_at(info, [(part + 0.5) * info.duration / count for part in range(count)])
 
     def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
         """``(T, H, W, C)``."""

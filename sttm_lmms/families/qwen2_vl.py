@@ -6,13 +6,13 @@ Source: arXiv 2409.12191, sections 2.1 (M-RoPE, unified image and video understa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
-from sttm_lmms.errors import UnsupportedModelError, VideoError
+from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.families.assemble import Assembled, device_of
 from sttm_lmms.families.base import runs
 from sttm_lmms.families.template import TemplateFamily
@@ -20,6 +20,7 @@ from sttm_lmms.types import VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import Video, VideoInfo, VideoSettings
+    from sttm_lmms.video.pictures import Resize
 
 VISION_END = "<|vision_end|>"
 
@@ -67,10 +68,13 @@ def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
 
     With ``uniform_fps`` the last frame is repeated where the rule gives an odd number, so that all frames have a pair.
     """
-    from sttm_lmms.video import sample_uniform_fps
+    from sttm_lmms.video import sample_uniform_fps, spread_in_time
 
     if settings.sampling == "model":
-        return sample_frames(info.total_frames, info.fps, settings)
+        numbers = sample_frames(info.total_frames, info.fps, settings)
+        # With a variable frame rate, frames evenly spread in time; where most are wanted, as many as there are.
+        uneven = info.times is not None and len(numbers) < info.total_frames - 1
+        return spread_in_time(info, len(numbers)) if uneven else numbers
     numbers = sample_uniform_fps(info, settings.fps, settings.max_frames)
     return numbers + numbers[-1:] * (len(numbers) % 2)
 
@@ -116,14 +120,11 @@ class Qwen2VL(TemplateFamily):
         """An even number of frames at ``settings.fps``, at most ``max_frames``."""
         return frame_numbers(info, settings)
 
-    def fit(self, video: Video, settings: VideoSettings) -> Video:
-        """Frames resized as qwen-vl-utils does."""
-        try:
-            frames, height, width, _ = video.frames.shape
-            size = frame_size(height, width, frames, settings, self.side)
-        except ValueError as error:
-            raise VideoError(video.path, str(error), "crop the video") from error
-        return replace(video, frames=_resize(video.frames, size))
+    def resize(
+        self, height: int, width: int, frames: int, settings: VideoSettings, processor: Any = None
+    ) -> Resize | None:
+        """As qwen-vl-utils does, whatever the processor."""
+        return partial(_resize, size=frame_size(height, width, frames, settings, self.side))
 
     def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
         """``(T, H, W, C)``."""

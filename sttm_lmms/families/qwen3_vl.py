@@ -48,7 +48,9 @@ class Qwen3VL(Qwen2VL):
         return (1 + len(config.vision_config.deepstack_visual_indexes)) * super().feature_channels(config)
 
     def notes(self, video: Video) -> dict[str, Any]:
-        """Where the frames stand in the file, for their timestamps."""
+        """Where the frames stand in the file, for their timestamps: a variable frame rate as milliseconds."""
+        if not video.constant_rate:
+            return {"video_fps": 1000.0, "frame_indices": [round(1000 * seconds) for seconds in video.timestamps]}
         return {"video_fps": float(video.fps), "frame_indices": [int(index) for index in video.indices]}
 
     def write(self, processor: Any, feature: VisionFeatures) -> str:

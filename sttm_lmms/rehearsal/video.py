@@ -9,7 +9,7 @@ from typing import Any
 
 from sttm_lmms.errors import VideoError
 from sttm_lmms.families import get_family
-from sttm_lmms.video import VideoInfo, VideoSettings, frame_times, probe
+from sttm_lmms.video import VideoInfo, VideoSettings, probe
 from sttm_lmms.video.sizes import feature_shape
 
 WIDTH, HEIGHT, FPS = 1280, 720, 30.0
@@ -65,7 +65,7 @@ def _sight(family: str, config: Any, info: VideoInfo, assumed: str, settings: Vi
         grid = (shape[0], side, side)
     indices = get_family(family).sample(info, settings)
     frames = len(indices)
-    times = frame_times(indices, info.fps)
+    times = info.seconds(indices)
     metadata = {
         "vid": Path(info.path).stem,
         "video_time": info.duration,
@@ -73,7 +73,7 @@ def _sight(family: str, config: Any, info: VideoInfo, assumed: str, settings: Vi
         "num_frames": frames,
         "video_sample_fps": frames / info.duration,
         "video_grid_thw": [grid[0], 2 * grid[1], 2 * grid[2]],
-        "video_fps": info.fps,
-        "frame_indices": indices,
+        "video_fps": info.fps if info.times is None else 1000.0,
+        "frame_indices": indices if info.times is None else [round(1000 * t) for t in times],
     }
     return Sight(info, assumed, grid, metadata)

@@ -180,7 +180,7 @@ class SourceReader:
         if kind == "image":
             return source
         if self._store is None:
-            return self._family.read_video(source, video)
+            return self._family.read_video(source, video, self._processor)
         from sttm_lmms.video.source_file import is_source
 
         if request.video_id is None and not isinstance(source, (str, Path)):

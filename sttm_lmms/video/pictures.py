@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,13 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def video_of_frames(source: Any, fps: float, *, max_frames: int | None = None, resize: Any = None) -> Video:
+def video_of_frames(
+    source: Any,
+    fps: float,
+    *,
+    max_frames: int | None = None,
+    resize: Callable[[int, int, int], Resize | None] | None = None,
+) -> Video:
     """Frames that are there already as a :class:`Video` of ``fps`` frames a second.
 
     Args:
@@ -51,7 +58,7 @@ def video_of_frames(source: Any, fps: float, *, max_frames: int | None = None, r
             ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
         fps: how many of them make a second.
         max_frames: of more pictures in files than that, so many are taken, evenly spread.
-        resize: from (height, width) of the frames to a :data:`Resize`, or to None where they stay as they are.
+        resize: from number, height and width of the frames to a :data:`Resize`, or to None where they stay.
 
     Raises:
         VideoError: no frames, frames of different sizes, or not frames at all.
@@ -68,7 +75,7 @@ def video_of_frames(source: Any, fps: float, *, max_frames: int | None = None, r
         images = (np.asarray(one.convert("RGB")) for one in source)
     else:
         images = _array(source)
-    frames = stack_frames(path, images, len(numbers), resize)
+    frames = stack_frames(path, images, len(numbers), partial(resize, len(numbers)) if resize else None)
     return Video(
         frames=frames,
         timestamps=[number / fps for number in numbers],
@@ -80,15 +87,20 @@ def video_of_frames(source: Any, fps: float, *, max_frames: int | None = None, r
     )
 
 
-def stack_frames(path: str, images: Iterable[np.ndarray], total: int, resize: Any = None) -> np.ndarray:
+def stack_frames(
+    path: str,
+    images: Iterable[np.ndarray],
+    total: int,
+    resize: Callable[[int, int], Resize | None] | None = None,
+) -> np.ndarray:
     """uint8 ``[T, h, w, 3]`` of images ``[H, W, 3]``, made small a few at a time.
 
     Args:
         total: number of images.
-        resize: from (height, width) to a :data:`Resize`, or to None where frames stay as they are.
+        resize: from height and width to a :data:`Resize`, or to None where they stay.
 
     Raises:
-        VideoError: images of different sizes.
+        VideoError: images of different sizes, or of a size that ``resize`` refuses with ``ValueError``.
     """
     frames: np.ndarray | None = None
     chunk: list[np.ndarray] = []
@@ -96,7 +108,10 @@ def stack_frames(path: str, images: Iterable[np.ndarray], total: int, resize: An
     for image in images:
         if size is None:
             size = image.shape[:2]
-            shrink = resize(*size) if resize is not None else None
+            try:
+                shrink = resize(*size) if resize is not None else None
+            except ValueError as error:
+                raise VideoError(path, str(error), "crop the video") from error
         if image.shape[:2] != size:
             raise VideoError(path, f"holds pictures of several sizes: {size} and {image.shape[:2]}", _WHAT)
         chunk.append(image)

@@ -64,7 +64,7 @@ def read_frames(
     indices: Sequence[int],
     backend: str = "auto",
     *,
-    resize: Resize | None = None,
+    resize: Callable[[int, int], Resize | None] | None = None,
     timeout: float = TIMEOUT,
 ) -> Video:
     """Decode the frames with these numbers, and only the stretches of the file that they need.
@@ -73,7 +73,8 @@ def read_frames(
         video: a file, or what :func:`probe` said about it, which saves looking at the file twice.
         indices: frame numbers in presentation order, 0-based, in any order, repeated or not.
         backend: ``"pyav"``, which ``"auto"`` is; ``"torchcodec"`` or ``"decord"``. The frames are the same.
-        resize: called on a few frames at a time as they are read, so that the large ones are never there together.
+        resize: from height and width to a function that makes uint8 ``[n, H, W, 3]`` smaller, or to None where they
+            stay. A few frames at a time are resized as they are read, so that the large ones are never all there.
         timeout: seconds after which a file is given up; 0 is no limit.
 
     Raises:
@@ -88,8 +89,7 @@ def read_frames(
     deadline = Deadline.after(timeout)
     images = _reader(backend, info.index)(info.path, info.index, unique.tolist(), deadline)
     exact: list[bool] = []
-    size = None if resize is None else lambda *_: resize
-    frames = deadline.run(info.path, lambda: stack_frames(info.path, _noting(images, exact), len(unique), size))
+    frames = deadline.run(info.path, lambda: stack_frames(info.path, _noting(images, exact), len(unique), resize))
     _warn(info, len(unique) - sum(exact), len(unique))
     if len(unique) != len(numbers) or numbers != unique.tolist():
         frames = frames[inverse]

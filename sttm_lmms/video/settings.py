@@ -15,7 +15,7 @@ SAMPLINGS = ("model", "uniform_fps")
 """``model`` takes the frames that the model's own code takes, ``uniform_fps`` those of the published runs: one rule for
 all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is LLaVA's own."""
 
-VIDEO_BACKENDS = ("auto", "torchcodec", "decord", "pyav")
+VIDEO_BACKENDS = ("auto", "pyav", "torchcodec", "decord")
 """``auto`` is PyAV; the others give the same frames, refuse more files, and are not quicker."""
 
 TIMEOUT = 120.0
