@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -83,11 +82,10 @@ def is_only_stream(container: av.container.InputContainer) -> bool:
 
 
 def _read_head(path: Path) -> bytes:
+    if path.is_dir():
+        raise VideoError(path, "is a folder", "give the path of a video file")
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise VideoError(path, "is a folder", "give the path of a video file")
-        if not stat.S_ISREG(mode):  # opening a pipe waits for a writer, and a device may never end
+        if path.exists() and not path.is_file():  # opening a pipe waits for a writer, and a device may never end
             raise VideoError(path, "is a pipe or a device, not a file", "copy its content to a video file")
         with path.open("rb") as file:
             head = file.read(16)

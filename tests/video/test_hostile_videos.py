@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -13,14 +15,14 @@ import pytest
 from video_clips import encode, moving, remux
 
 from sttm_lmms.errors import VideoError
-from sttm_lmms.video import available_backends, probe, read_frames
+from sttm_lmms.video import probe, read_frames
 
 Clip = Callable[[str], Path]
 
 
 def refuse(path: Path, reason: str) -> None:
     """All ways in refuse it with the same words."""
-    for attempt in (probe, *(lambda p, b=b: read_frames(p, [0], b) for b in available_backends())):
+    for attempt in (probe, lambda p: read_frames(p, [0])):
         with pytest.raises(VideoError, match=reason) as info:
             attempt(path)
         assert info.value.path == str(path)
@@ -175,6 +177,26 @@ def test_frames_that_cannot_be_decoded(clip: Clip, tmp_path: Path) -> None:
     refuse(tmp_path / "zeros.mp4", "cannot be decoded")
 
 
-def test_avi_without_presentation_times(tmp_path: Path) -> None:
-    path = encode(tmp_path / "bframes.avi", "libx264", "yuv420p", moving(30), options={"bf": "2"})
-    refuse(path, "does not say when its frames are shown")
+def test_pipes_and_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    refuse(tmp_path / "pipe.mp4", "is a pipe or a device")
+    refuse(Path("/dev/zero"), "is a pipe or a device")
+
+
+def test_an_endless_hole(tmp_path: Path) -> None:
+    path = tmp_path / "hole.mp4"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    began = time.monotonic()
+    with pytest.raises(VideoError, match=r"hole\.mp4: "):
+        probe(path, timeout=2)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("where", ["packets_of", "missing_part"])
+def test_a_loop_that_nothing_interrupts_is_left_behind(clip: Clip, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    stop = threading.Event()
+    monkeypatch.setattr(f"sttm_lmms.video.index.{where}", lambda *_, **__: stop.wait())
+    with pytest.raises(VideoError, match=r"not read within 0.5 s; .*raise video_timeout=0.5 \(0 = no limit\)"):
+        probe(clip("plain.mp4"), timeout=0.5)
+    stop.set()

@@ -106,6 +106,5 @@ CLIPS: dict[str, Callable[[Path], Path]] = {
     "bframes.avi": lambda p: encode(p, "mpeg4", "yuv420p", moving(30), options={"bf": "2"}),
 }
 DECORD_MISREADS = ["cut.mp4", "open_gop.mp4", "stream.ts", "bframes.avi"]
-DECORD_READS = [name for name in CLIPS if name not in DECORD_MISREADS]
 TORCHCODEC_MISREADS = ["open_gop.mp4", "odd_420.mp4", "ten_bit.mp4", "stream.ts", "bframes.avi"]
-TORCHCODEC_READS = [name for name in CLIPS if name not in TORCHCODEC_MISREADS]
+MISREADS = {"decord": DECORD_MISREADS, "torchcodec": TORCHCODEC_MISREADS}
