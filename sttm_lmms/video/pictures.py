@@ -72,6 +72,8 @@ def video_of_frames(
             numbers = np.linspace(0, len(source) - 1, max_frames).astype(int).tolist()
         images: Iterable[np.ndarray] = (_open_picture(source[number]) for number in numbers)
     elif isinstance(source, (list, tuple)) and source and all(hasattr(one, "convert") for one in source):
+        if len(sizes := {one.size for one in source}) > 1:
+            raise VideoError(path, f"the images have {len(sizes)} sizes: {sorted(sizes)[:4]}", _WHAT)
         images = (np.asarray(one.convert("RGB")) for one in source)
     else:
         images = _array(source)
