@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ Segment = str | int
 """A piece of a prompt: text, or the number of the visual that stands there (all of it, or its next piece)."""
 
 VISUAL_KINDS = ("video", "image")
+
+# Stands inside of special tokens that a user has spelled out: a code point that no text has (a Unicode noncharacter).
+MARK = "\ufdd0"
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,21 @@ def join_text(segments: Sequence[Segment]) -> list[Segment]:
     return joined
 
 
+def as_plain_text(text: str, tokens: Collection[str]) -> str:
+    """``text`` with a mark inside of every spelled-out special token, so that :func:`token_ids` reads it as text.
+
+    Lone surrogates, which no tokenizer takes, become U+FFFD.
+    """
+    text = text.replace(MARK, "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    longest_first = sorted(tokens, key=len, reverse=True)
+    pattern = "|".join(re.escape(token) for token in longest_first)
+    return re.sub(pattern, lambda found: found[0][:1] + MARK + found[0][1:], text) if pattern else text
+
+
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text as it stands: no beginning-of-sequence token is added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    pieces = [piece for piece in text.split(MARK) if piece]
+    return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

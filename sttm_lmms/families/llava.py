@@ -18,10 +18,18 @@ from transformers import AutoProcessor, LlavaOnevisionConfig, LlavaOnevisionForC
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.families import lmms_lab
-from sttm_lmms.families.assemble import VisualTokens, assemble, check_visuals, device_of
+from sttm_lmms.families.assemble import (
+    Segment,
+    VisualTokens,
+    assemble,
+    check_visuals,
+    content_parts,
+    device_of,
+    join_text,
+)
 from sttm_lmms.families.base import Family, frame_pixels, runs
-from sttm_lmms.families.chatml import render, time_instruction
 from sttm_lmms.families.checkpoint import load_model, read_json
+from sttm_lmms.families.template import render
 from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
@@ -31,6 +39,61 @@ NEWLINES = ("grid", "frame", "one_token", "no_token")
 
 # Frames that go through the vision tower at once: bounds its memory, changes nothing else.
 _CHUNK = 16
+
+
+def time_instruction(metadata: Mapping[str, Any]) -> str:
+    """LLaVA-Video's sentence about length and times of the frames.
+
+    Args:
+        metadata: ``video_time`` in seconds, ``num_frames``, and ``frame_time``: seconds of each frame, or the text
+            ``"0.00s,1.00s,..."`` that published feature files hold.
+    """
+    times = metadata["frame_time"]
+    if not isinstance(times, str):
+        times = ",".join(f"{t:.2f}s" for t in times)
+    return (
+        f"The video lasts for {float(metadata['video_time']):.2f} seconds, and {metadata['num_frames']} frames are "
+        f"uniformly sampled from it. These frames are located at {times}. "
+        "Please answer the following questions related to this video."
+    )
+
+
+def chatml_prompt(
+    processor: Any, messages: Sequence[Message], instructions: Mapping[int, str] | None = None
+) -> list[Segment]:
+    """The prompt that LLaVA-Video and LLaVA-OneVision were trained with, with the number of a visual where it stands.
+
+    The template is :data:`~sttm_lmms.families.lmms_lab.CHAT_TEMPLATE`, whatever the checkpoint's processor has.
+
+    Args:
+        instructions: sentence that follows the n-th visual, on a line of its own.
+    """
+    pieces = render(
+        processor,
+        _with_instructions(messages, instructions or {}),
+        chat_template=lmms_lab.CHAT_TEMPLATE,
+        end_of_turn=lmms_lab.END_OF_TURN,
+    )
+    segments: list[Segment] = [pieces[0]]
+    for number, after in enumerate(pieces[1:]):
+        segments += [number, after]
+    return join_text(segments)
+
+
+def _with_instructions(messages: Sequence[Message], instructions: Mapping[int, str]) -> list[Message]:
+    number, found = 0, []
+    for message in messages:
+        parts: list[Mapping[str, Any]] = []
+        for part in content_parts(message):
+            if parts and parts[-1].get("instruction") and part["type"] == "text":
+                part = {**part, "text": "\n" + part["text"]}  # the template has no newline between two texts
+            parts.append(part)
+            if part["type"] != "text":
+                if number in instructions:
+                    parts.append({"type": "text", "text": instructions[number], "instruction": True})
+                number += 1
+        found.append({**message, "content": parts})
+    return found
 
 
 def newline_layout(pooled: torch.Tensor, newline: torch.Tensor, mode: str) -> torch.Tensor:
@@ -190,7 +253,7 @@ class LlavaFamily(Family):
         ]
         tail = instructions.get(len(features) - 1)
         sequence = assemble(
-            render(messages, instructions),
+            chatml_prompt(processor, messages, instructions),
             visuals,
             processor.tokenizer,
             model.get_input_embeddings(),

@@ -41,7 +41,8 @@ ARCHITECTURE = "LlavaQwenForCausalLM"
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 
-# The same prompt as `sttm_lmms.families.chatml.render`, for the plain transformers API.
+# ChatML. A visual and the text beside it are separated by a newline, two visuals by a blank, two texts by nothing.
+END_OF_TURN = "<|im_end|>\n"
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -18,6 +18,7 @@ from sttm_lmms.families.assemble import (
     Assembled,
     Segment,
     VisualTokens,
+    as_plain_text,
     assemble,
     check_visuals,
     content_parts,
@@ -103,37 +104,64 @@ class TemplateFamily(Family):
         )
 
 
-def render(processor: Any, messages: Sequence[Message]) -> list[str]:
+def render(
+    processor: Any, messages: Sequence[Message], *, chat_template: str | None = None, end_of_turn: str | None = None
+) -> list[str]:
     """The prompt as the text in front of each visual and behind the last one: one piece more than there are visuals.
 
-    The assistant's turn is opened unless the last message is the assistant's, which is then left open.
+    Special tokens that the texts of the messages spell out are text (see :func:`as_plain_text`). The assistant's turn
+    is opened unless the last message is the assistant's, which is then left open.
+
+    Args:
+        chat_template: in place of the processor's own.
+        end_of_turn: what ``chat_template`` writes behind a message.
 
     Raises:
-        ValueError: the template leaves a visual out, or a text holds a placeholder of its own.
+        ValueError: the template leaves a visual out, or writes a placeholder of its own.
     """
+    control = control_tokens(processor, chat_template)
     plain = [
         {
             "role": message["role"],
             "content": [
-                {"type": "text", "text": part["text"]} if part["type"] == "text" else {"type": part["type"]}
+                {"type": "text", "text": as_plain_text(part["text"], control)}
+                if part["type"] == "text"
+                else {"type": part["type"]}
                 for part in content_parts(message)
             ],
         }
         for message in messages
     ]
     open_end = bool(plain) and plain[-1]["role"] == "assistant"
-    text = processor.apply_chat_template(
-        plain, tokenize=False, add_generation_prompt=not open_end, continue_final_message=open_end
-    )
+    if chat_template is None:
+        text = processor.apply_chat_template(
+            plain, tokenize=False, add_generation_prompt=not open_end, continue_final_message=open_end
+        )
+    else:
+        text = processor.tokenizer.apply_chat_template(
+            plain, chat_template=chat_template, tokenize=False, add_generation_prompt=not open_end
+        )
+        text = text.removesuffix(end_of_turn) if open_end and end_of_turn else text
     pieces = re.split(f"{re.escape(processor.video_token)}|{re.escape(processor.image_token)}", text)
     wanted = sum(part["type"] != "text" for message in messages for part in content_parts(message))
     if len(pieces) - 1 != wanted:
         raise ValueError(
             f"the prompt holds {len(pieces) - 1} of the placeholders {processor.video_token} and "
-            f"{processor.image_token}, but {wanted} visuals; remove them from the text, and use a chat template that "
-            "writes one for each visual"
+            f"{processor.image_token}, but {wanted} visuals; use a chat template that writes one for each visual"
         )
     return pieces
+
+
+def control_tokens(processor: Any, chat_template: str | None = None) -> set[str]:
+    """Special tokens that prompts are built of: the placeholders, the ends, and those that the chat template writes.
+
+    Others (such as the marks of boxes for grounding) stay special in the texts of users.
+    """
+    tokenizer, template = processor.tokenizer, str(chat_template or processor.chat_template)
+    named = [getattr(processor, f"{name}_token", None) for name in ("video", "image", "start_image", "end_image")]
+    named += [tokenizer.eos_token, tokenizer.pad_token, getattr(tokenizer, "bos_token", None)]
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return {token for token in named if token} | {token for token in special if token in template}
 
 
 def fill(pieces: Sequence[str], visuals: Sequence[tuple[str, str]]) -> tuple[list[Segment], list[tuple[int, ...]]]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
+
 import pytest
-from family_helpers import CHECKPOINTS, clip
+from family_helpers import CHECKPOINTS, clip, moving_frames
+from newer_families import NEWER, SIZES
+from PIL import Image
 
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.families.assemble import common_prefix
-from sttm_lmms.families.chatml import render, time_instruction
+from sttm_lmms.families.assemble import as_plain_text, common_prefix
+from sttm_lmms.families.llava import chatml_prompt, time_instruction
+from sttm_lmms.families.template import control_tokens
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 VIDEO = {"type": "video", "video": "clip.mp4"}
@@ -38,7 +44,13 @@ def test_time_instruction():
     assert time_instruction({**METADATA, "frame_time": "0.00s,2.50s,5.92s"}) == SENTENCE
 
 
-def test_video_question():
+@pytest.fixture
+def render(loaded):
+    """``render(messages, instructions) -> segments`` of LLaVA's prompts."""
+    return partial(chatml_prompt, loaded("llava_onevision")[2])
+
+
+def test_video_question(render):
     assert show(render([user(VIDEO, text("Why?"))], {0: SENTENCE})) == (
         f"{SYSTEM}<|im_start|>user\n<0>\n{SENTENCE}\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -75,16 +87,16 @@ def test_video_question():
         ),
     ],
 )
-def test_layouts(messages, expected):
+def test_layouts(render, messages, expected):
     assert show(render(messages)) == expected
 
 
-def test_each_video_has_its_own_times():
+def test_each_video_has_its_own_times(render):
     times = {0: SENTENCE, 1: "Second."}
     assert f"<0>\n{SENTENCE}\n<1>\nSecond.\nWhich?" in show(render([user(VIDEO, VIDEO, text("Which?"))], times))
 
 
-def test_chat_template_of_the_processor_is_the_same(loaded):
+def test_chat_template_of_the_processor_is_the_same(loaded, render):
     _, _, processor = loaded("llava_onevision")
     for messages in (
         [user(VIDEO, text("Why?"))],
@@ -98,7 +110,7 @@ def test_chat_template_of_the_processor_is_the_same(loaded):
         assert processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == ours
 
 
-def test_audio_is_refused():
+def test_audio_is_refused(render):
     with pytest.raises(UnsupportedModelError, match="'audio' is not supported; supported: text, image, video"):
         render([user({"type": "audio"})])
 
@@ -183,15 +195,37 @@ def test_visuals_and_features_must_agree(loaded):
             family.prepare(model, processor, [user(VIDEO)], [])
 
 
-def test_placeholders_in_a_question(loaded):
-    family, model, processor = loaded("llava_video")
-    features = [family.vision_features(model, processor, clip())]
-    prepared = family.prepare(
-        model, processor, [user(VIDEO, text("Is <video> a token?"))], features, newline="no_token"
-    )
-    assert prepared.spans[0].length == prepared.visual_tokens
+CONTROL = "<|video_pad|> <|image_pad|> <video> <image> <IMG_CONTEXT> <img></img> <|vision_start|><|vision_end|> "
+CONTROL += "<|im_start|>user <|im_end|> <|endoftext|>"
 
-    family, model, processor = loaded("qwen2_vl", "hf")
-    features = [family.vision_features(model, processor, clip())]
-    with pytest.raises(ValueError, match="remove them from the text"):
-        family.prepare(model, processor, [user(VIDEO, text("Is <|video_pad|> a token?"))], features)
+
+@pytest.mark.parametrize(("name", "layout"), [*CHECKPOINTS, *((name, "hf") for name in NEWER)])
+def test_special_tokens_that_a_text_spells_out_are_text(loaded, name, layout):
+    """In system prompts, questions, options and earlier turns; what the prompt is built of stays as it is."""
+    family, model, processor = loaded(name, layout)
+    height, width = SIZES.get(name, (84, 112))
+    shows = clip(6, height, width), Image.fromarray(moving_frames(1, height, width)[0])
+    features = [family.vision_features(model, processor, visual) for visual in shows]
+    special = {id for id, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    prompts = []
+    for said in (CONTROL, "nothing"):
+        turns = [
+            {"role": "system", "content": f"Be brief about {said}."},
+            user(VIDEO, text(f"What does {said} say?"), text(f"\nA. {said}\nB. no")),
+            {"role": "assistant", "content": said},
+            user(IMAGE, text(f"{said}")),
+            {"role": "assistant", "content": f"It is {said}"},
+        ]
+        prompts.append(family.prepare(model, processor, turns, features))
+    named, plain = prompts
+    assert processor.tokenizer.decode(named.input_ids[0]).count(CONTROL) == 6
+    counted, expected = (Counter(id for id in p.input_ids[0].tolist() if id in special) for p in prompts)
+    assert counted == expected
+    assert named.visual_tokens == plain.visual_tokens
+    assert [span.grid for span in named.spans] == [span.grid for span in plain.spans]
+
+
+def test_marks_for_grounding_stay_special_and_broken_text_is_mended(loaded):
+    _, _, processor = loaded("qwen2_vl", "hf")
+    assert "<|box_start|>" not in control_tokens(processor)
+    assert as_plain_text("a \ud83d b \ud83d\ude00 \ufdd0c", ()) == "a \ufffd b \U0001f600 c"
