@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,19 +18,6 @@ from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
 if TYPE_CHECKING:
     from sttm_lmms.video import Video, VideoInfo, VideoSettings
     from sttm_lmms.video.pictures import Resize
-
-
-@dataclass(frozen=True)
-class Preprocessed:
-    """A video that has been through the processor already."""
-
-    video: Video
-    chunks: Sequence[Any]
-
-    @property
-    def frames(self) -> Any:
-        """As of :class:`Video`."""
-        return self.video.frames
 
 
 class Family(ABC):
@@ -161,19 +147,15 @@ class Family(ABC):
     def chunks(self, processor: Any, video: Video) -> Iterator[Any]:
         """What the processor makes of a video, a few frames at a time. Needs no model, so it may run in a thread."""
 
-    def preprocess(self, processor: Any, video: Video) -> Preprocessed:
-        """All chunks of a video: what is left for :meth:`vision_features` is the vision tower."""
-        return Preprocessed(video, list(self.chunks(processor, video)))
-
-    def video_chunks(self, processor: Any, visual: Video | Preprocessed) -> tuple[Video, Iterable[Any]]:
-        """A video and its chunks, made now unless they are there."""
-        if isinstance(visual, Preprocessed):
-            return visual.video, visual.chunks
-        return visual, self.chunks(processor, visual)
-
     @abstractmethod
-    def vision_features(self, model: nn.Module, processor: Any, visual: Any) -> VisionFeatures:
-        """Run the vision tower on a :class:`Video`, preprocessed or not, or on a PIL image."""
+    def vision_features(
+        self, model: nn.Module, processor: Any, visual: Any, chunks: Iterable[Any] | None = None
+    ) -> VisionFeatures:
+        """Run the vision tower on a :class:`Video` or a PIL image.
+
+        Args:
+            chunks: of the video, where they are there already; see :meth:`chunks`.
+        """
 
     def project(self, model: nn.Module, features: VisionFeatures) -> VisionFeatures:
         """What of :meth:`prepare` depends on the visual alone, so that its questions do not pay for it again."""

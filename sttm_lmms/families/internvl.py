@@ -6,7 +6,7 @@ Sources: arXiv 2504.10479, arXiv 2508.18265; frames as in the model cards' ``loa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -56,15 +56,17 @@ class InternVL(TemplateFamily):
         return len(self.sample(info, settings)), side, side, config.text_config.hidden_size
 
     @torch.no_grad()
-    def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
+    def vision_features(
+        self, model: Any, processor: Any, visual: Any, chunks: Iterable[Any] | None = None
+    ) -> VisionFeatures:
         """Projected tokens ``[T, H, W, C]``; an image has one T for each of its tiles, the whole image last."""
         if not hasattr(visual, "frames"):
             batch = processor.image_processor(images=[visual.convert("RGB")], crop_to_patches=True, return_tensors="pt")
             size = {"image_size": [visual.height, visual.width]}
             return VisionFeatures(run_vision_tower(model, batch["pixel_values"]), "image", size)
-        video, pixels = self.video_chunks(processor, visual)
-        chunks = [run_vision_tower(model, chunk) for chunk in pixels]
-        return VisionFeatures(torch.cat(chunks), "video", {"video_sample_fps": float(video.sample_fps)})
+        pixels = self.chunks(processor, visual) if chunks is None else chunks
+        features = [run_vision_tower(model, chunk) for chunk in pixels]
+        return VisionFeatures(torch.cat(features), "video", {"video_sample_fps": float(visual.sample_fps)})
 
     def chunks(self, processor: Any, video: Video) -> Iterator[torch.Tensor]:
         """Pixels ``[T, 3, S, S]``."""

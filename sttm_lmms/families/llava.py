@@ -6,7 +6,7 @@ Sources: arXiv 2410.02713 (LLaVA-Video: newline layouts, time instruction), arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -188,14 +188,16 @@ class LlavaFamily(Family):
         return len(self.sample(info, settings)), patches, tower.hidden_size
 
     @torch.no_grad()
-    def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
+    def vision_features(
+        self, model: Any, processor: Any, visual: Any, chunks: Iterable[Any] | None = None
+    ) -> VisionFeatures:
         """Tower output ``[T, P, C_v]``, before the projector.
 
         An image gives ``[1 + tiles + 1, P, C_v]``: the whole image, its any-resolution tiles, and the image padded to
         a square, which is what stands for it when a prompt holds several images.
         """
         if hasattr(visual, "frames"):
-            return self._video_features(model, processor, visual)
+            return self._video_features(model, visual, self.chunks(processor, visual) if chunks is None else chunks)
         image = visual.convert("RGB")
         single = processor.image_processor(images=[image], return_tensors="pt")
         several = processor.image_processor(images=[[image, image]], return_tensors="pt")
@@ -208,16 +210,15 @@ class LlavaFamily(Family):
         """Pixels ``[T, 3, S, S]``."""
         return frame_pixels(processor, video, _CHUNK)
 
-    def _video_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
-        video, pixels = self.video_chunks(processor, visual)
-        chunks = [run_vision_tower(model, chunk) for chunk in pixels]
+    def _video_features(self, model: Any, video: Video, chunks: Iterable[torch.Tensor]) -> VisionFeatures:
+        features = [run_vision_tower(model, chunk) for chunk in chunks]
         metadata = {
             "vid": Path(video.path).stem,
             "video_time": float(video.duration),
             "frame_time": ",".join(f"{t:.2f}s" for t in video.timestamps),
             "num_frames": len(video.frames),
         }
-        return VisionFeatures(torch.cat(chunks), "video", metadata)
+        return VisionFeatures(torch.cat(features), "video", metadata)
 
     @torch.no_grad()
     def project(self, model: Any, features: VisionFeatures) -> VisionFeatures:

@@ -5,7 +5,7 @@ Source: arXiv 2409.12191, sections 2.1 (M-RoPE, unified image and video understa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -141,7 +141,9 @@ class Qwen2VL(TemplateFamily):
         return run_vision_tower(model, patches, grid_thw)
 
     @torch.no_grad()
-    def vision_features(self, model: Any, processor: Any, visual: Any) -> VisionFeatures:
+    def vision_features(
+        self, model: Any, processor: Any, visual: Any, chunks: Iterable[Any] | None = None
+    ) -> VisionFeatures:
         """Tokens after the patch merger, ``[T, H, W, C]``; an image has T = 1."""
         if not hasattr(visual, "frames"):
             batch = processor.image_processor(images=[visual.convert("RGB")], return_tensors="pt")
@@ -149,14 +151,13 @@ class Qwen2VL(TemplateFamily):
             return VisionFeatures(
                 self.see(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
             )
-        video, batches = self.video_chunks(processor, visual)
-        chunks, grid = [], [0, 0, 0]
-        for batch in batches:
-            chunks.append(self.see(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
+        features, grid = [], [0, 0, 0]
+        for batch in self.chunks(processor, visual) if chunks is None else chunks:
+            features.append(self.see(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
             t, *grid[1:] = batch["video_grid_thw"][0].tolist()
             grid[0] += t
-        metadata = {"video_sample_fps": float(video.sample_fps), "video_grid_thw": grid}
-        return VisionFeatures(torch.cat(chunks), "video", {**metadata, **self.notes(video)})
+        metadata = {"video_sample_fps": float(visual.sample_fps), "video_grid_thw": grid}
+        return VisionFeatures(torch.cat(features), "video", {**metadata, **self.notes(visual)})
 
     def chunks(self, processor: Any, video: Video) -> Iterator[Any]:
         """``pixel_values_videos`` and ``video_grid_thw``."""

@@ -35,6 +35,8 @@ class Store(Protocol):
 
 
 Group = list[tuple[int, Request]]
+Loaded = tuple[Any, list[Any] | None]
+"""A video, an image or stored features; and the chunks that the processor made of a video, where it was read ahead."""
 
 
 def with_key(request: Request, known: dict[int, Hashable]) -> Request:
@@ -80,7 +82,7 @@ class SourceReader:
         self._model, self._processor, self._family, self._stopwatch = model, processor, family, stopwatch
         self._store = store
         self._recent: Recent[list[VisionFeatures]] = Recent(keep)
-        self._prefetcher: Prefetcher[tuple[list[Any], dict[str, float]]] = Prefetcher(prefetch, workers)
+        self._prefetcher: Prefetcher[tuple[list[Loaded], dict[str, float]]] = Prefetcher(prefetch, workers)
         self.counters = Counters()
         self.failures: list[Failure] = []
 
@@ -92,7 +94,7 @@ class SourceReader:
     def ahead(self, groups: Iterable[Group], video_of: Callable[[Request], VideoSettings]) -> Iterator[Group]:
         """``groups``, each of which shows the same visuals, while the videos of the next ones are being read."""
 
-        def job(group: Group) -> Job[tuple[list[Any], dict[str, float]]] | None:
+        def job(group: Group) -> Job[tuple[list[Loaded], dict[str, float]]] | None:
             request = group[0][1]
             key = source_key(request, video_of(request))
             if key in self._recent or all(kind != "video" for kind, _ in request.sources):
@@ -123,24 +125,24 @@ class SourceReader:
             return found
         if self._store is None:
             self.counters.videos_decoded += sum(kind == "video" for kind, _ in request.sources)
-        visuals: Iterable[Any]
+        visuals: Iterable[Loaded]
         if (ahead := self._prefetcher.take(key)) is not None:
             visuals, seconds = ahead()
         else:
             visuals = self._load(request, video, seconds)
-        features = [self._encode(visual, phases) for visual in visuals]
+        features = [self._encode(*loaded, phases) for loaded in visuals]
         phases.add_seconds(seconds)
         if reuse:
             self._recent.put(key, features)
         return features
 
-    def _encode(self, visual: Any, phases: Phases) -> VisionFeatures:
+    def _encode(self, visual: Any, chunks: list[Any] | None, phases: Phases) -> VisionFeatures:
         """Vision tower and projector; stored features have been through the tower already."""
         mark = self._stopwatch.mark
         began = mark()
         if not isinstance(visual, VisionFeatures):
             with ForwardMarks(self._family.tower(self._model), mark) as tower:
-                visual = self._family.vision_features(self._model, self._processor, visual)
+                visual = self._family.vision_features(self._model, self._processor, visual, chunks)
             self.counters.vision_passes += 1
             for times in tower.passes:
                 phases.add("vision", *times, within="preprocess")
@@ -153,7 +155,7 @@ class SourceReader:
 
     def _load(
         self, request: Request, video: VideoSettings, seconds: dict[str, float], *, preprocess: bool = False
-    ) -> Iterator[Any]:
+    ) -> Iterator[Loaded]:
         """Each visual in front of the vision tower (or behind it, out of the store), when it is asked for.
 
         Args:
@@ -163,15 +165,15 @@ class SourceReader:
             began = time.perf_counter()
             visual = self._open(kind, source, request, video)
             read = time.perf_counter()
-            if preprocess and kind == "video" and not isinstance(visual, VisionFeatures):
-                visual = self._family.preprocess(self._processor, visual)
+            ahead = preprocess and kind == "video" and not isinstance(visual, VisionFeatures)
+            chunks = list(self._family.chunks(self._processor, visual)) if ahead else None
             _check_unchanged(source, key)
             seconds["video_decode"] += read - began
             seconds["preprocess"] += time.perf_counter() - read
-            yield visual
+            yield visual, chunks
 
     @torch.inference_mode()  # a thread has a mode of its own
-    def _read_ahead(self, request: Request, video: VideoSettings) -> tuple[list[Any], dict[str, float]]:
+    def _read_ahead(self, request: Request, video: VideoSettings) -> tuple[list[Loaded], dict[str, float]]:
         """All visuals of a request through the processor, and the seconds that it took."""
         seconds = dict.fromkeys(IN_FRONT, 0.0)
         return list(self._load(request, video, seconds, preprocess=True)), seconds
