@@ -101,7 +101,12 @@ def frame_size(height: int, width: int, frames: int, settings: VideoSettings, si
     low = settings.min_pixels or min(default, settings.max_pixels or default)
     total = qwen.MODEL_SEQ_LEN * side**2 * 0.9
     high = max(min(768 * side**2, total / frames * qwen.FRAME_FACTOR), int(low * 1.05))
-    return qwen.smart_resize(height, width, side, min_pixels=low, max_pixels=min(high, settings.max_pixels or high))
+    most = min(high, settings.max_pixels or high)
+    tall, wide = qwen.smart_resize(height, width, side, min_pixels=low, max_pixels=most)
+    if min(tall, wide) == 0:  # room for a few tokens only: qwen-vl-utils rounds the shorter side down to nothing
+        longer = max(side, most // side // side * side)
+        return (side, min(max(wide, side), longer)) if tall == 0 else (min(max(tall, side), longer), side)
+    return tall, wide
 
 
 class Qwen2VL(TemplateFamily):

@@ -18,6 +18,9 @@ all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is LLaVA's own
 VIDEO_BACKENDS = ("auto", "pyav", "torchcodec", "decord")
 """``auto`` is PyAV; the others give the same frames, refuse more files, and are not quicker."""
 
+ONE_TOKEN = 28 * 28
+"""Pixels that the smallest visual token stands for: no frame can be smaller."""
+
 TIMEOUT = 120.0
 """Seconds after which a video is given up unless somebody says another limit."""
 
@@ -38,7 +41,8 @@ class VideoSettings:
         backend: one of :data:`VIDEO_BACKENDS`.
         sampling: one of :data:`SAMPLINGS`.
         min_pixels: least pixels of a resized frame (Qwen families only); None is the family's default.
-        max_pixels: most pixels of a resized frame (Qwen families only); None is the family's default.
+        max_pixels: most pixels of a resized frame, at least :data:`ONE_TOKEN` (Qwen families only); None is the
+            family's default.
 
     Raises:
         ValueError: a value is out of range, or the backend is unknown.
@@ -61,7 +65,7 @@ class VideoSettings:
             raise unknown("sampling", self.sampling, SAMPLINGS)
         for name in ("min_pixels", "max_pixels"):
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 1)
+                check_integer(name, getattr(self, name), ONE_TOKEN if name == "max_pixels" else 1)
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}")
 

@@ -119,9 +119,13 @@ def test_frame_sizes(height, width, frames):
     assert (h >= w) == (height >= width) or abs(h - w) <= 28
 
 
-def test_few_pixels_alone_are_enough():
-    h, w = frame_size(480, 640, 8, VideoSettings(max_pixels=28 * 28 * 6))
-    assert h * w <= 28 * 28 * 6
+@pytest.mark.parametrize("tokens", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(480, 640), (720, 1280), (1280, 720), (100, 1900), (1900, 100)])
+def test_few_pixels_alone_are_enough(size, tokens):
+    h, w = frame_size(*size, 8, VideoSettings(max_pixels=28 * 28 * tokens))
+    assert h * w <= 28 * 28 * tokens
+    assert (h % 28, w % 28) == (0, 0)
+    assert min(h, w) >= 28
 
 
 def test_too_narrow_for_qwen_vl_utils(loaded, tmp_path):

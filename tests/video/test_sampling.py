@@ -78,6 +78,8 @@ def test_times() -> None:
         ("fps", "2"),
         ("min_pixels", 0),
         ("max_pixels", -3),
+        ("max_pixels", 1),
+        ("max_pixels", 783),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: object) -> None:
@@ -90,6 +92,6 @@ def test_other_settings_are_refused() -> None:
         VideoSettings(backend="pyva")
     with pytest.raises(ValueError, match=r"unknown sampling 'uniform'. Did you mean 'uniform_fps'\?"):
         VideoSettings(sampling="uniform")
-    with pytest.raises(ValueError, match="min_pixels=10 is more than max_pixels=5"):
-        VideoSettings(min_pixels=10, max_pixels=5)
+    with pytest.raises(ValueError, match="min_pixels=2000 is more than max_pixels=1000"):
+        VideoSettings(min_pixels=2000, max_pixels=1000)
     assert VideoSettings() == VideoSettings(max_frames=128, fps=1.0, backend="auto")
