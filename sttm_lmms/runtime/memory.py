@@ -54,6 +54,7 @@ class ModelSizes:
         itemsize: bytes of a value, of activations and KV.
         layers, hidden, intermediate, heads, kv_heads, head_dim, vocab: of the decoder.
         vision: the tower; None if features are stored and it never runs.
+        deepstack: vision layers whose features a visual token carries beside its embedding (Qwen3-VL).
     """
 
     weights: int
@@ -66,6 +67,12 @@ class ModelSizes:
     head_dim: int
     vocab: int
     vision: VisionSizes | None = None
+    deepstack: int = 0
+
+    @property
+    def features(self) -> int:
+        """Channels of the stored features of a visual token."""
+        return (1 + self.deepstack) * self.hidden
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,10 @@ def predict(sizes: ModelSizes, work: Work, part: Part | None = None) -> Needs:
     long = [layer for layer in part.layers if layer < work.start_layer]
     deep = [layer for layer in part.layers if layer >= work.start_layer]
     lengths = work.full * bool(long), work.short * bool(deep)
-    features = (work.keep * work.visual + work.full) * sizes.hidden * value if part.embedding else 0
+    features = 0
+    if part.embedding:  # of the videos that are held, and of the prompt: embeddings and deepstack layers
+        prompt = work.full * sizes.hidden + work.visual * sizes.deepstack * sizes.hidden
+        features = (work.keep * work.visual * sizes.features + prompt) * value
     merges = work.kept < 1 and work.start_layer in part.layers
     return Needs(
         weights=part.weights,
@@ -220,7 +230,7 @@ def vision_bytes(sizes: ModelSizes, work: Work) -> int:
     layer = chunk * max(2 * tower.intermediate + 2 * tower.hidden, 8 * tower.hidden)
     pixels = chunk * tower.pixels * (4 + value)  # as they come, in float32, and in the tower's dtype
     if tower.patches is None:  # the merger ends in the decoder's channels; the parts and their concatenation
-        return pixels + value * (states + layer + 2 * work.visual * sizes.hidden)
+        return pixels + value * (states + layer + 2 * work.visual * sizes.features)
     output = t * patches * tower.hidden
     seen = pixels + value * (states + layer + 2 * output)
     projected = value * (output + 2 * work.visual * sizes.hidden + 4 * chunk * sizes.hidden)
@@ -280,6 +290,7 @@ def sizes_of(
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
         vocab=text.vocab_size,
         vision=_vision_sizes(config.vision_config) if vision else None,
+        deepstack=len(getattr(config.vision_config, "deepstack_visual_indexes", ())),
     )
 
 

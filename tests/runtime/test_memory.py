@@ -30,7 +30,7 @@ from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.testing.meter import LiveBytes
 from sttm_lmms.testing.tiny import TinySizes, tiny_model
 from sttm_lmms.types import VisionFeatures
-from sttm_lmms.video import Video
+from sttm_lmms.video import Video, VideoSettings
 
 SIZES = TinySizes(
     hidden_size=128,
@@ -117,6 +117,24 @@ def test_the_tower_of_qwen2_vl():
         run_vision_tower(model, patches, torch.tensor([[steps, high, wide]]))
     predicted = vision_bytes(sizes_of(model), Work((steps, high // 2, wide // 2)))
     assert meter.peak <= predicted <= 4 * meter.peak + patches.nbytes
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_what_is_kept_of_a_video_is_counted(name):
+    """Qwen3-VL keeps the features of its deepstack layers as well."""
+    family = get_family(name)
+    sizes = TinySizes(hidden_size=256, heads=4, vision_hidden_size=32, vision_layers=4)
+    model, processor = tiny_model(name, sizes=sizes)
+    frames = np.random.default_rng(0).integers(0, 255, (32, 128, 160, 3), dtype=np.uint8)
+    settings = VideoSettings(max_frames=32, min_pixels=4 * 28 * 28, max_pixels=40 * 28 * 28)
+    video = family.preprocess(processor, family.read_video(frames, settings))
+    with torch.inference_mode(), LiveBytes() as meter:
+        features = family.vision_features(model, processor, video)
+    work = Work(tuple(features.tensor.shape[:3]), text_tokens=1)
+    needs = predict(sizes_of(model), work)
+    prompt = work.full * sizes.hidden_size * 4
+    assert features.tensor.nbytes + prompt <= needs.features <= 2 * features.tensor.nbytes + prompt
+    assert meter.peak <= needs.vision
 
 
 def test_a_long_video_costs_the_tower_little_more():
