@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
 WRAPPERS = {
-    "sttm_llava_video": "llava_video.LlavaVideo",
-    "sttm_llava_onevision": "llava_onevision.LlavaOneVision",
-    "sttm_qwen2_vl": "qwen2_vl.Qwen2VL",
-    "sttm_qwen2_5_vl": "qwen2_5_vl.Qwen25VL",
-    "sttm_qwen3_vl": "qwen3_vl.Qwen3VL",
-    "sttm_internvl": "internvl.InternVL",
+    "sttm_llava_video": "models.LlavaVideo",
+    "sttm_llava_onevision": "models.LlavaOneVision",
+    "sttm_qwen2_vl": "models.Qwen2VL",
+    "sttm_qwen2_5_vl": "models.Qwen25VL",
+    "sttm_qwen3_vl": "models.Qwen3VL",
+    "sttm_internvl": "models.InternVL",
     "sttm_vllm": "vllm.VLLM",
 }
 """Model id for ``--model`` -> module and class of the chat wrapper; the simple one is called ``Simple<class>``."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.errors import unknown
+from sttm_lmms.families.base import Family
 from sttm_lmms.methods import get_method, method_names
 
 
@@ -32,6 +33,7 @@ class WrapperArguments:
         device: such as ``cuda:1``; by default CUDA, MPS or CPU, and the process' own device under accelerate.
         device_map: ``auto`` and the like of transformers, to spread one model over several devices.
         batch_size: questions answered together.
+        max_batch_size: no more than these, whatever ``batch_size`` says (lmms-eval's ``--max_batch_size``).
         video_backend: who decodes the videos.
         video_timeout: seconds after which a video is given up; 0 for no limit.
         reproduce: fixed seeds and deterministic kernels.
@@ -43,6 +45,8 @@ class WrapperArguments:
         prefetch_workers: those threads; by default one for each video, and no more than there are CPU cores.
         features: folder of stored features; no video is opened then.
         min_pixels, max_pixels: frame size, Qwen families only.
+        cache: folder that keeps answers as they come; what is there already is not asked again (``--use_cache`` of
+            ``sttm-lmms eval``).
         load_in_4bit: NF4 weights, computed in ``dtype``; bitsandbytes through transformers.
         method_settings: settings of the method, by name.
     """
@@ -61,6 +65,7 @@ class WrapperArguments:
     device: str | None = None
     device_map: str | None = None
     batch_size: int = 1
+    max_batch_size: int | None = None
     video_backend: Literal["auto", "pyav", "torchcodec", "decord"] = "auto"
     video_timeout: float = 120.0
     reproduce: bool = False
@@ -73,6 +78,7 @@ class WrapperArguments:
     features: Path | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    cache: Path | None = None
     load_in_4bit: bool = False
     method_settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -117,15 +123,26 @@ def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Colle
     for name in ("batch_size", "keep"):
         check_integer(name, parsed.get(name, 1), 1)
     check_integer("prefetch", parsed.get("prefetch", 2), 0)
-    check_integer("prefetch_workers", parsed.get("prefetch_workers") or 1, 1)
+    for name in ("prefetch_workers", "max_batch_size"):
+        if parsed.get(name) is not None:
+            check_integer(name, parsed[name], 1)
     check_number("host_cache_gb", parsed.get("host_cache_gb", 0.0), 0.0, 1e6)
     arguments = kind(**parsed, method_settings=chosen)
-    _check_choice_of_tokens(arguments)
+    _validate_budget_source(arguments)
     return arguments
 
 
-def _check_choice_of_tokens(arguments: WrapperArguments) -> None:
+def refused_arguments(family: Family) -> tuple[str, ...]:
+    """Arguments that have no meaning for a family."""
+    newline = () if family.newlines else ("newline",)
+    return newline if family.pixel_limits else (*newline, "min_pixels", "max_pixels")
+
+
+def _validate_budget_source(arguments: WrapperArguments) -> None:
     """STTM needs to know how much to merge, from exactly one source; so do the frames."""
+    budget = arguments.method_settings.get("budget")
+    if budget is not None and budget >= 1:
+        raise ValueError(f"budget={budget:g} keeps all tokens, so nothing is reduced; method=none is that baseline")
     if arguments.preset and arguments.video:
         raise ValueError(
             f"preset={arguments.preset!r} holds the frames that its thresholds were found with: leave out "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,38 +17,49 @@ from loguru import logger
 from torch import nn
 from tqdm import tqdm
 
+from sttm_lmms.benchmarks.annotations import video_seconds
 from sttm_lmms.errors import OutOfMemoryError, STTMError
 from sttm_lmms.explain import is_out_of_memory
 from sttm_lmms.families import get_family
 from sttm_lmms.launched import end_with_launcher
-from sttm_lmms.model_wrappers import exchange, screen
-from sttm_lmms.model_wrappers.arguments import WrapperArguments, parse_arguments
+from sttm_lmms.model_wrappers import screen, sharding
+from sttm_lmms.model_wrappers.answers import AnswerCache
+from sttm_lmms.model_wrappers.arguments import WrapperArguments, parse_arguments, refused_arguments
 from sttm_lmms.model_wrappers.documents import (
+    DEFAULT_NEW_TOKENS,
     Document,
     Messages,
     first_video,
     generation_settings,
+    is_light,
     is_padding,
     make_turn,
     read_instance,
+    shows_video,
+    use_prompt_of,
+    visual_parts,
     without_effect,
 )
 from sttm_lmms.model_wrappers.finish import finish_run
+from sttm_lmms.model_wrappers.identity import question_identity, run_identity, source_identity, task_identity
 from sttm_lmms.model_wrappers.loading import load
 from sttm_lmms.model_wrappers.placement import Placement, make_reproducible, place
 from sttm_lmms.model_wrappers.results import Results
 from sttm_lmms.model_wrappers.rounds import Conversation
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
 from sttm_lmms.provenance import collect_provenance, sample_record
-from sttm_lmms.runtime import Answer, Engine, Failure, Request
+from sttm_lmms.runtime import Answer, Engine, Failure, LogLikelihood, Request
 from sttm_lmms.runtime.memory import Work, ways_out
 from sttm_lmms.runtime.stored import open_store
 from sttm_lmms.video import VideoSettings, available_backends
 from sttm_lmms.video.features import FeatureStore
 
+Reply = Answer | LogLikelihood
 Progress = Callable[[int], Any]
-Turn = tuple[Document, Callable[[], Messages]]
 T = TypeVar("T")
+
+_LOOKED_AT = 16
+"""Documents of a task that are looked at, before a reduction of a task without any video is refused."""
 
 
 @dataclass
@@ -64,7 +76,7 @@ class Score(tuple[float, bool]):
     """What a loglikelihood request gets: the loss, and whether the text is what greedy decoding gives.
 
     lmms-eval 0.7 turns a bare tuple into text, also when its response cache gives one back. So it travels inside of a
-    ``GenerationResult``, and calls itself blank, which keeps it out of that cache.
+    ``GenerationResult``; ``strip()`` returns "" so that the response cache skips it.
     """
 
     def strip(self) -> str:
@@ -72,7 +84,7 @@ class Score(tuple[float, bool]):
 
 
 class STTMWrapper(lmms):
-    """A video model with token reduction. Subclasses name the family and its frame sampling.
+    """A video model with token reduction. Subclasses name the family.
 
     Raises:
         ValueError: an argument is unknown or has a value it cannot have; before anything is loaded.
@@ -81,7 +93,12 @@ class STTMWrapper(lmms):
 
     is_simple = False
     family: ClassVar[str]
-    refused: ClassVar[tuple[str, ...]] = ()
+    stock_wrappers: ClassVar[tuple[str, ...]] = ()
+    """lmms-eval's own wrappers of the family: where a task words its prompt for one of them, ours gets that."""
+    max_new_tokens: ClassVar[int] = DEFAULT_NEW_TOKENS
+    """Of an answer where the task does not say it, as in lmms-eval's own wrapper."""
+    opened_at_once: ClassVar[int] = 1
+    """Requests with images, or with videos that are no files, that are in memory at a time."""
 
     def __init__(self, **values: Any) -> None:
         super().__init__()
@@ -94,14 +111,15 @@ class STTMWrapper(lmms):
         self.device, self._rank, self._world_size = placement.device, placement.rank, placement.world_size
         self.model, self.processor = self._load(placement)
         self._task_settings: dict[str, TaskSettings] = {}
-        self._tasks_warned: set[str] = set()
+        self._task_identities: dict[str, Any] = {}
+        self._prepared_tasks: set[str] = set()
         self._output_tokens = 0
         self._seconds = 0.0
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> tuple[WrapperArguments, str]:
         """The arguments and the name of the model family, with all that can be refused before anything is loaded."""
-        arguments = parse_arguments(values, refused=cls.refused)
+        arguments = parse_arguments(values, refused=refused_arguments(get_family(cls.family)))
         default_settings(arguments, cls.family)
         return arguments, cls.family
 
@@ -123,12 +141,13 @@ class STTMWrapper(lmms):
             prefetch=self.arguments.prefetch,
             prefetch_workers=self.arguments.prefetch_workers,
             on_error=self.arguments.on_error,
-            features=self._store(),
+            features=self._store,
         )
 
     def _make_engine(self, config: Any, **settings: Any) -> Engine:
         return Engine(self.model, self.processor, config, **settings)
 
+    @cached_property
     def _store(self) -> FeatureStore | None:
         if self.arguments.features is None:
             return None
@@ -155,72 +174,55 @@ class STTMWrapper(lmms):
 
     @property
     def batch_size(self) -> int:
-        return self.arguments.batch_size
+        return min(self.arguments.batch_size, self.arguments.max_batch_size or self.arguments.batch_size)
 
-    # What lmms-eval calls.
+    # -- what lmms-eval calls ----------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance]) -> Sequence[GenerationResult]:
         """Answers in the order of the requests, computed as they are taken.
 
         With several processes each answers about whole videos; all answers are then computed first.
         """
-        if exchange.possible():
-            return self._answers_together(requests)
-        return Results(len(requests), self._answers_one_by_one(requests))
+        if sharding.is_enabled():
+            return self._sharded_answers(requests)
+        return Results(len(requests), self._answers(requests))
 
-    def _answers_one_by_one(self, requests: list[Instance]) -> Iterator[GenerationResult]:
+    def _answers(self, requests: list[Instance]) -> Iterator[GenerationResult]:
         with self._running("Answering", requests) as (documents, bar):
-            messages = [self._messages(document, document.first_turn) for document in documents]
-            answers = self._stream(documents, messages, bar.update)
-            known: dict[int, Answer] = {}
-            described: set[str] = set()
-            positions = iter(range(len(documents)))
-            for request in requests:
-                if is_padding(request):
-                    yield GenerationResult("")
-                    continue
-                position = next(positions)
-                while position not in known:
-                    index, answer = next(answers)
-                    known[index] = answer
-                task = documents[position].task
-                describes = task not in described
-                described.add(task)
-                yield self._result(documents[position], messages[position], known.pop(position), describes=describes)
+            self._check_reducible(documents)
+            replies = self._stream(documents, bar.update)
+            yield from _in_order(requests, self._results(documents, replies, _first_of_tasks(documents)))
 
-    def _answers_together(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers of all processes' requests, whole videos on each of them."""
+    def _sharded_answers(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers to all ranks' requests, whole videos on each of them."""
         with self._running("Answering", requests) as (documents, bar):
-            real = [instance for instance in requests if not is_padding(instance)]
-            messages = [self._messages(document, document.first_turn) for document in documents]
-            known = zip(real, messages, (document.seconds for document in documents), strict=True)
-            cards = exchange.gather([exchange.card(*each) for each in known])
-            here = exchange.assign(cards)[self.rank]
-            like = {instance.task_name: instance for instance in requests}  # of every task: lmms-eval pads with one
-            asked: list[Document] = []
-            said: list[Messages | None] = []
-            for rank, position in here:
+            self._check_reducible(documents, sharded=True)
+            local = [instance for instance in requests if not is_padding(instance)]
+            opened, _ = self._open(documents)
+            keys = sharding.gather(
+                [
+                    sharding.request_key(instance, *self._moving_video(documents[index], opened.get(index, "")))
+                    for index, instance in enumerate(local)
+                ]
+            )
+            mine = sharding.assign(keys)[self.rank]
+            templates = {instance.task_name: instance for instance in requests}  # of every task: lmms-eval pads
+            asked = []
+            for rank, position in mine:
                 if rank == self.rank:
                     asked.append(documents[position])
-                    said.append(messages[position])
                     continue
-                item = cards[rank][position]
-                guest = read_instance(exchange.borrowed(like[item.task], item), self.task_dict, simple=self.is_simple)
-                asked.append(guest)
-                said.append(self._messages(guest, guest.first_turn))
-            bar.total = len(here)
-            answers = dict(self._stream(asked, said, bar.update))
-            described = exchange.described(cards)
-            found = {
-                address: self._result(asked[i], said[i], answers[i], describes=address in described)
-                for i, address in enumerate(here)
-            }
-            guests = {address: result for address, result in found.items() if address[0] != self.rank}
-            for others in exchange.gather(guests):
-                found |= {address: result for address, result in others.items() if address[0] == self.rank}
-            return _with_padding(
-                requests, [found[self.rank, position] for position in range(len(real))], GenerationResult("")
-            )
+                key = keys[rank][position]
+                remote = sharding.rebuild_request(templates[key.task], key)
+                asked.append(read_instance(remote, self.task_dict, simple=self.is_simple))
+            bar.total = len(mine)
+            described = sharding.first_per_task(keys)
+            positions = {index for index, address in enumerate(mine) if address in described}
+            found = dict(self._results(asked, self._stream(asked, bar.update), positions))
+            results = {address: found[index] for index, address in enumerate(mine)}
+            for others in sharding.gather({at: result for at, result in results.items() if at[0] != self.rank}):
+                results |= {at: result for at, result in others.items() if at[0] == self.rank}
+            return list(_in_order(requests, ((at[1], result) for at, result in results.items() if at[0] == self.rank)))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then the next."""
@@ -228,29 +230,24 @@ class STTMWrapper(lmms):
             conversations = [Conversation.open(document) for document in documents]
             active = conversations
             while active:
-                asked = [conversation.document for conversation in active]
-                messages = [self._messages(talk.document, talk.turn) for talk in active]
-                answers = self._answer(asked, messages)
-                still = [talk for talk, answer in zip(active, answers, strict=True) if talk.answer(answer.text)]
+                asked = [replace(talk.document, first_turn=talk.turn) for talk in active]
+                answers = {position: reply.text for position, reply, _ in self._stream(asked)}
+                still = [talk for position, talk in enumerate(active) if talk.answer(answers[position])]
                 bar.update(len(active) - len(still))
                 active = still
-        return _with_padding(requests, [conversation.outputs for conversation in conversations], [])
+        outputs = (conversation.outputs for conversation in conversations)
+        return [[] if is_padding(instance) else next(outputs) for instance in requests]
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Mean negative log-likelihood per token of each continuation, and whether greedy decoding gives it.
 
-        lmms-eval takes the smallest value for the best choice. A video that cannot be read gives infinity. The ``text``
-        of each result is a :class:`Score`.
+        lmms-eval takes the smallest value for the best choice. A video that cannot be read gives infinity for all
+        choices, and the record of each says so. The ``text`` of each result is a :class:`Score`.
         """
         with self._running("Scoring", requests) as (documents, bar):
-            messages = [self._messages(document, document.first_turn) for document in documents]
-            ready = [index for index, found in enumerate(messages) if found is not None]
-            pairs = [(self._request(documents[i], messages[i]), documents[i].continuation) for i in ready]
-            scores = [Score((float("inf"), False))] * len(documents)
-            for i, found in zip(ready, self._engine.loglikelihood(pairs, progress=bar.update), strict=True):
-                if found.error is None:
-                    scores[i] = Score((-found.logprob / max(1, found.tokens), found.is_greedy))
-        return _with_padding(requests, [GenerationResult(score) for score in scores], GenerationResult(""))
+            self._check_reducible(documents)
+            replies = self._stream(documents, bar.update, kind=LogLikelihood)
+            return list(_in_order(requests, self._results(documents, replies, _first_of_tasks(documents))))
 
     def clean(self) -> None:
         """End of a run: totals of all processes into the result file, the certificate checked, memory freed.
@@ -263,7 +260,7 @@ class STTMWrapper(lmms):
             del self._engine, self.processor
             super().clean()
 
-    # The same for every kind of request.
+    # -- documents to answers ----------------------------------------------------------------------------------
 
     @contextmanager
     def _running(self, what: str, requests: Sequence[Instance]) -> Iterator[tuple[list[Document], tqdm]]:
@@ -272,7 +269,10 @@ class STTMWrapper(lmms):
         started = time.perf_counter()
         try:
             with tqdm(total=len(real), desc=what, disable=self.rank != 0) as bar:
-                yield [read_instance(instance, self.task_dict, simple=self.is_simple) for instance in real], bar
+                documents = [read_instance(instance, self.task_dict, simple=self.is_simple) for instance in real]
+                for document in documents:
+                    self._prepare_task(document)
+                yield documents, bar
         except Exception as caught:
             error = self._explained(caught)
             if self.world_size == 1:
@@ -280,10 +280,209 @@ class STTMWrapper(lmms):
             # lmms-eval would print the error and end this process as if all were well, while the others wait for it
             # until they time out. A process that fails is what makes the launcher stop them.
             logger.exception("Process {} of {} failed", self.rank, self.world_size)
-            screen.say(error)
+            screen.print_error(error)
             raise SystemExit(1) from error
         finally:
             self._seconds += time.perf_counter() - started
+
+    def _prepare_task(self, document: Document) -> None:
+        """Choose a task's prompt, and say once what is taken for granted about it."""
+        if document.task in self._prepared_tasks:
+            return
+        self._prepared_tasks.add(document.task)
+        if not self.is_simple and (entry := use_prompt_of(document.source, self.stock_wrappers)):
+            logger.info("{}: prompt as for lmms-eval's own wrapper {}", document.task, entry)
+        given = document.gen_kwargs
+        if given is None:
+            return
+        if given.get("max_new_tokens") is None:
+            logger.info(
+                "{}: at most {} new tokens, as in lmms-eval's own wrapper (the task does not say; --gen_kwargs "
+                "max_new_tokens=N does)",
+                document.task,
+                self.max_new_tokens,
+            )
+        if idle := without_effect(given):
+            logger.warning(
+                "{}: {} without effect, because nothing is sampled (do_sample=True and a temperature above 0 do)",
+                document.task,
+                ", ".join(idle),
+            )
+
+    def _check_reducible(self, documents: Sequence[Document], *, sharded: bool = False) -> None:
+        """Refuse a reduction of a task that shows no video, before the first answer.
+
+        Raises:
+            STTMError: a few documents spread over the task have none.
+        """
+        tasks: dict[str, list[Document]] = {}
+        for document in documents:
+            if self._settings(document.task).config is not None:
+                tasks.setdefault(document.task, []).append(document)
+        reducible: dict[str, bool] = {}
+        for task, found in tasks.items():
+            turns = (self._messages(document) for document in found[:: max(1, len(found) // _LOOKED_AT)])
+            # What cannot be opened may be a video: such questions are reported as unanswered.
+            reducible[task] = any(isinstance(turn, str) or shows_video(turn) for turn in turns)
+        for others in sharding.gather(reducible) if sharded else ():
+            reducible |= {task: known or reducible.get(task, False) for task, known in others.items()}
+        for task, known in reducible.items():
+            if not known:
+                raise STTMError(
+                    f"{self._asked()}: task {task} shows no videos, so nothing in it can be reduced; run it with "
+                    "method=none"
+                )
+
+    def _moving_video(self, document: Document, messages: Messages | str) -> tuple[tuple[str, ...] | None, float]:
+        """The video files of a document if any rank may answer about them, else None; and how long its video is."""
+        if isinstance(messages, str) or not shows_video(messages):
+            return None, 0.0
+        doc = document.load()
+        seconds = video_seconds(doc) if isinstance(doc, Mapping) else 0.0
+        if self._known(self._key(document, messages), Answer):
+            return None, seconds
+        return tuple(str(part["video"]) for part in visual_parts(messages)), seconds
+
+    def _messages(self, document: Document) -> Messages | str:
+        """Messages of a document; or, if errors are skipped, why its visuals cannot be had."""
+        try:
+            return make_turn(document, document.first_turn)
+        except STTMError as error:
+            if self.arguments.on_error == "raise":
+                raise
+            return str(error)
+
+    def _request(self, document: Document, messages: Messages) -> Request:
+        settings = self._settings(document.task)
+        generation = generation_settings(document.gen_kwargs or {}, max_new_tokens=self.max_new_tokens)
+        return Request(messages, generation, settings.config, settings.video)
+
+    def _stream(
+        self, documents: Sequence[Document], progress: Progress = lambda number: None, *, kind: type[Reply] = Answer
+    ) -> Iterator[tuple[int, Any, str]]:
+        """``(index of the document, reply, name of its video)``.
+
+        First the documents whose videos are files, or that show nothing, video by video. Those with images in memory
+        follow one by one, each opened when its turn comes; that a task has such is known from its first document.
+        """
+        ready, waiting = self._open(documents)
+        yield from self._ask(documents, ready, progress, kind)
+        for start in range(0, len(waiting), self.opened_at_once):
+            opened = {index: self._messages(documents[index]) for index in waiting[start : start + self.opened_at_once]}
+            yield from self._ask(documents, opened, progress, kind)
+
+    def _open(self, documents: Sequence[Document]) -> tuple[dict[int, Messages | str], list[int]]:
+        """Messages of the documents that can wait with them, by index; and the indices of the others.
+
+        Of a task with images only the first document is looked at.
+        """
+        ready: dict[int, Messages | str] = {}
+        waiting: list[int] = []
+        tasks_with_images: set[str] = set()
+        for index, document in enumerate(documents):
+            messages = "" if document.task in tasks_with_images else self._messages(document)
+            if messages and (isinstance(messages, str) or is_light(messages)):
+                ready[index] = messages
+            else:
+                tasks_with_images.add(document.task)
+                waiting.append(index)
+        return ready, waiting
+
+    def _lost(self, document: Document, error: str, kind: type[Reply]) -> Reply:
+        self._engine.failures.append(Failure(document.task, error, 1))
+        return Answer(error=error) if kind is Answer else LogLikelihood(float("-inf"), False, 0, error=error)
+
+    def _ask(
+        self, documents: Sequence[Document], opened: Mapping[int, Messages | str], progress: Progress, kind: type[Reply]
+    ) -> Iterator[tuple[int, Any, str]]:
+        """Replies to what could not be opened, replies out of the cache, then the model's, which are kept in it."""
+        asked: list[tuple[int, Request, str]] = []
+        for index, messages in opened.items():
+            if isinstance(messages, str):
+                progress(1)
+                yield index, self._lost(documents[index], messages, kind), ""
+                continue
+            key = self._key(documents[index], messages, kind)
+            reply = self._known(key, kind)
+            if reply is None:
+                asked.append((index, self._request(documents[index], messages), key))
+                continue
+            self._engine.totals.add(reply)  # so that the run's numbers are those of all its answers
+            progress(1)
+            yield index, reply, first_video(messages)
+        requests = [request for _, request, _ in asked]
+        replies: Iterator[tuple[int, Any]]
+        if kind is Answer:
+            replies = self._engine.stream(requests, batch_size=self.batch_size, progress=progress)
+        else:
+            pairs = [(request, documents[index].continuation()) for index, request, _ in asked]
+            replies = self._engine.stream_loglikelihood(pairs, progress=progress)
+        for number, reply in replies:
+            index, request, key = asked[number]
+            self._output_tokens += getattr(reply, "output_tokens", 0)
+            if key and self._cache is not None:
+                self._cache.put(key, reply, task=documents[index].task, doc_id=documents[index].doc_id)
+            yield index, reply, first_video(request.messages)
+
+    # -- answers that are kept ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _cache(self) -> AnswerCache | None:
+        if self.arguments.cache is None:
+            if self.rank == 0 and "--use_cache" in {word.partition("=")[0] for word in sys.argv}:
+                logger.warning(
+                    "lmms-eval's own response cache tells runs by the words of --model_args: it does not see other "
+                    "weights, presets, methods or videos behind the same words. 'sttm-lmms eval --use_cache', or "
+                    "cache=FOLDER in --model_args, does"
+                )
+            return None
+        return AnswerCache(self.arguments.cache, self.rank)
+
+    @cached_property
+    def _run_identity(self) -> dict[str, Any]:
+        return run_identity(self.arguments, self._family, self.model.dtype)
+
+    def _key(self, document: Document, messages: Messages, kind: type[Reply] = Answer) -> str:
+        """The key of a question in the cache; "" where there is no cache or the answer is a matter of chance."""
+        if self._cache is None:
+            return ""
+        request = self._request(document, messages)
+        if request.generation.do_sample:
+            return ""
+        settings = self._settings(document.task)
+        if document.task not in self._task_identities:
+            self._task_identities[document.task] = task_identity(settings, _backend(settings.video))
+        identity = {
+            "run": self._run_identity,
+            "task": self._task_identities[document.task],
+            "question": question_identity(request, continuation=None if kind is Answer else document.continuation()),
+        }
+        if self._store is not None:
+            identity["features"] = source_identity(self._store.path(first_video(messages)))
+        return AnswerCache.key(identity)
+
+    def _known(self, key: str, kind: type[Reply]) -> Reply | None:
+        return self._cache.get(key, kind) if key and self._cache is not None else None
+
+    # -- results and their description -------------------------------------------------------------------------
+
+    def _results(
+        self, documents: Sequence[Document], replies: Iterator[tuple[int, Any, str]], described: set[int]
+    ) -> Iterator[tuple[int, GenerationResult]]:
+        """Text and record of each reply, with a description of the run where the reply is to carry it."""
+        for index, reply, video in replies:
+            provenance = self._provenance(documents[index].task) if index in described else None
+            if isinstance(reply, Answer):
+                record = sample_record(reply, video=video, reused=reply.reused, provenance=provenance)
+                counts = AnswerRecord(reply.input_tokens, reply.output_tokens, record=record)
+                yield index, GenerationResult(reply.text, counts)
+                continue
+            names = ("visual_tokens", "kept_tokens", "reduced", "layer_tokens", "error")
+            prompt = Answer(**{name: getattr(reply, name) for name in names})
+            record = sample_record(prompt, video=video, provenance=provenance)
+            loss = float("inf") if reply.error else -reply.logprob / max(1, reply.tokens)
+            score: Any = Score((loss, reply.is_greedy))
+            yield index, GenerationResult(score, AnswerRecord(record=record))
 
     def _explained(self, error: Exception) -> Exception:
         """``error``, or what is to be done about it where that depends on the settings."""
@@ -301,56 +500,6 @@ class STTMWrapper(lmms):
         )
         ways = ways_out(work, host_cache_gb=arguments.host_cache_gb, frames=frames)
         return OutOfMemoryError(f"out of memory on {self.device} while answering: lower {' or '.join(ways)}")
-
-    def _messages(self, document: Document, turn: Callable[[], Messages]) -> Messages | None:
-        """Messages of a turn; None, and the failure noted, if its visuals cannot be had and errors are skipped."""
-        try:
-            return make_turn(document, turn)
-        except STTMError as error:
-            if self.arguments.on_error == "raise":
-                raise
-            self._engine.failures.append(Failure(document.task, str(error), 1))
-            return None
-
-    def _request(self, document: Document, messages: Messages) -> Request:
-        settings = self._settings(document.task)
-        given = document.gen_kwargs or {}
-        if document.task not in self._tasks_warned and (idle := without_effect(given)):
-            logger.warning(
-                "{}: {} without effect, because nothing is sampled (do_sample=True and a temperature above 0 do)",
-                document.task,
-                ", ".join(idle),
-            )
-        self._tasks_warned.add(document.task)
-        return Request(messages, generation_settings(given), settings.config, settings.video)
-
-    def _stream(
-        self, documents: Sequence[Document], messages: Sequence[Messages | None], progress: Progress | None = None
-    ) -> Iterator[tuple[int, Answer]]:
-        """``(index of the document, answer)``, video by video."""
-        ready = []
-        for index, found in enumerate(messages):
-            if found is None:
-                yield index, Answer(error="its visuals could not be had")
-            else:
-                ready.append(index)
-        requests = [self._request(documents[i], messages[i]) for i in ready]
-        for index, answer in self._engine.stream(requests, batch_size=self.batch_size, progress=progress):
-            self._output_tokens += answer.output_tokens
-            yield ready[index], answer
-
-    def _answer(self, documents: Sequence[Document], messages: Sequence[Messages | None]) -> list[Answer]:
-        """One answer for each document, in order."""
-        answers = dict(self._stream(documents, messages))
-        return [answers[index] for index in range(len(documents))]
-
-    def _result(
-        self, document: Document, messages: Messages | None, answer: Answer, *, describes: bool
-    ) -> GenerationResult:
-        """Text and record of an answer, with a description of the run where the answer is to carry it."""
-        provenance = self._provenance(document.task) if describes else None
-        record = sample_record(answer, video=first_video(messages or []), reused=answer.reused, provenance=provenance)
-        return GenerationResult(answer.text, AnswerRecord(answer.input_tokens, answer.output_tokens, record=record))
 
     def _settings(self, task: str) -> TaskSettings:
         if task not in self._task_settings:
@@ -389,7 +538,26 @@ def _backend(video: VideoSettings) -> str:
     return available_backends()[0] if video.backend == "auto" else video.backend
 
 
-def _with_padding(requests: Sequence[Instance], results: Sequence[T], filler: T) -> list[T]:
-    """``results`` of the real requests, and ``filler`` for the padding between them."""
-    found = iter(results)
-    return [filler if is_padding(instance) else next(found) for instance in requests]
+def _first_of_tasks(documents: Sequence[Document]) -> set[int]:
+    """The first document of each task; its answer describes the run."""
+    first: dict[str, int] = {}
+    for index, document in enumerate(documents):
+        first.setdefault(document.task, index)
+    return set(first.values())
+
+
+def _in_order(
+    requests: Sequence[Instance], results: Iterator[tuple[int, GenerationResult]]
+) -> Iterator[GenerationResult]:
+    """Results in the order of the requests that count, each as soon as it is there; padding gets an empty one."""
+    known: dict[int, GenerationResult] = {}
+    index = 0
+    for request in requests:
+        if is_padding(request):
+            yield GenerationResult("")
+            continue
+        while index not in known:
+            number, result = next(results)
+            known[number] = result
+        yield known.pop(index)
+        index += 1

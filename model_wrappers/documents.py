@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,23 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
-from sttm_lmms.benchmarks.annotations import video_seconds
 from sttm_lmms.errors import STTMError, VideoError
 from sttm_lmms.runtime import GenerationSettings
 from sttm_lmms.video import is_animated
 from sttm_lmms.video.container import open_video
+from sttm_lmms.video.remote import local_file
 
 Messages = list[dict[str, Any]]
 Turn = tuple[Messages | None, bool, Sequence[str], Any]
 """Messages of a round, whether the conversation is over, the answers so far, and the task's own notes."""
 
+DEFAULT_NEW_TOKENS = 1024
+"""``max_new_tokens`` where neither the task nor the family says it, as in most of lmms-eval's own wrappers."""
 
 # What tasks of lmms-eval write among their generation settings without meaning ``generate``.
 _OF_TASKS = (
     *("until", "stop_sequences", "do_sample", "image_aspect_ratio", "visual_cot", "max_agentic_steps"),
-    "skip_special_tokens",
+    *("skip_special_tokens", "seed"),
 )
 
 
@@ -41,19 +44,23 @@ class Document:
 
     Attributes:
         task: name of the task.
+        doc_id: number of the document within it.
         first_turn: makes the messages; it may open files.
+        load: reads the task's own record out of its data set. Records may hold decoded images, so none is kept.
         next_turn: makes the messages of a later round from its number, the answers so far and the task's notes.
         gen_kwargs: of the task, with ``--gen_kwargs`` merged in.
-        continuation: text to be scored, in loglikelihood requests.
-        seconds: about how long the video is, 0 where the task's document does not say.
+        continuation: makes the text to be scored, in loglikelihood requests.
+        source: lmms-eval's task object; None where the request does not lead to one.
     """
 
     task: str
+    doc_id: int
     first_turn: Callable[[], Messages]
+    load: Callable[[], Any] = dict
     next_turn: Callable[[int, list[str], Any], Turn] | None = None
     gen_kwargs: Mapping[str, Any] | None = None
-    continuation: str = ""
-    seconds: float = 0.0
+    continuation: Callable[[], str] = str
+    source: Any = None
 
 
 def is_padding(instance: Instance) -> bool:
@@ -65,23 +72,42 @@ def read_instance(instance: Instance, datasets: Mapping[str, Any], *, simple: bo
     """The document behind a request. ``datasets`` is lmms-eval's ``task_dict``: task -> split -> document id."""
     args = instance.args
     if len(args) == 2:  # loglikelihood of a choice without any context
-        context, continuation = args
-        return Document(instance.task_name, lambda: user_turn([], context), continuation=continuation)
+        context, text = args
+        return Document(
+            task=instance.task_name,
+            doc_id=instance.doc_id,
+            first_turn=lambda: user_turn([], context),
+            continuation=lambda: str(text),
+        )
     doc_id, task, split = args[-3:]
-    doc = datasets[task][split][doc_id]
+
+    def load() -> Any:
+        return datasets[task][split][doc_id]
+
+    known = partial(Document, task=task, doc_id=doc_id, load=load)
     if instance.request_type == "loglikelihood":
         context, continuation, doc_to_visual = args[:3]
-        text = continuation(doc) if callable(continuation) else continuation
-        return Document(task, lambda: user_turn(doc_to_visual(doc), context), continuation=str(text))
-    seconds = video_seconds(doc) if isinstance(doc, Mapping) else 0.0
+        return known(
+            first_turn=lambda: _with_visuals(doc_to_visual, load(), context),
+            continuation=lambda: str(continuation(load()) if callable(continuation) else continuation),
+            source=_task_of(doc_to_visual),
+        )
     if not simple:
         _, doc_to_messages, gen_kwargs = args[:3]
-        rounds = _chat_rounds(doc_to_messages, doc)
-        return Document(task, lambda: chat_messages(doc_to_messages(doc)), rounds, gen_kwargs, seconds=seconds)
+        return known(
+            first_turn=lambda: _first_messages(doc_to_messages, load()),
+            next_turn=_chat_rounds(doc_to_messages, load),
+            gen_kwargs=gen_kwargs,
+            source=_task_of(doc_to_messages),
+        )
     context, gen_kwargs, doc_to_visual = args[:3]
     several = instance.request_type == "generate_until_multi_round"
-    turns = _simple_rounds(args[3], doc) if several else None
-    return Document(task, lambda: user_turn(doc_to_visual(doc), context), turns, gen_kwargs, seconds=seconds)
+    return known(
+        first_turn=lambda: _with_visuals(doc_to_visual, load(), context),
+        next_turn=_simple_rounds(args[3], load) if several else None,
+        gen_kwargs=gen_kwargs,
+        source=_task_of(doc_to_visual),
+    )
 
 
 def make_turn(document: Document, make: Callable[[], Any]) -> Any:
@@ -92,15 +118,29 @@ def make_turn(document: Document, make: Callable[[], Any]) -> Any:
         raise STTMError(f"task {document.task}: {error}") from error
 
 
-def user_turn(visuals: Sequence[Any] | None, text: str) -> Messages:
-    """One user message from ``doc_to_visual`` and ``doc_to_text``, made by lmms-eval's own rule for chat models."""
-    return chat_messages(ConfigurableMessagesTask._build_user_turn(visuals, text))
+def user_turn(visuals: Sequence[Any] | None, text: str, *, frames: bool | None = None) -> Messages:
+    """One user message from ``doc_to_visual`` and ``doc_to_text``, made by lmms-eval's own rule for chat models.
+
+    A list among the visuals is a video, given as its frames. ``frames`` as in :func:`chat_messages`.
+    """
+    found = list(visuals or ())
+    lists = {n: {"type": "video", "video": list(v)} for n, v in enumerate(found) if isinstance(v, (list, tuple))}
+    single = ["" if n in lists else visual for n, visual in enumerate(found)]
+    (turn,) = chat_messages(ConfigurableMessagesTask._build_user_turn(single, text), frames=frames)
+    if lists:
+        turn["content"] = [lists.get(n, part) for n, part in enumerate(turn["content"])]
+    return [turn]
 
 
-def generation_settings(gen_kwargs: Mapping[str, Any]) -> GenerationSettings:
+def generation_settings(
+    gen_kwargs: Mapping[str, Any], *, max_new_tokens: int = DEFAULT_NEW_TOKENS
+) -> GenerationSettings:
     """What a task and ``--gen_kwargs`` ask for.
 
     As in lmms-eval's own wrappers, a temperature above 0 means sampling and 0 means greedy.
+
+    Args:
+        max_new_tokens: of an answer where the task does not say it.
 
     Raises:
         ValueError: a name that neither ``generate`` nor any task of lmms-eval knows.
@@ -111,7 +151,7 @@ def generation_settings(gen_kwargs: Mapping[str, Any]) -> GenerationSettings:
     chosen["do_sample"] = temperature != 0 and bool(temperature if do_sample is None else do_sample)
     until = gen_kwargs.get("until") or gen_kwargs.get("stop_sequences") or ()
     chosen["until"] = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-    return GenerationSettings.of(**chosen)
+    return GenerationSettings.of(**{"max_new_tokens": max_new_tokens, **chosen})
 
 
 def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
@@ -122,65 +162,130 @@ def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
     return [f"{name}={gen_kwargs[name]}" for name, idle in neutral.items() if gen_kwargs.get(name) not in (None, idle)]
 
 
+def use_prompt_of(task: Any, wrappers: Sequence[str]) -> str | None:
+    """Let a task word its prompts as for one of lmms-eval's own wrappers, where it has an entry for it.
+
+    lmms-eval looks the entry up by the name of the model, and would find none of ours.
+
+    Returns:
+        The wrapper whose entry is used; None if the task has none for them.
+    """
+    entries = getattr(getattr(task, "config", None), "lmms_eval_specific_kwargs", None)
+    if not isinstance(entries, Mapping) or getattr(task, "model_name", None) in entries:
+        return None
+    found = next((name for name in wrappers if isinstance(entries.get(name), Mapping)), None)
+    if found is not None:
+        task.lmms_eval_specific_kwargs = entries[found]
+    return found
+
+
+def visual_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The videos and images among messages, in order."""
+    return [part for message in messages for part in message["content"] if part["type"] != "text"]
+
+
+def shows_video(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is a video among messages."""
+    return any(part["type"] == "video" for part in visual_parts(messages))
+
+
+def is_light(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether messages hold nothing but texts and the names of video files, so that many of them can wait."""
+    return all(isinstance(part[part["type"]], (str, Path)) for part in visual_parts(messages))
+
+
 def first_video(messages: Sequence[Mapping[str, Any]]) -> str:
     """File name of the first video, without its folder and suffix; empty if there is none."""
-    for message in messages:
-        for part in message["content"]:
-            if part["type"] == "video" and isinstance(part["video"], (str, Path)):
-                return Path(part["video"]).stem
-    return ""
+    paths = (part["video"] for part in visual_parts(messages) if part["type"] == "video")
+    return next((Path(path).stem for path in paths if isinstance(path, (str, Path))), "")
 
 
-def chat_messages(raw: Sequence[Mapping[str, Any]]) -> Messages:
-    """A task's messages in the layout of chat templates; images are opened."""
-    messages = ChatMessages(messages=list(raw)).to_hf_messages()
-    return [{"role": m["role"], "content": [_part(part) for part in _with_frames(m["content"])]} for m in messages]
+def chat_messages(raw: Sequence[Mapping[str, Any]], *, frames: bool | None = None) -> Messages:
+    """A task's messages in the layout of chat templates; images are opened.
 
+    Args:
+        frames: whether images in front of a text are the frames of one video, as tasks such as MVBench's return them.
+            By default at least two in memory, of one size, are, where the text does not speak of images, pictures or
+            photos.
 
-def _with_frames(content: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """``content`` with the frames of a video, which tasks such as MVBench's return as PIL images, as that video.
-
-    Frames are two or more images of one size in front of a text that does not speak of images, pictures or photos.
+    Raises:
+        STTMError: a message holds what these models cannot take, or a file that cannot be had.
     """
+    messages = ChatMessages(messages=list(raw)).to_hf_messages()
+    contents = [_with_frames(message["content"], frames) for message in messages]
+    return [
+        {"role": message["role"], "content": [_part(part) for part in content]}
+        for message, content in zip(messages, contents, strict=True)
+    ]
+
+
+def _with_frames(content: list[dict[str, Any]], frames: bool | None) -> list[dict[str, Any]]:
     *visuals, last = content or [{"type": ""}]
-    images = [part.get("image") for part in visuals]
-    if len(images) < 2 or last["type"] != "text" or _OF_IMAGES.search(last["text"]):
+    if len(visuals) < 2 or last["type"] != "text" or any(part["type"] != "image" for part in visuals):
         return content
-    if not all(isinstance(image, Image.Image) for image in images) or len({image.size for image in images}) > 1:
-        return content
-    return [{"type": "video", "video": images}, last]
+    images = [part["image"] for part in visuals]
+    if frames is None:
+        in_memory = [image for image in images if isinstance(image, Image.Image)]
+        one_size = len(in_memory) == len(images) and len({image.size for image in in_memory}) == 1
+        frames = one_size and not _OF_IMAGES.search(last["text"])
+    return [{"type": "video", "video": images}, last] if frames else content
+
+
+def _task_of(method: Any) -> Any:
+    return getattr(method, "__self__", None)
+
+
+def _first_messages(doc_to_messages: Callable[..., Any], doc: Any) -> Messages:
+    task = _task_of(doc_to_messages)
+    config = getattr(task, "config", None)
+    if config is not None and config.doc_to_messages is None and config.doc_to_visual is not None:
+        messages = _with_visuals(task.doc_to_visual, doc, task.doc_to_text(doc))
+    else:
+        messages = chat_messages(doc_to_messages(doc))
+    instruction = getattr(getattr(task, "args", None), "system_instruction", None)
+    if instruction and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": instruction}]})
+    return messages
+
+
+def _with_visuals(doc_to_visual: Callable[[Any], Any], doc: Any, text: str) -> Messages:
+    metadata = getattr(getattr(_task_of(doc_to_visual), "config", None), "metadata", None)
+    kind = metadata.get("task_type") if isinstance(metadata, Mapping) else None  # lmms-eval's own mark
+    return user_turn(doc_to_visual(doc), text, frames={"image": False, "video": True}.get(str(kind)))
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
-    if part["type"] == "audio":
-        part = {"type": "video", "video": _video_in_disguise(part["audio"])}
-    source = part.get(part["type"])
+    kind = part["type"]
+    source = part.get(kind)
     if isinstance(source, Mapping) or "video_start" in part or "video_end" in part:
         raise STTMError(f"{source}: a section of a video is not supported; cut it into a file of its own")
-    if part["type"] == "image" and isinstance(source, (str, Path)):
-        if is_animated(source):
+    if kind == "audio":
+        return {"type": "video", "video": _webm_as_video(source)}
+    if kind == "image" and isinstance(source, (str, Path)):
+        file = local_file(source)
+        if is_animated(file):
             return {"type": "video", "video": source}
-        with Image.open(source) as image:
+        with Image.open(file) as image:
             return {"type": "image", "image": image.convert("RGB")}
-    return {"type": part["type"], part["type"]: source}
+    return {"type": kind, kind: source}
 
 
-def _video_in_disguise(source: Any) -> Any:
+def _webm_as_video(source: Any) -> Any:
     """A file that lmms-eval took for audio by its ending (.webm) but that holds a video."""
     refused = "audio is not supported: these models take videos, images and text"
     if not isinstance(source, (str, Path)):
         raise STTMError(refused)
     try:
-        container, _ = open_video(source)
+        container, _ = open_video(local_file(source))
     except VideoError as error:
         raise STTMError(f"{refused} ({error})") from error
     container.close()
     return source
 
 
-def _chat_rounds(doc_to_messages: Callable[..., Any], doc: Any) -> Callable[[int, list[str], Any], Turn]:
+def _chat_rounds(doc_to_messages: Callable[..., Any], load: Callable[[], Any]) -> Callable[[int, list[str], Any], Turn]:
     def next_turn(number: int, outputs: list[str], notes: Any) -> Turn:
-        turn = doc_to_messages(doc, round_idx=number, previous_output=list(outputs), previous_round_info=notes)
+        turn = doc_to_messages(load(), round_idx=number, previous_output=list(outputs), previous_round_info=notes)
         if not isinstance(turn, tuple):
             return None, True, outputs, notes
         raw, over, outputs, notes = turn
@@ -189,9 +294,9 @@ def _chat_rounds(doc_to_messages: Callable[..., Any], doc: Any) -> Callable[[int
     return next_turn
 
 
-def _simple_rounds(doc_to_text: Callable[..., Any], doc: Any) -> Callable[[int, list[str], Any], Turn]:
+def _simple_rounds(doc_to_text: Callable[..., Any], load: Callable[[], Any]) -> Callable[[int, list[str], Any], Turn]:
     def next_turn(number: int, outputs: list[str], notes: Any) -> Turn:
-        turn = doc_to_text(doc, round_idx=number, previous_output=list(outputs), previous_round_info=notes)
+        turn = doc_to_text(load(), round_idx=number, previous_output=list(outputs), previous_round_info=notes)
         if not isinstance(turn, tuple):
             return None, True, outputs, notes
         visuals, text, over, outputs, notes = turn

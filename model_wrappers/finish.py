@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 
+from sttm_lmms.errors import NothingAnsweredError
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime import Counters, Engine, Failure
 from sttm_lmms.runtime.summary import Totals
@@ -38,6 +39,7 @@ def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds
         asked: the reduction that the user asked for, in words; None for the baseline.
 
     Raises:
+        NothingAnsweredError: on every process, if no question that shows something was answered by any of them.
         NothingReducedError: on every process, if a reduction was asked for and none of them reduced anything. lmms-eval
             then writes no result file.
     """
@@ -47,13 +49,16 @@ def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds
     counters = _sum_counters([share.counters for share in shares])
     failures = [failure for share in shares for failure in share.failures]
     totals = reduce(add, (share.totals for share in shares))
-    totals.check_reduced(asked)
-    if counters.questions:  # else every answer came out of the response cache
-        memories = [share.peak_memory for share in shares if share.peak_memory is not None]
-        summary = totals.summary(counters, failures, engine.config, max(memories, default=None))
-        _log(replace(summary, reduction_asked=int(asked is not None)), shares)
+    memories = [share.peak_memory for share in shares if share.peak_memory is not None]
+    summary = totals.summary(counters, failures, engine.config, max(memories, default=None))
     if failures and _is_first_process():
         _list_failures(failures)
+    if failures and summary.tokens_before is None:
+        count = sum(failure.questions for failure in failures)
+        raise NothingAnsweredError(f"none of the {count} questions could be answered: {failures[0].error}")
+    totals.check_reduced(asked)
+    if totals.answered:  # else every answer came out of lmms-eval's own response cache
+        _log(replace(summary, reduction_asked=int(asked is not None)), shares)
 
 
 def _log(summary: RunSummary, shares: Sequence[Share]) -> None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lmms_eval.cli.dispatch import main
 from lmms_eval.models import MODEL_REGISTRY_V2
 
-from sttm_lmms.model_wrappers.screen import collected
+from sttm_lmms.model_wrappers.screen import capture_errors
 
 
 def run_lmms_eval(args: Sequence[str]) -> str | None:
@@ -19,8 +19,12 @@ def run_lmms_eval(args: Sequence[str]) -> str | None:
     the launcher then takes a finished run for a failed one. After an error the others may not come to meet.
     """
     sys.argv = ["lmms-eval", *args]
-    with collected() as sentences:
-        main()
+    with capture_errors() as sentences:
+        try:
+            main()
+        except SystemExit:
+            if not sentences:
+                raise
     if sentences:
         return sentences[-1]
     if dist.is_available() and dist.is_initialized():

@@ -1,7 +1,7 @@
-"""What stands last on the screen after a run that failed.
+"""Print one actionable line after a failed run.
 
 lmms-eval catches every exception, prints its traceback and a line of its log, and ends with status 0. Its log line is
-written while the exception is at hand, so a sink of the same log can add one sentence that says what to do.
+written while the exception is at hand, so whoever sees the log can add one sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -17,37 +17,48 @@ from loguru import logger
 
 from sttm_lmms.explain import sentence
 
-_collected: ContextVar[list[str] | None] = ContextVar("sentences about failed runs", default=None)
+_HARNESS = "lmms_eval.__main__"
+_captured: ContextVar[list[str] | None] = ContextVar("sentences about failed runs", default=None)
 
 
 @cache
 def install() -> int:
-    """Add the sink, once for a process; lmms-eval resets its log before it makes the model."""
-    return logger.add(_last_word, level="ERROR", format="{message}", filter="lmms_eval.__main__", catch=True)
+    """Print the sentence at the end of a run under plain lmms-eval, which resets its log before it makes the model."""
+    return logger.add(lambda message: _print_current(), level="ERROR", format="{message}", filter=_HARNESS, catch=True)
 
 
-def say(error: BaseException) -> None:
-    """Print one sentence about ``error``, or hand it to :func:`collected`."""
-    collected = _collected.get()
-    if collected is not None:
-        collected.append(sentence(error))
+def print_error(error: BaseException) -> None:
+    """Print one sentence about ``error``, or hand it to :func:`capture_errors`."""
+    captured = _captured.get()
+    if captured is not None:
+        captured.append(sentence(error))
         return
     sys.stdout.flush()
     print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def collected() -> Iterator[list[str]]:
-    """Sentences about runs that fail inside, instead of printing them: for a caller that has the last word itself."""
-    sentences: list[str] = []
-    token = _collected.set(sentences)
+def capture_errors() -> Iterator[list[str]]:
+    """Sentences about all that fails inside, from lmms-eval's first line on, for a caller that has the last word."""
+    captured: list[str] = []
+    token = _captured.set(captured)
+    # A patcher sees every record; a sink would be removed by lmms-eval when it resets its log.
+    logger.configure(patcher=_capture)
     try:
-        yield sentences
+        yield captured
     finally:
-        _collected.reset(token)
+        logger.configure(patcher=lambda record: None)
+        _captured.reset(token)
 
 
-def _last_word(message: Any) -> None:
+def _capture(record: Any) -> None:
+    captured = _captured.get()
+    if captured is not None and record["name"] == _HARNESS and record["level"].name == "ERROR":
+        error = sys.exc_info()[1]
+        captured.append(record["message"] if error is None else sentence(error))
+
+
+def _print_current() -> None:
     error = sys.exc_info()[1]
-    if error is not None:
-        say(error)
+    if error is not None and _captured.get() is None:  # else the patcher has it
+        print_error(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from loguru import logger
 from torch import nn
@@ -22,6 +22,8 @@ from sttm_lmms.serving.connection import check_vllm, open_vllm
 from sttm_lmms.serving.decoder_cache import cached_decoder
 from sttm_lmms.serving.engine import VLLMEngine
 from sttm_lmms.serving.limits import check_served, served_family, unknowns
+
+_REFUSED = ("min_pixels", "max_pixels", "attn_implementation", "device_map", "host_cache_gb", "load_in_4bit")
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,13 @@ class VLLM(STTMWrapper):
         STTMError: the model family, the machine or the installed vLLM cannot do it; before any weights are loaded.
     """
 
-    family: ClassVar[str] = "llava_video"
-    refused: ClassVar[tuple[str, ...]] = (
-        *("min_pixels", "max_pixels", "attn_implementation", "device_map", "host_cache_gb", "load_in_4bit"),
-    )
+    family = "llava_video"
+    opened_at_once = 64  # vLLM generates many answers at a time
     arguments: VLLMArguments
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> tuple[VLLMArguments, str]:
-        arguments = _merging_first(parse_as(VLLMArguments, values, refused=cls.refused))
+        arguments = _merging_first(parse_as(VLLMArguments, values, refused=_REFUSED))
         check_integer("tensor_parallel_size", arguments.tensor_parallel_size, 1)
         if arguments.gpu_memory_utilization is not None:
             check_number("gpu_memory_utilization", arguments.gpu_memory_utilization, 0.0, 1.0, low_open=True)

@@ -47,6 +47,10 @@ class NothingReducedError(STTMError):
     """A run asked for a reduction and nothing was reduced."""
 
 
+class NothingAnsweredError(STTMError):
+    """A run in which no question about a video could be answered."""
+
+
 def unknown(kind: str, value: object, known: Iterable[object]) -> ValueError:
     """A ``ValueError`` that offers the closest known value and lists them all."""
     names = [str(k) for k in known]

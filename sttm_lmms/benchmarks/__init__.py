@@ -1,10 +1,9 @@
-"""The six benchmarks: annotation formats, prompts, answer parsing, scores, document order, converters, presets."""
+"""The six benchmarks: annotation formats, prompts, answer parsing, scores, converters, presets."""
 
 from sttm_lmms.benchmarks.annotations import load_questions
 from sttm_lmms.benchmarks.answers import parse_answer
 from sttm_lmms.benchmarks.data import annotation_file, data_root, find_video, load_benchmark, video_folder
 from sttm_lmms.benchmarks.formats import FORMATS, Format, get_format
-from sttm_lmms.benchmarks.order import order_for_world, split_groups
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 
@@ -19,8 +18,6 @@ __all__ = [
     "get_format",
     "load_benchmark",
     "load_questions",
-    "order_for_world",
     "parse_answer",
-    "split_groups",
     "video_folder",
 ]

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +15,8 @@ from typing import Any
 
 from sttm_lmms.benchmarks import scores
 from sttm_lmms.benchmarks.annotations import load_questions
-from sttm_lmms.benchmarks.balance import watching_cost
 from sttm_lmms.benchmarks.data import annotation_file, data_root, find_video, video_folder
 from sttm_lmms.benchmarks.formats import get_format
-from sttm_lmms.benchmarks.order import order_for_world, requests_are_exchanged, split_groups
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.benchmarks.question import Question
 from sttm_lmms.benchmarks.submission import write_submission
@@ -29,8 +24,6 @@ from sttm_lmms.config import check_choice
 
 Document = dict[str, Any]
 CATEGORIES = ("duration", "task_type", "domain", "sub_category")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,27 +38,20 @@ class TaskData:
     docs: tuple[Document, ...]
 
     @classmethod
-    def load(cls, benchmark: str, root: Path | None = None, world_size: int | None = None) -> TaskData:
-        """Read and check a benchmark.
+    def load(cls, benchmark: str, root: Path | None = None) -> TaskData:
+        """Read and check a benchmark; the documents are in the order of the file.
 
         Args:
             benchmark: a name of ``FORMATS``.
             root: the data root, ``$STTM_DATA_ROOT`` by default.
-            world_size: number of ranks for which the documents are ordered. By default ``$WORLD_SIZE``, which is where
-                lmms-eval takes it from, or 1 (the order of the file) in a run whose processes exchange requests.
 
         Raises:
             AnnotationError: the annotation file is missing or malformed.
         """
         root = data_root() if root is None else root
-        if world_size is None:
-            world_size = 1 if requests_are_exchanged(sys.argv) else int(os.environ.get("WORLD_SIZE", 1))
         path = annotation_file(root, get_format(benchmark))
-        questions = order_for_world(load_questions(path, benchmark), _video_of, world_size, cost=_cost)
-        ordered = documents(questions, benchmark, video_folder(root, benchmark))
-        if split := split_groups(ordered, _video_id, world_size):
-            log.info("%s: %d videos are dealt to several ranks", benchmark, len(split))
-        return cls(path, tuple(ordered))
+        found = documents(load_questions(path, benchmark), benchmark, video_folder(root, benchmark))
+        return cls(path, tuple(found))
 
     def __repr__(self) -> str:
         """Short, and other for other questions: lmms-eval writes it to result files and keys cached answers by it."""
@@ -178,15 +164,3 @@ def aggregation(metric: str) -> Callable[..., float | str | None]:
     if metric == "submission":
         return write_submission
     return {"circular": scores.circular, "task_mean": scores.task_mean}.get(metric, scores.accuracy)
-
-
-def _video_of(question: Question) -> str:
-    return question.video_id
-
-
-def _cost(questions: Sequence[Question]) -> float:
-    return watching_cost(questions[0].seconds, len(questions))
-
-
-def _video_id(doc: Document) -> str:
-    return doc["video_id"]

@@ -45,7 +45,6 @@ COMMANDS: dict[str, Command] = {
     ),
     "leaderboard": Command("sttm_lmms.report.cli:leaderboard", "Make a table from result files.", "plot"),
     "compare": Command("sttm_lmms.cli.compare:compare", "Run methods at equal budgets; one table, one plot.", "eval"),
-    "bench": Command("sttm_lmms.cli.bench:bench", "Measure merging, prefill and reuse (in a checkout).", raw=True),
     "visualize": Command("sttm_lmms.report.visualize:visualize", "Draw which tokens of a video merged.", "plot"),
 }
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
 
 from sttm_lmms.cli.printed import shorter_tables
 from sttm_lmms.errors import STTMError
 from sttm_lmms.output import Output
 
-_MERGED_AFTER_S = 600.0
+_CHANGED = ("include_path", "output_path", "use_cache", "model_args")
+"""Options of lmms-eval that a run gets otherwise than they were given."""
+_READ = (*_CHANGED, "model", "tasks", "device")
+
+Options = dict[str, Any]
 
 
 def tasks() -> None:
@@ -25,7 +31,9 @@ def tasks() -> None:
 def evaluate(args: Sequence[str]) -> None:
     """Run lmms-eval with the given arguments and our tasks.
 
-    Under several processes: accelerate launch --num_processes 8 -m sttm_lmms eval ...
+    With ``--use_cache`` our models keep their answers in that folder, see ``cache`` of the wrappers' arguments; other
+    models use lmms-eval's own response cache. Under several processes: accelerate launch --num_processes 8 -m sttm_lmms
+    eval ...
 
     Raises:
         STTMError, ValueError: the model's arguments cannot work here; said before lmms-eval starts.
@@ -33,27 +41,22 @@ def evaluate(args: Sequence[str]) -> None:
             new result file in the end.
     """
     from sttm_lmms.model_wrappers.harness import run_lmms_eval
-    from sttm_lmms.model_wrappers.preflight import check_run
 
-    args = with_our_tasks(args)
-    model, model_args, device = (option(args, name) for name in ("--model", "--model_args", "--device"))
-    if model is not None and model_args is not None:
-        check_run(model, model_args, {} if device is None else {"device": device})
-    run_id, path, cache = cache_run_id(args), option(args, "--output_path"), option(args, "--use_cache")
-    if cache is not None:
-        keep_answers(cache, run_id)
-    output, first = Output(Path(path), run_id) if path else None, int(os.environ.get("RANK", 0)) == 0
-    if output and first:
-        output.clear()
-    with shorter_tables():
-        reason = run_lmms_eval(with_option(args, "--output_path", str(output.staged)) if output else args)
-    results = output.publish() if output and first else []
+    first = int(os.environ.get("RANK", 0)) == 0
+    with _planned(args) as (planned, outputs):
+        if first:
+            for output in outputs:
+                output.clear()
+        with shorter_tables():
+            reason = run_lmms_eval(planned)
+    results = {output.folder: output.publish() if first else [] for output in outputs}
     if reason:
         raise STTMError(reason)
-    if output and first and not results:
-        raise STTMError(f"the run failed (see above): no new result file in {path}")
-    for result in results:
-        print(f"results: {result}")
+    for folder, files in results.items():
+        if first and not files:
+            raise STTMError(f"the run failed (see above): no new result file in {folder}")
+        for file in files:
+            print(f"results: {file}")
 
 
 def tasks_folder() -> Path:
@@ -63,39 +66,72 @@ def tasks_folder() -> Path:
     return Path(next(iter(sttm_lmms.tasks.__path__)))
 
 
-def with_our_tasks(args: Sequence[str]) -> list[str]:
-    """``args`` with ``--include_path``, unless it is given or the arguments do not start a run."""
-    starts_run = option(args, "--tasks") is not None
-    if not starts_run or option(args, "--include_path") is not None:
-        return list(args)
-    return [*args, "--include_path", str(tasks_folder())]
+@contextmanager
+def _planned(args: Sequence[str]) -> Iterator[tuple[list[str], list[Output]]]:
+    """The arguments for lmms-eval, and where the files of its runs belong.
 
-
-def cache_run_id(args: Sequence[str]) -> str:
-    """A name for the run's part of the response cache, the same for the same command.
-
-    lmms-eval gives every run a new one, and a run that was killed is never merged: its answers would be lost.
+    ``--config`` may hold several runs; they are written anew, and options beside it go into each of them, because
+    lmms-eval lets these win.
     """
-    return "sttm-" + hashlib.sha256("\0".join(args).encode()).hexdigest()[:16]
+    run_id = hashlib.sha256("\0".join(args).encode()).hexdigest()[:16]
+    given = {name: value for name in _READ if (value := option(args, f"--{name}")) is not None}
+    config = option(args, "--config")
+    if list(args[:1]) == ["tasks"]:
+        yield [*args, *(() if option(args, "--include-path") else ("--include-path", str(tasks_folder())))], []
+    elif config is None:
+        options, output = _plan(given, run_id)
+        yield _with_options(args, options), [output] if output else []
+    else:
+        planned = [_plan({**run, **given}, f"{run_id}-{n}") for n, run in enumerate(_read_config(Path(config)))]
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "config.yaml"
+            file.write_text(yaml.safe_dump([options for options, _ in planned]), encoding="utf-8")
+            rest = _with_options(args, dict.fromkeys(_CHANGED) | {"config": str(file)})
+            yield rest, [output for _, output in planned if output]
 
 
-def keep_answers(cache: str, run_id: str) -> None:
-    """Let lmms-eval's response cache keep the answers of this run where a rerun finds them.
+def _plan(options: Options, run_id: str) -> tuple[Options, Output | None]:
+    """Options of one run as lmms-eval gets them, and where its files belong.
 
-    On a network file system lmms-eval writes answers to the machine's own disk and copies them when the run ends, so a
-    rerun on another machine would ask them again. The shared folder itself stands in for that disk, unless
-    ``LMMS_LOCAL_CACHE`` names another. A run that was killed while it merged its answers leaves a lock, for which every
-    later run would wait a minute and then not merge: one that is older than any merge is removed.
+    Raises:
+        STTMError, ValueError: the model's arguments cannot work here.
     """
-    root = Path(cache).absolute()
-    root = root.parent if root.suffix == ".db" else root  # as lmms-eval does
-    root.mkdir(parents=True, exist_ok=True)
-    lock = root / "runs" / ".merge.lock"
-    with suppress(FileNotFoundError):
-        if time.time() - lock.stat().st_mtime > _MERGED_AFTER_S:
-            shutil.rmtree(lock, ignore_errors=True)
-    os.environ.setdefault("LMMS_CACHE_RUN_ID", run_id)
-    os.environ.setdefault("LMMS_LOCAL_CACHE", str(root))
+    from sttm_lmms.model_wrappers import WRAPPERS
+    from sttm_lmms.model_wrappers.preflight import check_run
+
+    planned = dict(options)
+    model, arguments = options.get("model"), _as_text(options.get("model_args"))
+    if options.get("tasks") is not None and options.get("include_path") is None:
+        planned["include_path"] = str(tasks_folder())
+    if model in WRAPPERS and options.get("use_cache") is not None:
+        folder = str(planned.pop("use_cache"))
+        if "," in folder:
+            raise ValueError(f"--use_cache {folder}: lmms-eval cannot hand on a path with a comma")
+        arguments = ",".join(part for part in (arguments, f"cache={folder}") if part)
+        planned["model_args"] = arguments
+    if model is not None and arguments is not None:
+        check_run(model, arguments, {} if options.get("device") is None else {"device": options["device"]})
+    output = Output.of_run(Path(options["output_path"]), run_id) if options.get("output_path") else None
+    if output is not None:
+        planned["output_path"] = str(output.staged)
+    return planned, output
+
+
+def _read_config(file: Path) -> list[Options]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise STTMError(f"--config {file} cannot be read: {error}") from error
+    runs = content if isinstance(content, list) else [content]
+    if not all(isinstance(run, dict) for run in runs):
+        raise STTMError(f"--config {file}: write one mapping of lmms-eval's options for each run")
+    return runs
+
+
+def _as_text(model_args: Any) -> str | None:
+    if isinstance(model_args, Mapping):
+        return ",".join(f"{name}={value}" for name, value in model_args.items())
+    return None if model_args is None else str(model_args)
 
 
 def option(args: Sequence[str], name: str) -> str | None:
@@ -108,12 +144,17 @@ def option(args: Sequence[str], name: str) -> str | None:
     return None
 
 
-def with_option(args: Sequence[str], name: str, value: str) -> list[str]:
-    """``args`` with another value for an option that is among them."""
-    changed = list(args)
-    for position, arg in enumerate(args):
-        if arg == name and position + 1 < len(args):
-            changed[position + 1] = value
-        elif arg.startswith(f"{name}="):
-            changed[position] = f"{name}={value}"
-    return changed
+def _with_options(args: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """``args`` with the options that runs are planned by written anew: left out where they are None or missing."""
+    dropped = {f"--{name}" for name in (*_CHANGED, "config")}
+    kept: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word in dropped:
+            next(words, None)
+        elif word.partition("=")[0] not in dropped:
+            kept.append(word)
+    for name in (*_CHANGED, "config"):
+        if options.get(name) is not None:
+            kept += [f"--{name}", str(options[name])]
+    return kept

@@ -95,7 +95,7 @@ def perform(plan: _Plan) -> Iterator[str]:
     from sttm_lmms.cli.evaluate import tasks_folder
     from sttm_lmms.families import get_family, layout_of
     from sttm_lmms.families.checkpoint import resolve_checkpoint
-    from sttm_lmms.model_wrappers.arguments import parse_arguments
+    from sttm_lmms.model_wrappers.arguments import parse_arguments, refused_arguments
     from sttm_lmms.model_wrappers.preview import preview_task
     from sttm_lmms.model_wrappers.settings import task_settings
     from sttm_lmms.rehearsal import gather, in_force, render_prompt, sight_of
@@ -105,7 +105,7 @@ def perform(plan: _Plan) -> Iterator[str]:
     family = get_family(plan.family) if plan.family else found
     values = plan.values()
     revision = values.pop("revision", None)
-    arguments = parse_arguments(values, refused=_refused(family))
+    arguments = parse_arguments(values, refused=refused_arguments(family))
     preview = preview_task(plan.task, str(plan.include_path or tasks_folder()), plan.gen_kwargs)
     settings = task_settings(arguments, family.name, plan.task)
 
@@ -125,11 +125,6 @@ def perform(plan: _Plan) -> Iterator[str]:
     yield from _memory_lines(plan, arguments, settings, empty, most, prompt, _generation(preview).max_new_tokens)
     yield from _download_lines(files, preview)
     yield f"run it: {_command(plan, family, values)}"
-
-
-def _refused(family: Family) -> tuple[str, ...]:
-    newline = () if family.newlines else ("newline",)
-    return newline if family.pixel_limits else (*newline, "min_pixels", "max_pixels")
 
 
 def _dtype(arguments: WrapperArguments) -> Any:

@@ -118,9 +118,9 @@ class Family(ABC):
         """The frames that this family would see.
 
         Args:
-            source: a file, of which frames are sampled; or the frames themselves, all of which are seen and count as
-                ``settings.fps`` a second: a list of PIL images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``; or a
-                folder or list of picture files, of which at most ``settings.max_frames`` are taken, evenly spread.
+            source: a file or its URL, of which frames are sampled; or the frames themselves, all of which are seen and
+                count as ``settings.fps`` a second: a list of PIL images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``;
+                or a folder or list of picture files, of which at most ``settings.max_frames`` are taken, evenly spread.
             processor: frames are made small as they are read where it is given; else they have their own size, unless
                 that depends on the settings.
 
@@ -128,10 +128,12 @@ class Family(ABC):
             VideoError: the file cannot be read, or what was given cannot be frames of a video.
         """
         from sttm_lmms.video import probe, read_frames, video_of_frames
+        from sttm_lmms.video.remote import local_file
 
         def small(frames: int, height: int, width: int) -> Resize | None:
             return self.resize(height, width, frames, settings, processor)
 
+        source = local_file(source) if isinstance(source, (str, Path)) else source
         if not isinstance(source, (str, Path)) or Path(source).is_dir():
             return video_of_frames(source, settings.fps, max_frames=settings.max_frames, resize=small)
         info = probe(source, settings.backend, timeout=settings.timeout)

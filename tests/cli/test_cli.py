@@ -10,7 +10,7 @@ import pytest
 
 from sttm_lmms import cli
 from sttm_lmms.cli import COMMANDS, Command, main, run_command
-from sttm_lmms.cli.evaluate import option, tasks_folder, with_our_tasks
+from sttm_lmms.cli.evaluate import tasks_folder
 from sttm_lmms.errors import STTMError
 
 
@@ -61,37 +61,3 @@ def test_tasks_prints_a_folder_with_task_files(capsys):
         main(["tasks"])
     assert capsys.readouterr().out.strip() == str(tasks_folder())
     assert list(tasks_folder().rglob("vnbench.yaml"))
-
-
-@pytest.mark.parametrize(
-    ("args", "added"),
-    [
-        (["--model", "m", "--tasks", "vnbench"], True),
-        (["--tasks=vnbench"], True),
-        (["--tasks", "vnbench", "--include_path", "mine"], False),
-        (["--help"], False),
-        (["tasks", "list"], False),
-    ],
-)
-def test_eval_adds_our_tasks_to_a_run(args, added):
-    expected = ["--include_path", str(tasks_folder())] if added else []
-    assert with_our_tasks(args) == args + expected
-
-
-def test_bench_runs_the_scripts_of_the_checkout(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    run_command("bench", [])
-    assert "merge" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        run_command("bench", ["merge", "--help"])
-    assert stopped.value.code == 0
-    assert "usage" in capsys.readouterr().out.lower()
-    with pytest.raises(ValueError, match="Did you mean 'merge'"):
-        run_command("bench", ["merg"])
-
-
-def test_options_are_found_in_both_spellings():
-    assert option(["--a", "1", "--b=2"], "--a") == "1"
-    assert option(["--a", "1", "--b=2"], "--b") == "2"
-    assert option(["--a"], "--a") is None

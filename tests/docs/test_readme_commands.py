@@ -84,7 +84,6 @@ COVERED: dict[str, str] = {
     ),
     "accelerate launch --multi_gpu --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip HOST0 "
     "--main_process_port 29500 -m sttm_lmms eval ...": "tests/model_wrappers/test_many_machines.py::test_accelerate",
-    "python scripts/simulate_split.py --data datasets": "needs the annotation files of five benchmarks",
     "scripts/reproduce.sh MODEL BENCHMARK BUDGET --dry-run": "tests/scripts/test_reproduce.py::test_every_cell",
     "scripts/reproduce.sh llava-video-72b videomme 50 4": GPU,
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,

@@ -23,6 +23,6 @@ def test_the_group_is_left_after_a_run(group, monkeypatch):
 
 
 def test_nothing_waits_for_the_others_after_an_error(group, monkeypatch):
-    monkeypatch.setattr(harness, "main", lambda: screen.say(ValueError("no video")))
+    monkeypatch.setattr(harness, "main", lambda: screen.print_error(ValueError("no video")))
     assert "no video" in harness.run_lmms_eval([])
     assert dist.is_initialized()

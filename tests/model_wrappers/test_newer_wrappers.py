@@ -7,9 +7,7 @@ from test_wrapper import QUESTIONS, ask, texts
 
 from sttm_lmms.errors import CheckpointError, NothingReducedError
 from sttm_lmms.model_wrappers.arguments import parse_arguments
-from sttm_lmms.model_wrappers.internvl import InternVL, SimpleInternVL
-from sttm_lmms.model_wrappers.qwen2_5_vl import Qwen25VL, SimpleQwen25VL
-from sttm_lmms.model_wrappers.qwen3_vl import Qwen3VL, SimpleQwen3VL
+from sttm_lmms.model_wrappers.models import InternVL, Qwen3VL, Qwen25VL, SimpleInternVL, SimpleQwen3VL, SimpleQwen25VL
 from sttm_lmms.model_wrappers.settings import task_settings
 from sttm_lmms.testing.tiny import build_tiny_checkpoint
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its output folder, whenever it ends, and where its answers are. A function plays lmms-eval."""
+"""What a run leaves in its output folder, whenever it ends, and whenever others do. A function plays lmms-eval."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from lmms_eval.caching import response_cache
 
 from sttm_lmms import output
 from sttm_lmms.cli.evaluate import evaluate, option
@@ -20,14 +19,11 @@ NAMES = ["20261130_010203_results.json", "20261130_010203_samples_vnbench.jsonl"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs ``sttm-lmms eval`` with a function in place of lmms-eval, which gets the folder it is to write into."""
-    for name in ("LMMS_CACHE_RUN_ID", "LMMS_LOCAL_CACHE"):
-        monkeypatch.setenv(name, "")  # so that it is put back afterwards
-        monkeypatch.delenv(name)
 
     def start(write, *args: str):
         def lmms_eval(args):
             folder = Path(option(args, "--output_path"))
-            (folder / "org__model").mkdir(parents=True)
+            (folder / "org__model").mkdir(parents=True, exist_ok=True)
             return write(folder)
 
         monkeypatch.setattr(harness, "run_lmms_eval", lmms_eval)
@@ -101,29 +97,18 @@ def test_only_the_first_process_moves_files(run, tmp_path, monkeypatch):
         run(lambda folder: None)
 
 
-def test_on_a_network_file_system_the_answers_are_in_the_shared_folder(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(response_cache, "detect_fs_type", lambda path: response_cache.FsType.REMOTE)
-    found = []
-
-    def write(folder: Path) -> None:
-        cache = response_cache.ResponseCache.create(str(tmp_path / "cache"))
-        found.append(Path(cache.audit_path))
-        cache.close()
-        whole(folder)
-
-    for _ in range(2):
-        run(write, "--use_cache", str(tmp_path / "cache"))
-    first, second = found
-    assert first == second
-    assert first.is_relative_to(tmp_path / "cache")
+def test_runs_of_the_same_second_both_keep_their_files(run, tmp_path):
+    for _ in range(3):
+        run(whole)
+    stems = [f"20261130_01020{second}" for second in (3, 4, 5)]
+    assert visible(tmp_path / "out") == sorted(stem + name.removeprefix(stems[0]) for stem in stems for name in NAMES)
+    assert len(output.result_files(tmp_path)) == 3
 
 
-def test_a_lock_that_a_killed_run_left_does_not_stop_merging_for_good(run, tmp_path):
-    lock = tmp_path / "cache" / "runs" / ".merge.lock"
-    lock.mkdir(parents=True)
-    (lock / "owner.json").write_text("{}")
-    run(whole, "--use_cache", str(tmp_path / "cache"))
-    assert lock.exists()  # it may be somebody's
-    os.utime(lock, (0, 0))
-    run(whole, "--use_cache", str(tmp_path / "cache"))
-    assert not lock.exists()
+def test_the_same_command_at_the_same_time_is_left_alone(tmp_path):
+    mine = output.Output.of_run(tmp_path, "command")
+    living, dead = (tmp_path / f"{mine.command}{pid}" for pid in (os.getppid(), 2**22 + 1))
+    for folder in (mine.staged, living, dead):
+        folder.mkdir(parents=True)
+    mine.clear()
+    assert [folder.exists() for folder in (mine.staged, living, dead)] == [False, True, False]

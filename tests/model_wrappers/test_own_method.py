@@ -14,7 +14,7 @@ from lmms_eval.api.instance import Instance
 from sttm_lmms import VideoSpan, get_method, reduce_tokens
 from sttm_lmms import methods as registry
 from sttm_lmms.model_wrappers.arguments import parse_arguments
-from sttm_lmms.model_wrappers.llava_video import LlavaVideo
+from sttm_lmms.model_wrappers.models import LlavaVideo
 from sttm_lmms.testing.tiny import tiny_model
 
 FOLDER = Path(__file__).parent / "elsewhere"

@@ -84,17 +84,17 @@ def test_the_last_word_as_lmms_eval_logs():
     assert lines[-2:] == ["error: fps=0 is out of range; give more", "later on stdout"]
 
 
-def test_a_caller_may_collect_the_sentences(capsys):
-    with screen.collected() as sentences:
-        screen.say(ValueError("no"))
+def test_a_caller_may_capture_the_sentences(capsys):
+    with screen.capture_errors() as sentences:
+        screen.print_error(ValueError("no"))
     assert sentences == ["no"]
-    screen.say(ValueError("yes"))
+    screen.print_error(ValueError("yes"))
     assert capsys.readouterr().err == "error: yes\n"
 
 
 def test_out_of_memory_names_what_to_lower(data, checkpoints, monkeypatch):
     """The device is full in the middle of a run: the settings that are in force are named with their values."""
-    from sttm_lmms.model_wrappers.llava_video import LlavaVideo
+    from sttm_lmms.model_wrappers.models import LlavaVideo
 
     wrapper = LlavaVideo(
         pretrained=str(checkpoints["llava_video"]), budget=0.5, device="cpu", batch_size=4, keep=2, host_cache_gb=8

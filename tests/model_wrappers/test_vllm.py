@@ -11,8 +11,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 
 from sttm_lmms.errors import NothingReducedError, STTMError
-from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision
-from sttm_lmms.model_wrappers.llava_video import LlavaVideo
+from sttm_lmms.model_wrappers.models import LlavaOneVision, LlavaVideo
 from sttm_lmms.model_wrappers.vllm import VLLM, SimpleVLLM
 
 OURS = {"llava_video": LlavaVideo, "llava_onevision": LlavaOneVision}

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from lmms_eval.api.instance import Instance
 
-from sttm_lmms.model_wrappers import exchange
-from sttm_lmms.model_wrappers.llava_video import LlavaVideo
+from sttm_lmms.model_wrappers import sharding
+from sttm_lmms.model_wrappers.models import LlavaVideo
 
 WORLD = 3
 
@@ -66,8 +66,8 @@ def answered(checkpoints, videos, monkeypatch):
             ]
             return dict(zip(mine, wrapper.generate_until(requests), strict=False))
 
-        monkeypatch.setattr(exchange, "possible", lambda: world > 1)
-        monkeypatch.setattr(exchange, "gather", gather)
+        monkeypatch.setattr(sharding, "is_enabled", lambda: world > 1)
+        monkeypatch.setattr(sharding, "gather", gather)
         with ThreadPoolExecutor(world) as pool:
             results = list(pool.map(rank, range(world)))
         merged = {n: result for found in results for n, result in found.items()}

@@ -18,9 +18,14 @@ from sttm_lmms.errors import CheckpointError, NothingReducedError, STTMError, Vi
 from sttm_lmms.families import load_pretrained
 from sttm_lmms.model_wrappers import loading
 from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
-from sttm_lmms.model_wrappers.llava_onevision import LlavaOneVision, SimpleLlavaOneVision
-from sttm_lmms.model_wrappers.llava_video import LlavaVideo, SimpleLlavaVideo
-from sttm_lmms.model_wrappers.qwen2_vl import Qwen2VL, SimpleQwen2VL
+from sttm_lmms.model_wrappers.models import (
+    LlavaOneVision,
+    LlavaVideo,
+    Qwen2VL,
+    SimpleLlavaOneVision,
+    SimpleLlavaVideo,
+    SimpleQwen2VL,
+)
 
 THRESHOLDS = {"spatial_threshold": 0.6, "temporal_threshold": 0.5}
 WRAPPERS = {"llava_video": LlavaVideo, "llava_onevision": LlavaOneVision, "qwen2_vl": Qwen2VL}

@@ -22,7 +22,7 @@ _context.set_forkserver_preload(
         *("transformers.models.llava_onevision.modeling_llava_onevision", "transformers.models.qwen2.modeling_qwen2"),
         *("transformers.models.siglip.modeling_siglip", "transformers.models.qwen2.tokenization_qwen2"),
         *("sttm_lmms.cli.evaluate", "sttm_lmms.model_wrappers.harness", "sttm_lmms.model_wrappers.preflight"),
-        *("sttm_lmms.model_wrappers.llava_video", "sttm_lmms.testing.tiny"),
+        *("sttm_lmms.model_wrappers.models", "sttm_lmms.testing.tiny"),
     ]
 )
 

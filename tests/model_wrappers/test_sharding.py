@@ -11,94 +11,97 @@ from lmms_eval.api.instance import Instance
 from warm_ranks import run_ranks
 from wrapper_runs import HERE, QUESTIONS, VIDEOS, read_run
 
-from sttm_lmms.model_wrappers import exchange
-from sttm_lmms.model_wrappers.exchange import Card, assign, borrowed, card
+from sttm_lmms.model_wrappers import sharding
+from sttm_lmms.model_wrappers.sharding import RequestKey, assign, rebuild_request, request_key
 
 
-def cards_of(videos, world, seconds=lambda video: 0.0):
+def keys_of(videos, world, seconds=lambda video: 0.0):
     """Cards of the processes when documents of these videos (None: one that stays) are dealt out round robin."""
     docs = [
-        Card("t", "", (n, "t", "test"), None if video is None else f"v{video}", seconds(video))
+        RequestKey("t", "", (n, "t", "test"), None if video is None else f"v{video}", seconds(video))
         for n, video in enumerate(videos)
     ]
     return [docs[rank::world] for rank in range(world)]
 
 
-def owners(cards, shares):
+def owners(keys, shares):
     """Video -> the processes that answer one of its questions."""
     who: dict = {}
     for rank, share in enumerate(shares):
         for home, position in share:
-            who.setdefault(cards[home][position].videos, set()).add(rank)
+            who.setdefault(keys[home][position].videos, set()).add(rank)
     return who
 
 
-def seen(cards, share):
+def seen(keys, share):
     """Videos of a process, in its order."""
-    return list(dict.fromkeys(cards[home][position].videos for home, position in share))
+    return list(dict.fromkeys(keys[home][position].videos for home, position in share))
 
 
 def test_three_questions_a_video_on_three_processes():
-    cards = cards_of([video for video in range(12) for _ in range(3)], 3)
-    found = owners(cards, assign(cards))
+    keys = keys_of([video for video in range(12) for _ in range(3)], 3)
+    found = owners(keys, assign(keys))
     assert all(len(ranks) == 1 for ranks in found.values())
     assert Counter(next(iter(ranks)) for ranks in found.values()) == {0: 4, 1: 4, 2: 4}
 
 
 def test_what_is_balanced_stays():
-    alone = [Card("t", "", (n, "t", "test")) for n in range(3)]
-    for cards in (
-        cards_of(["a", "b"] * 3, 2),
+    alone = [RequestKey("t", "", (n, "t", "test")) for n in range(3)]
+    for keys in (
+        keys_of(["a", "b"] * 3, 2),
         [alone[:2], alone[2:]],
-        [[Card("t", "", (0, "t", "test"), "a")], [Card("u", "", (0, "u", "test"), "a")]],  # tasks may show it otherwise
+        [
+            [RequestKey("t", "", (0, "t", "test"), "a")],
+            [RequestKey("u", "", (0, "u", "test"), "a")],
+        ],  # tasks may show it otherwise
     ):
-        assert assign(cards) == [[(r, n) for n in range(len(own))] for r, own in enumerate(cards)]
+        assert assign(keys) == [[(r, n) for n in range(len(own))] for r, own in enumerate(keys)]
 
 
 def test_long_videos_go_to_processes_that_have_no_question_of_them():
     lengths = {"v0": 3600.0, "v3": 3500.0, "v6": 3400.0}
-    cards = cards_of(range(9), 3, lambda video: lengths.get(f"v{video}", 10.0))  # all long ones are dealt to the first
-    shares = assign(cards)
-    assert {seen(cards, share)[0] for share in shares} == {"v0", "v3", "v6"}
+    keys = keys_of(range(9), 3, lambda video: lengths.get(f"v{video}", 10.0))  # all long ones are dealt to the first
+    shares = assign(keys)
+    assert {seen(keys, share)[0] for share in shares} == {"v0", "v3", "v6"}
     assert [len(share) for share in shares] == [3, 3, 3]
 
 
 def test_many_questions_of_one_video_leave_the_other_videos_to_others():
-    cards = cards_of([0] * 60 + [1, 2, 3, 4], 2)
-    assert [seen(cards, share) for share in assign(cards)] == [["v0"], ["v1", "v2", "v3", "v4"]]
+    keys = keys_of([0] * 60 + [1, 2, 3, 4], 2)
+    assert [seen(keys, share) for share in assign(keys)] == [["v0"], ["v1", "v2", "v3", "v4"]]
 
 
 def test_requests_that_stay_count_as_work():
-    cards = cards_of([None, "a"] + [None, None] * 40 + ["b", "c"], 2)
-    cards = [cards[0] + cards[1][1:-1], [cards[1][0], cards[1][-1]]]  # all that stay, and a video, on the first
-    shares = assign(cards)
-    assert [seen(cards, share) for share in shares] == [[None], ["va", "vb", "vc"]]
+    keys = keys_of([None, "a"] + [None, None] * 40 + ["b", "c"], 2)
+    keys = [keys[0] + keys[1][1:-1], [keys[1][0], keys[1][-1]]]  # all that stay, and a video, on the first
+    shares = assign(keys)
+    assert [seen(keys, share) for share in shares] == [[None], ["va", "vb", "vc"]]
 
 
 def test_more_processes_than_videos():
-    cards = cards_of([0, 0, 1, 1, 0], 5)
-    shares = assign(cards)
+    keys = keys_of([0, 0, 1, 1, 0], 5)
+    shares = assign(keys)
     assert sorted(map(len, shares)) == [0, 0, 0, 2, 3]
-    assert assign(cards_of([], 3)) == [[], [], []]
+    assert assign(keys_of([], 3)) == [[], [], []]
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0, 4000)), max_size=30), st.integers(0, 9), st.integers(2, 8))
 def test_every_request_once_and_every_video_on_one_process(videos, staying, world):
     dealt = [None] * staying + [video for video, (size, _) in enumerate(videos) for _ in range(size)]
-    cards = cards_of(dealt, world, lambda video: 0.0 if video is None else videos[video][1])
-    shares = assign(cards)
+    keys = keys_of(dealt, world, lambda video: 0.0 if video is None else videos[video][1])
+    shares = assign(keys)
     assert sorted(address for share in shares for address in share) == sorted(
-        (rank, position) for rank, own in enumerate(cards) for position in range(len(own))
+        (rank, position) for rank, own in enumerate(keys) for position in range(len(own))
     )
-    assert all(len(ranks) == 1 for video, ranks in owners(cards, shares).items() if video)
+    assert all(len(ranks) == 1 for video, ranks in owners(keys, shares).items() if video)
     for rank, share in enumerate(shares):
-        items = [cards[home][position] for home, position in share]
+        items = [keys[home][position] for home, position in share]
         assert all(home == rank for (home, _), item in zip(share, items, strict=True) if item.videos is None)
         runs = [video for n, video in enumerate(items) if n == 0 or items[n - 1].videos != video.videos]
         assert len({item.videos for item in items if item.videos}) == sum(bool(item.videos) for item in runs)
 
 
-def test_cards_and_borrowed_requests():
+def test_a_request_is_rebuilt_from_its_key():
     def to_messages(doc):
         return doc
 
@@ -107,29 +110,28 @@ def test_cards_and_borrowed_requests():
     def instance(context, doc_id):
         return Instance("generate_until", (context, to_messages, {"until": []}, doc_id, "t", "test"), 0, meta)
 
-    video = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Why?"}]}]
-    item = card(instance("Why?", 7), video)
-    assert item == Card("t", "Why?", (7, "t", "test"), ("a.mp4",))
-    assert card(instance("Why?", 7), video, 90.0).seconds == 90.0
-    assert card(instance("Why?", 7), None).videos is None
-    assert (
-        card(instance("Why?", 7), [{"role": "user", "content": [{"type": "image", "image": object()}]}]).videos is None
-    )
-    assert borrowed(instance("What?", 1), item).args == ("Why?", to_messages, {"until": []}, 7, "t", "test")
+    key = request_key(instance("Why?", 7), ("a.mp4",), 90.0)
+    assert key == RequestKey("t", "Why?", (7, "t", "test"), ("a.mp4",), 90.0)
+    assert rebuild_request(instance("What?", 1), key).args == ("Why?", to_messages, {"until": []}, 7, "t", "test")
 
 
-def test_only_where_every_process_is_asked(monkeypatch):
-    assert not exchange.possible(["lmms-eval", "--tasks", "videomme"])  # one process
-    monkeypatch.setattr(exchange.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(exchange.dist, "get_world_size", lambda: 2)
-    assert exchange.possible(["lmms-eval", "--tasks", "videomme"])
-    for words in (
-        ["--tasks", "videomme", "--use_cache", "here"],
-        ["--tasks=a", "--use_cache=here"],
-        ["--config", "a"],
-        [],
+def test_only_where_every_rank_is_asked(monkeypatch, tmp_path):
+    assert not sharding.is_enabled(["lmms-eval", "--tasks", "videomme"])  # one process
+    monkeypatch.setattr(sharding.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(sharding.dist, "get_world_size", lambda: 2)
+    plain, caching = tmp_path / "plain.yaml", tmp_path / "caching.yaml"
+    plain.write_text("tasks: videomme")
+    caching.write_text("[{tasks: videomme}, {tasks: mlvu_dev, use_cache: here}]")
+    for words, enabled in (
+        (["--tasks", "videomme"], True),
+        (["--tasks=videomme"], True),
+        (["--config", str(plain)], True),
+        (["--tasks", "videomme", "--use_cache", "here"], False),
+        (["--tasks=a", "--use_cache=here"], False),
+        (["--config", str(caching)], False),
+        ([], False),
     ):
-        assert not exchange.possible(["lmms-eval", *words])
+        assert sharding.is_enabled(["lmms-eval", *words]) is enabled
 
 
 @pytest.mark.slow
