@@ -205,21 +205,21 @@ def write_tables(
     files: Sequence[Path], out: Path, *, models: Sequence[tuple[str, str]], reference: str, command: str
 ) -> None:
     """The table of these result files as Markdown, JSON and a page, and the plot of accuracy over kept share."""
-    from sttm_lmms.report.fair import fair_rows
-    from sttm_lmms.report.fair_board import fair_board, to_json
+    from sttm_lmms.report.layout import equal_budget_json
     from sttm_lmms.report.plots import CAPTIONS, draw_plots, save_plots, to_svg
-    from sttm_lmms.report.render import render_board
+    from sttm_lmms.report.render import render
     from sttm_lmms.report.runs import load_runs
     from sttm_lmms.report.table import build_table
 
-    runs = load_runs(files)
-    rows = fair_rows(runs, _shapes(models), reference=reference)
-    board = fair_board(rows, title="Methods at equal budgets", command=command, reference=reference)
-    figures = draw_plots(build_table(runs))
+    table = build_table(load_runs(files), reference=reference, shapes=_shapes(models))
+    figures = draw_plots(table)
     svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()}
-    markdown = render_board(board, "md")
+    markdown, page = (
+        render(table, format, title="Methods at equal budgets", command=command, reference=reference, plots=svgs)
+        for format in ("md", "html")
+    )
     out.mkdir(parents=True, exist_ok=True)
-    texts = (markdown, to_json(rows, command), render_board(board, "html", plots=svgs))
+    texts = (markdown, equal_budget_json(table, command), page)
     for name, text in zip(TABLES, texts, strict=True):
         (out / name).write_text(text, encoding="utf-8")
     typer.echo(markdown)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sttm_lmms.report.render import essence, format_of, render
+from sttm_lmms.report.render import comparable_text, format_of, render
 from sttm_lmms.report.runs import load_runs
 from sttm_lmms.report.table import build_table
 
@@ -24,6 +24,9 @@ def leaderboard(
         list[str] | None, typer.Option(help="Rename a column: vnbench=Mini-VNBench. May be given several times.")
     ] = None,
     title: Annotated[str, typer.Option(help="Headline.")] = "Leaderboard",
+    reference: Annotated[
+        str | None, typer.Option(help="Compare the methods at equal budgets with this one, such as sttm.")
+    ] = None,
     check: Annotated[
         Path | None, typer.Option(help="Compare with this file instead of writing; exit 1 if it differs.")
     ] = None,
@@ -37,11 +40,11 @@ def leaderboard(
     target = check or out
     chosen = format or (format_of(target) if target else "md")
     names = dict(_named(text) for text in name or [])
-    table = build_table(load_runs(runs), paper=paper, names=names)
+    table = build_table(load_runs(runs), paper=paper and not reference, names=names, reference=reference)
     figures = draw_plots(table) if plots or chosen == "html" else {}
     svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()} if chosen == "html" else {}
-    command = _command(runs, paper, name or [], title)
-    text = render(table, chosen, title=title, plots=svgs, command=command)
+    command = _command(runs, paper, name or [], title, reference)
+    text = render(table, chosen, title=title, plots=svgs, command=command, reference=reference)
     if check:
         difference = compare_text(check, text)
         if difference:
@@ -68,11 +71,12 @@ def _named(text: str) -> tuple[str, str]:
     return task, label
 
 
-def _command(runs: list[Path], paper: bool, names: list[str], title: str) -> str:
+def _command(runs: list[Path], paper: bool, names: list[str], title: str, reference: str | None) -> str:
     """What to type for the same table again."""
     words = ["sttm-lmms", "leaderboard", *(run.as_posix() for run in runs)]
     words += ["--paper"] * paper
     words += [word for name in names for word in ("--name", name)]
+    words += ["--reference", reference] if reference else []
     return shlex.join([*words, "--title", title])
 
 
@@ -80,5 +84,5 @@ def compare_text(file: Path, fresh: str) -> str:
     """Unified diff between a committed table and a fresh one, plots and command aside; empty if they agree."""
     if not file.is_file():
         return f"{file}: no such file"
-    old, new = essence(file.read_text(encoding="utf-8")), essence(fresh)
+    old, new = comparable_text(file.read_text(encoding="utf-8")), comparable_text(fresh)
     return "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), str(file), "run files", lineterm="", n=1))

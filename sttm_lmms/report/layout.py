@@ -1,21 +1,20 @@
-"""From the tidy table to what a reader sees: a summary grid, a detail grid, notes and a legend."""
+"""From the tidy table to what a reader sees: tables of texts, notes and a legend."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from sttm_lmms.report.paper import SOURCE as PAPER
-from sttm_lmms.report.shared import say_once
+from sttm_lmms.report.stats import mcnemar_exact
 from sttm_lmms.report.table import BENCHMARKS, benchmark_order
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Row = dict[str, Any]
+WORDS = ("Model", "Method", "Setting", "Benchmark")
+"""Columns that hold no numbers."""
 LAYERS, INTO, FAILED = "Mean tokens a layer", "Visual tokens into the LLM", "Failed videos"
 LEGEND = (
     "Accuracy in percent with its 95% interval, clustered by video (Wilson's interval at the effective sample size); "
@@ -32,221 +31,347 @@ LAYERS_LEGEND = (
     "Mean tokens a layer: visual tokens that a decoder layer attends to, mean over all layers and questions."
 )
 PAPER_LEGEND = "Rows marked (paper) are the numbers printed in arXiv 2507.07990, measured by its authors on an A100."
+EQUAL_BUDGETS_LEGEND = (
+    "Accuracy in percent with its 95% interval, clustered by video. Relative: to the same model with all tokens.",
+    "Budget is what was asked for. Kept: visual tokens after all reductions / before. Mean tokens a layer: visual "
+    "tokens that a decoder layer attends to, mean over layers (share of all): the same measure for methods that reduce "
+    "before, inside or layer by layer.",
+    "TTFT: seconds of the decoder's first pass over the whole prompt, measured on this machine, and the speed-up. "
+    "GFLOPs: the same pass by count, and how many times fewer; what a method itself computes is not in it.",
+    "Difference: accuracy in points minus the reference's at the same budget, over the questions that both answered; "
+    "won and lost: questions that only this method, only the reference answered right; p: exact McNemar test, which "
+    "takes questions as independent.",
+)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """``value`` is shown, ``detail`` behind it or below; ``sort`` is compared (None sorts last)."""
+class Page(NamedTuple):
+    """Everything that a rendered leaderboard says.
 
-    value: str
-    sort: float | str | None = None
-    detail: str = ""
-
-    @property
-    def text(self) -> str:
-        return f"{self.value} {self.detail}".rstrip()
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table to be printed. ``words`` columns are left-aligned; ``paper`` tells which rows are the paper's."""
-
-    caption: str
-    columns: tuple[str, ...]
-    words: int
-    rows: tuple[tuple[Cell, ...], ...]
-    paper: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Board:
-    """Everything a rendered leaderboard says; ``shared`` is what all rows have in common, ``command`` how to make it
-    again (empty if unknown)."""
+    Attributes:
+        tables: caption and table; every cell is a text that begins with its value.
+        shared: what all rows have in common.
+        command: how to make it again; empty if unknown.
+    """
 
     title: str
-    grids: tuple[Grid, ...]
+    tables: tuple[tuple[str, pd.DataFrame], ...]
     notes: tuple[str, ...]
     legend: tuple[str, ...]
     command: str = ""
     shared: tuple[str, ...] = ()
 
 
-def make_board(table: pd.DataFrame, title: str = "Leaderboard", command: str = "") -> Board:
-    """Lay out a table of :func:`sttm_lmms.report.table.build_table`."""
-    records = [{key: _known(value) for key, value in record.items()} for record in table.to_dict("records")]
-    shown, shared = say_once(records)
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for full, record in zip(records, shown, strict=True):
-        groups.setdefault((full["source"], full["model"], full["method"], full["setting"]), []).append(record)
+def leaderboard_page(table: pd.DataFrame, title: str = "Leaderboard", command: str = "") -> Page:
+    """Lay out a table of :func:`sttm_lmms.report.table.build_table`: a row for each setting, then one for each task."""
+    problems, table = table.attrs.get("problems", ()), table.reset_index(drop=True)
+    settings, shared = factor_common_settings(table)
+    table = table.assign(full_setting=table["setting"], setting=settings)
+    table["name"] = table["model"] + (table["source"] == PAPER).map({True: " (paper)", False: ""})
     notes: list[str] = []
-    legend = list(LEGEND)
-    legend += [LAYERS_LEGEND] * any(record["layer_tokens"] is not None for record in records)
-    legend += [PAPER_LEGEND] * any(record["source"] == PAPER for record in records)
     # The summary comes first: it numbers the notes.
-    problems = [f"left out: {problem}" for problem in table.attrs.get("problems", ())]
-    grids = (drop_empty(_summary(list(groups.values()), notes)), drop_empty(_details(shown)))
-    return Board(title, grids, (*notes, *problems), tuple(legend), command, shared)
-
-
-def drop_empty(grid: Grid) -> Grid:
-    """The grid without columns that say nothing: empty in all rows, or nowhere a video that failed."""
-    used = [
-        n
-        for n, name in enumerate(grid.columns)
-        if any(row[n].text not in ("", "0" if name == FAILED else "") for row in grid.rows)
+    tables = (("All runs", _without_empty(_summary(table, notes))), ("By benchmark", _without_empty(_details(table))))
+    notes += [f"left out: {problem}" for problem in problems]
+    legend = [
+        *LEGEND,
+        *([LAYERS_LEGEND] if table["layer_tokens"].notna().any() else []),
+        *([PAPER_LEGEND] if (table["source"] == PAPER).any() else []),
     ]
-    return replace(
-        grid,
-        columns=tuple(grid.columns[n] for n in used),
-        words=sum(n < grid.words for n in used),
-        rows=tuple(tuple(row[n] for n in used) for row in grid.rows),
+    return Page(title, tables, tuple(notes), tuple(legend), command, shared)
+
+
+def equal_budget_page(table: pd.DataFrame, title: str, command: str = "", reference: str = "sttm") -> Page:
+    """Lay out a table with ``REFERENCE_COLUMNS``: a row for each model, method and budget."""
+    table = table.assign(budget=_budgets(table))
+    tasks = list(dict.fromkeys(table["task"]))
+    order = table.assign(falling=-table["budget"].fillna(2.0), others=table["method"] != reference)
+    order = order.sort_values(["model", "falling", "others"], kind="stable")
+    notes: list[str] = []
+    rows = [
+        _equal_budget_row(group, tasks, reference, notes)
+        for _, group in order.groupby(["model", "falling", "method"], sort=False)
+    ]
+    shared = (_conditions(table), *summary_lines(table))
+    notes += [f"left out: {problem}" for problem in table.attrs.get("problems", ())]
+    grid = _without_empty(pd.DataFrame(rows))
+    return Page(title, (("All methods", grid),), tuple(notes), EQUAL_BUDGETS_LEGEND, command, shared)
+
+
+def equal_budget_json(table: pd.DataFrame, command: str = "") -> str:
+    """The rows of a table with ``REFERENCE_COLUMNS`` as JSON, with the command that made them.
+
+    Shares, accuracies and differences are fractions, times seconds; None is unknown.
+    """
+    table = table.assign(budget=_budgets(table))
+    rows = []
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        against = {
+            "reference": row["reference"],
+            "difference": row["difference"],
+            "won": _whole(row["reference_won"]),
+            "lost": _whole(row["reference_lost"]),
+            "questions": row["questions"],
+            "p": row["reference_p"],
+        }
+        rows.append(
+            {key: row[key] for key in ("model", "method", "budget", "task", "questions")}
+            | {"videos": _whole(row["videos"])}
+            | {key: row[key] for key in ("accuracy", "low", "high", "relative")}
+            | {"kept_share": row["kept_mean"]}
+            | {key: row[key] for key in ("layer_tokens", "layer_share", "kv_share", "ttft_s", "speed_up")}
+            | {key: row[key] for key in ("flops", "flops_factor")}
+            | {"against": against if row["reference"] else None, "notes": _flags(row["flags"]), "run": row["run"]}
+        )
+    return json.dumps({"command": command, "rows": rows}, indent=1) + "\n"
+
+
+def summary_lines(table: pd.DataFrame) -> list[str]:
+    """A sentence about the methods that are more accurate than the reference at some budget; or that none is."""
+    compared = table[table["reference"].notna()]
+    if compared.empty:
+        return []
+    reference = compared["reference"].iloc[0]
+    better = [
+        f"{row.method} at {row.budget:.0%} ({row.model}, {row.task}): {100 * row.difference:+.1f} points, "
+        f"p = {row.reference_p:.2g}"
+        for row in compared.itertuples()
+        if row.difference > 0 and pd.notna(row.budget)
+    ]
+    if not (compared["difference"] > 0).any():
+        return [f"No method is more accurate than {reference} at the same budget here."]
+    return [f"More accurate than {reference} at the same budget: {'; '.join(better)}."]
+
+
+def factor_common_settings(table: pd.DataFrame) -> tuple[pd.Series, tuple[str, ...]]:
+    """The settings without what all rows have in common, and the sentences that say it once.
+
+    A setting such as ``max_frames=16`` that all rows of a model have goes into a sentence about the model; one that all
+    rows have, and the machine, into a sentence about all. How much to keep (``budget 0.5``, thresholds, a preset's
+    name) stays in its row. The paper's rows are left alone.
+    """
+    runs = table[table["source"] != PAPER]
+    words = {row: _setting_words(setting, machine) for row, setting, machine in _columns(runs, "setting", "machine")}
+    by_model: dict[str, list[list[str]]] = {}
+    for row, model in runs["model"].items():
+        by_model.setdefault(model, []).append(words[row])
+    common = {model: _shared(lists) for model, lists in by_model.items()}
+    everywhere = _shared(list(common.values()))
+    lines = [f"All runs: {', '.join(everywhere)}."] * bool(everywhere)
+    for model, shared in common.items():
+        if rest := [word for word in shared if word not in everywhere]:
+            lines.append(f"{model}: {', '.join(rest)}.")
+    shown = table["setting"].copy()
+    for row, model, method in _columns(runs, "model", "method"):
+        rest = [word for word in words[row] if word not in common[model]]
+        shown[row] = ", ".join(rest) or ("all tokens" if method == "none" else "defaults")
+    return shown, tuple(lines)
+
+
+def _columns(table: pd.DataFrame, *names: str) -> Iterable[tuple[Any, ...]]:
+    return zip(table.index, *(table[name] for name in names), strict=True)
+
+
+def _setting_words(setting: str, machine: Any) -> list[str]:
+    on = [f"on {machine}"] if isinstance(machine, str) and machine else []
+    return [*filter(None, str(setting).split(", ")), *on]
+
+
+def _shared(lists: Sequence[Sequence[str]]) -> list[str]:
+    first = lists[0] if lists else []
+    return [word for word in first if ("=" in word or word.startswith("on ")) and all(word in other for other in lists)]
+
+
+def _summary(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    names = sorted(set(table["benchmark"]) - {"Mean"}, key=benchmark_order)
+    averaged = [name for name in names if name in BENCHMARKS] or names
+    rows = []
+    for _, group in table.groupby(["source", "model", "method", "full_setting"], sort=False):
+        first = group.iloc[0]
+        measured = group[group["benchmark"].isin(averaged)]
+        average = group[group["benchmark"] == "Mean"]
+        score = {name: _accuracy(row) for name, row in zip(group["benchmark"], _rows(group), strict=True)}
+        mean = {"Mean": _mean_accuracy(measured, len(averaged))} if len(averaged) > 1 else {}
+
+        def of_all(column: str, measured: pd.DataFrame = measured, average: pd.DataFrame = average) -> float | None:
+            """Over the benchmarks, else as it was reported of all of them together."""
+            return _mean(measured, column) or _mean(average, column)
+
+        rows.append(
+            {"Model": first["name"], "Method": first["method"], "Setting": first["setting"]}
+            | {name: score.get(name, "") for name in names}
+            | mean
+            | {
+                "Relative": percent(_mean(measured, "relative")),
+                "Kept": _kept(measured if _mean(measured, "kept_mean") is not None else average),
+                "TTFT": seconds(of_all("ttft_s"), of_all("speed_up")),
+                LAYERS: count(_mean(measured, "layer_tokens")),
+                INTO: count(of_all("kept_tokens")),
+                FAILED: count(_total(measured["failed_videos"])),
+                "Notes": _note_numbers(group, notes),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _details(table: pd.DataFrame) -> pd.DataFrame:
+    # Of the paper's rows the summary already says all there is, unless they have times.
+    told = table[((table["source"] != PAPER) | table["ttft_s"].notna()) & (table["benchmark"] != "Mean")]
+    return pd.DataFrame(
+        {
+            "Model": row["name"],
+            "Method": row["method"],
+            "Setting": row["setting"],
+            "Benchmark": row["benchmark"],
+            "Questions": count(row["questions"]),
+            "Videos": count(row["videos"]),
+            "Accuracy": _accuracy(row),
+            "Relative": percent(row["relative"]),
+            "Lost": count(row["lost"]),
+            "Won": count(row["won"]),
+            "p": p_value(row["mcnemar_p"]),
+            "Kept asked": percent(row["kept_requested"], 0),
+            "Kept": _kept(pd.DataFrame([row])),
+            "TTFT": seconds(row["ttft_s"], row["speed_up"]),
+            LAYERS: count(row["layer_tokens"]),
+            INTO: count(row["kept_tokens"]),
+            FAILED: count(row["failed_videos"]),
+            "Also reported": row["also"] or "",
+        }
+        for row in _rows(told)
     )
 
 
-def _summary(groups: Sequence[Sequence[Row]], notes: list[str]) -> Grid:
-    names = sorted({r["benchmark"] for group in groups for r in group} - {"Mean"}, key=benchmark_order)
-    averaged = [name for name in names if name in BENCHMARKS] or names
-    mean = ["Mean"] if len(averaged) > 1 else []
-    words, costs = ("Model", "Method", "Setting"), ("Kept", "TTFT", LAYERS, INTO)
-    columns = (*words, *names, *mean, "Relative", *costs, FAILED, "Notes")
-    rows = []
-    for group in groups:
-        by_name = {record["benchmark"]: record for record in group}
-        first, average = group[0], by_name.get("Mean", {})
-        measured = [by_name[name] for name in averaged if name in by_name]
-        cells = [_model(first), Cell(first["method"], first["method"]), Cell(first["setting"], first["setting"])]
-        cells += [_accuracy(by_name[name]) if name in by_name else Cell("") for name in names]
-        if mean:
-            cells.append(_mean_accuracy(measured, len(averaged)))
-        cells += [
-            percent(_mean(measured, "relative")),
-            _kept(measured, average),
-            ttft_cell(
-                _mean(measured, "ttft_s") or average.get("ttft_s"),
-                _mean(measured, "speed_up") or average.get("speed_up"),
-            ),
-            count(_mean(measured, "layer_tokens")),
-            count(_mean(measured, "kept_tokens") or average.get("kept_tokens")),
-            count(_total(measured, "failed_videos")),
-            _notes(group, notes),
-        ]
-        rows.append(tuple(cells))
-    paper = tuple(group[0]["source"] == PAPER for group in groups)
-    return Grid("All runs", columns, len(words), tuple(rows), paper)
+def _equal_budget_row(group: pd.DataFrame, tasks: Sequence[str], reference: str, notes: list[str]) -> dict[str, str]:
+    first = group.iloc[0]
+    score = {task: _accuracy(row) for task, row in zip(group["task"], _rows(group), strict=True)}
+    texts = list(dict.fromkeys(flag for flags in group["flags"] for flag in _flags(flags)))
+    notes += [text for text in texts if text not in notes]
+    flops, tokens, share = (_mean(group, name) for name in ("flops", "layer_tokens", "layer_share"))
+    row = {
+        "Model": first["model"],
+        "Method": first["method"],
+        "Budget": percent(first["budget"], 0),
+        **{task: score.get(task, "") for task in tasks},
+        "Relative": percent(_mean(group, "relative")),
+        "Kept": percent(_mean(group, "kept_mean")),
+        LAYERS: "" if tokens is None or share is None else f"{tokens:.0f} ({100 * share:.1f}%)",
+        "KV kept": percent(_mean(group, "kv_share")),
+        "TTFT": seconds(_mean(group, "ttft_s"), _mean(group, "speed_up")),
+        "GFLOPs": "" if flops is None else f"{flops / 1e9:#.3g}{_factor(_mean(group, 'flops_factor'))}",
+    }
+    difference = won = lost = p = None
+    if group["reference"].notna().all():  # several tasks as one, each question counted once
+        questions = group["questions"].sum()
+        difference = (group["difference"].astype(float) * group["questions"]).sum() / questions if questions else 0.0
+        won, lost = (int(group[name].sum()) for name in ("reference_won", "reference_lost"))
+        p = mcnemar_exact(lost, won)
+    return row | {
+        f"Difference to {reference}": "" if difference is None else f"{100 * difference:+.1f}",
+        "Won": count(won),
+        "Lost": count(lost),
+        "p": p_value(p),
+        "Notes": "⚠ " + ", ".join(str(notes.index(text) + 1) for text in texts) if texts else "",
+    }
 
 
-def _details(records: Iterable[Row]) -> Grid:
-    words = ("Model", "Method", "Setting", "Benchmark")
-    scores = ("Questions", "Videos", "Accuracy", "Relative", "Lost", "Won", "p")
-    columns = (*words, *scores, "Kept asked", "Kept", "TTFT", LAYERS, INTO, FAILED, "Also reported")
-    rows, paper = [], []
-    for record in records:
-        if (record["source"] == PAPER and record["ttft_s"] is None) or record["benchmark"] == "Mean":
-            continue  # the summary already says all there is
-        rows.append(
-            (
-                _model(record),
-                *(Cell(record[key], record[key]) for key in ("method", "setting", "benchmark")),
-                count(record["questions"]),
-                count(record["videos"]),
-                _accuracy(record),
-                percent(record["relative"]),
-                count(record["lost"]),
-                count(record["won"]),
-                _number(record["mcnemar_p"], "{:.3f}" if (record["mcnemar_p"] or 1) >= 0.001 else "{:.0e}"),
-                percent(record["kept_requested"], 0),
-                _kept([record], {}),
-                ttft_cell(record["ttft_s"], record["speed_up"]),
-                count(record["layer_tokens"]),
-                count(record["kept_tokens"]),
-                count(record["failed_videos"]),
-                Cell(record["also"] or "", record["also"] or None),
-            )
-        )
-        paper.append(record["source"] == PAPER)
-    return Grid("By benchmark", columns, len(words), tuple(rows), tuple(paper))
+def _conditions(table: pd.DataFrame) -> str:
+    """What was asked, of how many videos; where a run has fewer, its notes say why."""
+    said = []
+    for task, group in table.groupby("task", sort=False):
+        most = group.loc[group["questions"].astype(int).idxmax()]
+        videos = f" on {most['videos']:.0f} videos" if pd.notna(most["videos"]) else ""
+        said.append(f"{task}: {most['questions']:.0f} questions{videos}")
+    return "; ".join(said) + "."
 
 
-def percent(value: float | None, digits: int = 1) -> Cell:
-    return _number(None if value is None else 100 * value, f"{{:.{digits}f}}%")
+def _budgets(table: pd.DataFrame) -> pd.Series:
+    return table["kept_requested"].where(table["method"] != "none").astype(float)
 
 
-def count(value: float | None) -> Cell:
-    return _number(value, "{:.0f}")
+def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
+    """Without columns that say nothing: empty in all rows, or nowhere a video that failed."""
+    return table[[name for name in table if not table[name].isin(["", "0"] if name == FAILED else [""]).all()]]
 
 
-def _number(value: float | None, pattern: str) -> Cell:
-    return Cell("") if value is None else Cell(pattern.format(value), value)
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction in percent; "" here and below where it is unknown."""
+    return "" if pd.isna(value) else f"{100 * value:.{digits}f}%"
 
 
-def _model(record: Row) -> Cell:
-    name = f"{record['model']} (paper)" if record["source"] == PAPER else record["model"]
-    return Cell(name, name)
+def count(value: float | None) -> str:
+    """A whole number."""
+    return "" if pd.isna(value) else f"{value:.0f}"
 
 
-def _accuracy(record: Row) -> Cell:
-    accuracy = record["accuracy"]
-    if accuracy is None:
-        return Cell(record["reported"] or "not scored")
-    mark = {"reported": "†", "question": "‡"}.get(record["interval"] or "", "")
-    return accuracy_cell(accuracy, record["low"], record["high"], mark)
+def p_value(value: float | None) -> str:
+    """Three decimals, or the order of magnitude of what is smaller."""
+    return "" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
-def accuracy_cell(accuracy: float, low: float | None, high: float | None, mark: str = "") -> Cell:
-    """Percent, with the interval behind it."""
-    interval = "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
-    return Cell(f"{100 * accuracy:.1f}{mark}", accuracy, interval)
+def seconds(value: float | None, factor: float | None) -> str:
+    """Seconds, with the speed-up behind them."""
+    if pd.isna(value):
+        return "" if pd.isna(factor) else f"{factor:.2f}×"
+    return f"{value:.3f} s{_factor(factor)}"
 
 
-def _mean_accuracy(measured: Sequence[Row], wanted: int) -> Cell:
+def _factor(value: float | None) -> str:
+    return "" if pd.isna(value) else f" ({value:.2f}×)"
+
+
+def _accuracy(row: pd.Series) -> str:
+    if pd.isna(row["accuracy"]):
+        return row["reported"] if pd.notna(row["reported"]) else "not scored"
+    mark = {"reported": "†", "question": "‡"}.get(row["interval"], "")
+    interval = "" if pd.isna(row["low"]) else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{100 * row['accuracy']:.1f}{mark}{interval}"
+
+
+def _mean_accuracy(measured: pd.DataFrame, wanted: int) -> str:
     mean = _mean(measured, "accuracy")
     if mean is None:
-        return Cell("")
-    return Cell(f"{100 * mean:.1f}", mean, f"({len(measured)} of {wanted})" if len(measured) < wanted else "")
+        return ""
+    return f"{100 * mean:.1f}" + (f" ({len(measured)} of {wanted})" if len(measured) < wanted else "")
 
 
-def _kept(measured: Sequence[Row], average: Row) -> Cell:
-    mean = _mean(measured, "kept_mean")
-    if mean is None:
-        return percent(average.get("kept_mean"))
-    low, high = ([r[key] for r in measured if r[key] is not None] for key in ("kept_min", "kept_max"))
-    spread = f"({100 * min(low):.1f}–{100 * max(high):.1f})" if low and high and min(low) < max(high) else ""
-    return Cell(f"{100 * mean:.1f}%", mean, spread)
+def _kept(rows: pd.DataFrame) -> str:
+    low, high = rows["kept_min"].min(), rows["kept_max"].max()
+    spread = f" ({100 * low:.1f}–{100 * high:.1f})" if low < high else ""
+    return percent(mean) + spread if (mean := _mean(rows, "kept_mean")) is not None else ""
 
 
-def ttft_cell(seconds: float | None, factor: float | None) -> Cell:
-    """Seconds, with the speed-up behind them."""
-    if seconds is None:
-        return Cell("", factor, f"{factor:.2f}×" if factor else "")
-    return Cell(f"{seconds:.3f} s", seconds, f"({factor:.2f}×)" if factor else "")
-
-
-def _notes(group: Sequence[Row], notes: list[str]) -> Cell:
+def _note_numbers(group: pd.DataFrame, notes: list[str]) -> str:
     """Numbers of the row's notes; a note that holds for some benchmarks only names them."""
     texts: dict[str, list[str]] = {}
-    for record in group:
-        for text in filter(None, (record["flags"] or "").split("; ")):
-            texts.setdefault(text, []).append(record["benchmark"])
+    for name, flags in zip(group["benchmark"], group["flags"], strict=True):
+        for text in _flags(flags):
+            texts.setdefault(text, []).append(name)
     numbers = []
     for text, names in texts.items():
         note = text if len(names) == len(group) else f"{', '.join(names)}: {text}"
         if note not in notes:
             notes.append(note)
-        numbers.append(notes.index(note) + 1)
-    return Cell("⚠ " + ", ".join(map(str, numbers)), numbers[0]) if numbers else Cell("")
+        numbers.append(str(notes.index(note) + 1))
+    return "⚠ " + ", ".join(numbers) if numbers else ""
 
 
-def _mean(rows: Sequence[Row], key: str) -> float | None:
+def _flags(flags: Any) -> list[str]:
+    return [text for text in flags.split("; ") if text] if isinstance(flags, str) else []
+
+
+def _mean(rows: pd.DataFrame, column: str) -> float | None:
     """Mean of a column, None unless every row has it: a mean over some would compare different things."""
-    values = [row[key] for row in rows]
-    return fmean(values) if values and None not in values else None
+    values = rows[column]
+    return fmean(values) if len(values) and values.notna().all() else None
 
 
-def _total(rows: Sequence[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if row[key] is not None]
-    return sum(values) if values else None
+def _total(values: pd.Series) -> float | None:
+    known = values.dropna()
+    return None if known.empty else known.sum()
 
 
-def _known(value: Any) -> Any:
-    """pandas fills gaps with NaN; a gap is None here."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _rows(table: pd.DataFrame) -> Iterable[pd.Series]:
+    return (row for _, row in table.iterrows())

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+import pandas as pd
 
 from sttm_lmms.errors import ResultError
 from sttm_lmms.output import RESULTS, result_files
@@ -38,40 +39,26 @@ _OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One question of one task.
-
-    Attributes:
-        doc_id: position in the data set, which may depend on the number of processes.
-        question: id of the question where the task logs one. (lmms-eval's ``doc_hash`` is no help: it is the same for
-            all documents of a chat model, because it hashes None.)
-        score: 1 or 0; None where the answer is not known.
-        video: what the intervals are clustered by; None if the files do not say.
-        input_tokens: of the whole prompt, before reduction; None if not logged.
-        visual_tokens, kept_tokens: before and after reduction; None if not logged.
-        layer_tokens: visual tokens that a decoder layer attends to, mean over the layers; None if not logged.
-        reduced: whether tokens were reduced; None if not logged.
-        ttft: seconds of a prefill of the whole prompt; None if a prefix was reused or nothing was logged.
-        error: why the video could not be used.
-    """
-
-    doc_id: int
-    prompt: str
-    target: str
-    score: float | None
-    question: str | None = None
-    video: str | None = None
-    input_tokens: int | None = None
-    visual_tokens: int | None = None
-    kept_tokens: int | None = None
-    layer_tokens: float | None = None
-    reduced: bool | None = None
-    ttft: float | None = None
-    error: str | None = None
+SAMPLE_COLUMNS = (
+    "doc_id",  # position in the data set, which may depend on the number of processes
+    "prompt",
+    "target",
+    "score",  # share of a right answer, 0 to 1; NaN where the answer is not known
+    # The question's own id, where the task logs one. lmms-eval's doc_hash is no help: it hashes None for chat models.
+    "question",
+    "video",  # what the intervals are clustered by; None if the files do not say
+    "input_tokens",  # of the whole prompt, before reduction; NaN here and below: not logged
+    "visual_tokens",
+    "kept_tokens",  # visual tokens after reduction
+    "layer_tokens",  # visual tokens that a decoder layer attends to, mean over the layers
+    "reduced",  # whether tokens were reduced; None if not logged
+    "ttft",  # seconds of a prefill of the whole prompt; NaN if a prefix was reused, too
+    "error",  # why the video could not be used, else None
+)
+_NUMBERS = ("score", "input_tokens", "visual_tokens", "kept_tokens", "layer_tokens", "ttft")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskRun:
     """One task of one run.
 
@@ -80,7 +67,7 @@ class TaskRun:
         reported, reported_error: score and standard error as they stand in the results file.
         unit: what 100% is in ``reported``: 1 or 100; None where nobody knows, or where it is no share of right answers.
         also: further scores of the results file that are no breakdown (``name/part``) of another, as they stand there.
-        samples: None where they were not logged, or cannot be used.
+        samples: a row for each question, see ``SAMPLE_COLUMNS``; None where they were not logged, or cannot be used.
         problem: why the samples cannot be used.
         generation: what replies were generated with, as the task states it.
     """
@@ -90,7 +77,7 @@ class TaskRun:
     reported: float | None
     reported_error: float | None
     questions: int
-    samples: tuple[Sample, ...] | None
+    samples: pd.DataFrame | None
     provenance: Provenance | None
     also: tuple[tuple[str, float], ...] = ()
     unit: float | None = 1.0
@@ -103,12 +90,13 @@ class TaskRun:
         return self.reported / self.unit if self.reported is not None and self.unit else None
 
     @property
-    def answered(self) -> list[Sample]:
-        """The samples whose video could be read and whose answer is known."""
-        return [sample for sample in self.samples or () if sample.error is None and sample.score is not None]
+    def answered(self) -> pd.DataFrame:
+        """The samples whose video could be read and whose answer is known; none where none were logged."""
+        samples = pd.DataFrame(columns=list(SAMPLE_COLUMNS)) if self.samples is None else self.samples
+        return samples[samples["error"].isna() & samples["score"].notna()]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One results file.
 
@@ -229,62 +217,60 @@ def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, A
 
 def _load_samples(
     file: Path, metric: str, config: Mapping[str, Any], reported: float | None
-) -> tuple[tuple[Sample, ...], Provenance | None]:
+) -> tuple[pd.DataFrame, Provenance | None]:
     records = _read_lines(file)
     score_key, cluster_key = config.get("score_key") or "score", config.get("cluster_key")
-    samples = tuple(
-        _sample(record, metric, score_key, cluster_key, file, number) for number, record in enumerate(records, start=1)
-    )
+    rows = [_row(record, metric, score_key, cluster_key, file, n) for n, record in enumerate(records, start=1)]
+    samples = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS))
+    samples = samples.astype(dict.fromkeys(SAMPLE_COLUMNS, object)).astype(dict.fromkeys(_NUMBERS, float))
     samples = _of_one_filter(samples, reported, file)
     if metric and not any(metric in record or "bypass" in record for record in records):
         raise ResultError(f"{file}: no line has a score of {metric!r}, which the results file reports")
     return samples, _provenance(records, file)
 
 
-def _unit(task: str, reported: float | None, samples: Sequence[Sample] | None) -> float | None:
+def _unit(task: str, reported: float | None, samples: pd.DataFrame | None) -> float | None:
     """What 100% is in a reported score: as the samples show it, else as the task is known to report it."""
     if reported is None:
         return None
     if samples is not None:
-        scores = [sample.score for sample in samples if sample.score is not None]
-        for unit in (1.0, 100.0) if scores else ():
-            if abs(reported / unit - fmean(scores)) < 0.0005:
-                return unit
-        if not scores:
+        scores = samples["score"].dropna()
+        if scores.empty:
             return None
+        for unit in (1.0, 100.0):
+            if abs(reported / unit - scores.mean()) < 0.0005:
+                return unit
     known = next((unit for name, unit in _UNITS.items() if task.startswith(name)), None)
     return known if known and 0 <= reported <= known else None
 
 
-def _sample(
+def _row(
     record: Mapping[str, Any], metric: str, score_key: str, cluster_key: str | None, file: Path, number: int
-) -> Sample:
+) -> dict[str, Any]:
+    """One line of a samples file, with the keys of ``SAMPLE_COLUMNS``."""
     missing = [key for key in ("doc_id", "target") if key not in record]
     if missing:
         raise ResultError(f"{file}, line {number}: no {', '.join(map(repr, missing))}; it has {', '.join(record)}")
     value = record.get(metric)  # no metric where only replies were logged (--predict_only)
     details = value if isinstance(value, dict) else {}
-    counts = _counts(record)
-    timing = counts.get(TIMING_KEY) or {}
-    named = [details.get(cluster_key)] if cluster_key else []
-    named += [counts.get("video"), *(details.get(key) for key in _VIDEO_KEYS)]
+    all_counts = _counts(record)
+    counts: Mapping[str, Any] = all_counts[0] if all_counts else {}
+    named = [details.get(cluster_key) if cluster_key else None, counts.get("video")]
+    named += [details.get(key) for key in _VIDEO_KEYS]
     video = next((name for name in named if name not in (None, "") and not isinstance(name, (dict, list))), None)
     question = details.get("question_id", details.get("id"))
-    return Sample(
-        doc_id=record["doc_id"],
-        prompt=str(record.get("input", "")),
-        target=str(record["target"]),
-        score=_score(value, score_key, file, number),
-        question=str(question) if question is not None else None,
-        video=str(video) if video is not None else None,
-        input_tokens=counts.get("input_tokens"),
-        visual_tokens=counts.get("visual_tokens"),
-        kept_tokens=counts.get("kept_tokens"),
-        layer_tokens=counts.get("layer_tokens"),
-        reduced=counts.get("reduced"),
-        ttft=None if counts.get("reused") else timing.get("ttft"),
-        error=next((found["error"] for found in _all_counts(record) if found.get("error")), None),
-    )
+    timing = counts.get(TIMING_KEY) or {}
+    return {
+        "doc_id": record["doc_id"],
+        "prompt": str(record.get("input", "")),
+        "target": str(record["target"]),
+        "score": _score(value, score_key, file, number),
+        "question": None if question is None else str(question),
+        "video": None if video is None else str(video),
+        **{key: counts.get(key) for key in ("input_tokens", "visual_tokens", "kept_tokens", "layer_tokens", "reduced")},
+        "ttft": None if counts.get("reused") else timing.get("ttft"),
+        "error": next((one["error"] for one in all_counts if one.get("error")), None),
+    }
 
 
 def _score(value: Any, score_key: str, file: Path, number: int) -> float | None:
@@ -302,11 +288,7 @@ def _score(value: Any, score_key: str, file: Path, number: int) -> float | None:
     return score
 
 
-def _counts(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(iter(_all_counts(record)), {})
-
-
-def _all_counts(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _counts(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What was logged of each reply: of one, or of each option where options are scored."""
     counts = record.get("token_counts")
     return [one for one in (counts if isinstance(counts, list) else [counts]) if isinstance(one, dict)]
@@ -314,7 +296,7 @@ def _all_counts(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _provenance(records: list[dict[str, Any]], file: Path) -> Provenance | None:
     """The provenance of the run; every rank states it once and all have to agree."""
-    stated = [counts[PROVENANCE_KEY] for counts in map(_counts, records) if PROVENANCE_KEY in counts]
+    stated = [one[PROVENANCE_KEY] for record in records for one in _counts(record)[:1] if PROVENANCE_KEY in one]
     if not stated:
         return None
     if any(other != stated[0] for other in stated[1:]):
@@ -324,17 +306,17 @@ def _provenance(records: list[dict[str, Any]], file: Path) -> Provenance | None:
     return Provenance.from_dict(stated[0])
 
 
-def _of_one_filter(samples: tuple[Sample, ...], reported: float | None, file: Path) -> tuple[Sample, ...]:
+def _of_one_filter(samples: pd.DataFrame, reported: float | None, file: Path) -> pd.DataFrame:
     """Each document once: a task with several filters logs each document as often, one filter after the other."""
-    lines: dict[int, list[Sample]] = {}
-    for sample in samples:
-        lines.setdefault(sample.doc_id, []).append(sample)
-    filters = list(zip(*lines.values(), strict=False))
-    if len(filters) * len(lines) == len(samples):
-        matching = [one for one in filters if _unit("", reported, one) is not None]
-        if len(filters) == 1 or matching:
-            return matching[0] if len(filters) > 1 else samples
-    repeated = next(doc_id for doc_id, found in lines.items() if len(found) > 1)
+    repetition = samples.groupby("doc_id").cumcount()
+    if not repetition.any():
+        return samples
+    filters = [one.reset_index(drop=True) for _, one in samples.groupby(repetition)]
+    if len({len(one) for one in filters}) == 1:
+        for one in filters:
+            if _unit("", reported, one) is not None:
+                return one
+    repeated = samples["doc_id"][repetition > 0].iloc[0]
     raise ResultError(f"{file}: doc_id {repeated} occurs twice; keep the samples of one run and one filter")
 
 

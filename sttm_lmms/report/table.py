@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sttm_lmms.errors import STTMError
+import pandas as pd
+
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.report.compare import (
-    Entry,
+    NamedRun,
     answers_comparable,
     certificate_problem,
     differences,
     find_baseline,
-    make_entries,
+    name_runs,
     pair,
     times_comparable,
 )
+from sttm_lmms.report.flops import DecoderShape, prefill_flops
 from sttm_lmms.report.paper import paper_rows
 from sttm_lmms.report.runs import Run
 from sttm_lmms.report.stats import Z95, clustered_interval, mcnemar_exact
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BENCHMARKS = ("VNBench", "VideoMME", "LongVideoBench", "MLVU", "EgoSchema", "NExT-QA")
 COLUMNS = (
@@ -61,19 +60,30 @@ COLUMNS = (
     "machine",  # device, dtype and attention backend
     "run",
 )
+REFERENCE_COLUMNS = (
+    "layer_share",  # layer_tokens / all visual tokens
+    "kv_share",  # KV entries attended to while decoding / all; NaN where no method edits the cache
+    "flops",  # of a prefill by count, mean over the questions; NaN if the checkpoint's sizes are not known
+    "flops_factor",  # the baseline's / the run's
+    "reference",  # the method compared with, where it has a run of the same model, task and budget
+    "difference",  # accuracy minus the reference's, over the questions both answered
+    "reference_won",
+    "reference_lost",
+    "reference_p",
+)
 # Ours first: the names of our tasks, then lmms-eval's own, whose prompts and scores differ.
-_OURS = {
-    "vnbench": "VNBench",
-    "videomme": "VideoMME",
-    "longvideobench": "LongVideoBench",
-    "mlvu": "MLVU",
-    "egoschema": "EgoSchema",
-    "nextqa": "NExT-QA",
-}
-_THEIRS = ("videomme", "longvideobench", "mlvu", "egoschema", "nextqa")
+_OURS = {name.lower().replace("-", ""): name for name in BENCHMARKS}
+_THEIRS = tuple(name for name in _OURS if name != "vnbench")
 
 
-def build_table(runs: Sequence[Run], *, paper: bool = False, names: Mapping[str, str] | None = None) -> pd.DataFrame:
+def build_table(
+    runs: Sequence[Run],
+    *,
+    paper: bool = False,
+    names: Mapping[str, str] | None = None,
+    reference: str | None = None,
+    shapes: Mapping[str, DecoderShape] | None = None,
+) -> pd.DataFrame:
     """The tidy table of all runs, ordered by model, benchmark and setting; see ``COLUMNS``.
 
     ``attrs["problems"]`` names the result files that could not be read.
@@ -83,22 +93,27 @@ def build_table(runs: Sequence[Run], *, paper: bool = False, names: Mapping[str,
             and says so.
         paper: add the paper's rows; their ``source`` is ``"paper"``.
         names: task -> column name, for tasks that ran on other data than their name says.
+        reference: method that the others are compared with at equal budgets; adds ``REFERENCE_COLUMNS``.
+        shapes: model name -> sizes of its decoder, for ``flops``.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise STTMError('the leaderboard needs pandas: pip install "sttm-lmms[plot]"') from error
-    entries = make_entries(runs)
-    newest: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries:
-        newest.setdefault((*entry.row, entry.task.task), []).append(entry)
-    rows = []
-    for same in newest.values():
-        shown = max(same, key=lambda entry: (entry.run.date, entry.run.path.as_posix()))
-        row = _measure(shown, find_baseline(shown, entries), older=len(same) - 1)
-        rows.append({**row, "benchmark": (names or {}).get(shown.task.task, row["benchmark"])})
-    rows.sort(key=_order(rows))
-    table = pd.DataFrame([*rows, *(paper_rows() if paper else [])], columns=list(COLUMNS))
+    named = name_runs(runs)
+    newest: dict[tuple[str, ...], list[NamedRun]] = {}
+    for one in sorted(named, key=lambda one: (one.run.date, one.run.path.as_posix())):
+        newest.setdefault(one.row, []).append(one)
+    shown = [same[-1] for same in newest.values()]
+    rows = [_measure(one, find_baseline(one, named), older=len(newest[one.row]) - 1) for one in shown]
+    for row in rows:
+        row["benchmark"] = (names or {}).get(row["task"], row["benchmark"])
+    if reference is not None:
+        for one, row in zip(shown, rows, strict=True):
+            row |= _compute(one, (shapes or {}).get(one.model)) | _against(one, reference, shown)
+        full = {(row["model"], row["task"]): row["flops"] for row in rows if row["method"] == "none"}
+        for row in rows:
+            row["flops_factor"] = _ratio(full.get((row["model"], row["task"])), row["flops"])
+    columns = [*COLUMNS, *(REFERENCE_COLUMNS if reference else ())]
+    table = _ordered(pd.DataFrame(rows, columns=columns))
+    if paper:
+        table = pd.DataFrame([*table.to_dict("records"), *paper_rows()], columns=columns)
     table.attrs["problems"] = [run.problem for run in runs if run.problem]
     return table
 
@@ -119,182 +134,226 @@ def benchmark_order(name: str) -> tuple[int, str]:
     return (BENCHMARKS.index(name) if name in BENCHMARKS else len(BENCHMARKS), name)
 
 
-def _measure(entry: Entry, baseline: Entry | None, *, older: int) -> dict[str, Any]:
-    samples = entry.task.samples
-    answered = entry.task.answered
-    failed = {s.video or s.doc_id for s in samples or () if s.error is not None}
-    accuracy, low, high, interval = _accuracy(entry)
-    shares = [s.kept_tokens / s.visual_tokens for s in answered if s.visual_tokens and s.kept_tokens is not None]
+def _measure(one: NamedRun, baseline: NamedRun | None, *, older: int) -> dict[str, Any]:
+    samples, answered, run = one.task.samples, one.task.answered, one.run
+    accuracy, low, high, interval = _accuracy(one)
     if samples is None:
-        recorded, questions = entry.run.summary.questions, sum(task.questions for task in entry.run.tasks)
+        recorded, questions = run.summary.questions, sum(task.questions for task in run.tasks)
+        failed, unscored = int(run.summary.failures), 0
     else:
-        recorded, questions = sum(s.visual_tokens is not None for s in answered), len(answered)
+        recorded, questions = int(answered["visual_tokens"].notna().sum()), len(answered)
+        gone = samples[samples["error"].notna()]
+        failed = int(gone["video"].fillna(gone["doc_id"]).nunique())
+        unscored = int((samples["error"].isna() & samples["score"].isna()).sum())
     # The totals of a run are those of this task only as far as they are about the same questions.
-    summary = entry.run.summary if samples is None or recorded >= questions else RunSummary()
-    uncertified = certificate_problem(entry)
-    flags = [uncertified] if uncertified else []
-    if older:
-        flags.append(f"{older} older run(s) of this setting left out")
-    if entry.run.limit is not None:
-        flags.append(f"only a part of the data (limit {entry.run.limit:g})")
-    if failed:
-        flags.append(f"{len(failed)} unreadable video(s), left out of the accuracy")
-    unscored = sum(s.error is None and s.score is None for s in samples or ())
-    if unscored:
-        flags.append(f"{unscored} question(s) without a known answer, left out of the accuracy")
-    if 0 < recorded < questions:
-        flags.append(f"kept tokens and times over {recorded} of {questions} questions: the others came from a cache")
-    if entry.task.problem:
-        flags.append(f"samples left out: {entry.task.problem}")
-    ttft = _ttft(entry)
-    row = {
+    totals = run.summary if samples is None or recorded >= questions else RunSummary()
+    shares = (answered["kept_tokens"] / answered["visual_tokens"].where(answered["visual_tokens"] > 0)).dropna()
+    ttft = _ttft(one)
+    uncertified = certificate_problem(one)
+    flags = [
+        uncertified,
+        older and f"{older} older run(s) of this setting left out",
+        run.limit is not None and f"only a part of the data (limit {run.limit:g})",
+        samples is not None and failed and f"{failed} unreadable video(s), left out of the accuracy",
+        unscored and f"{unscored} question(s) without a known answer, left out of the accuracy",
+        0 < recorded < questions
+        and f"kept tokens and times over {recorded} of {questions} questions: the others came from a cache",
+        one.task.problem and f"samples left out: {one.task.problem}",
+    ]
+    comparison, more_flags = _compare(one, baseline, accuracy, ttft)
+    ran = one.task.provenance
+    return {
         "source": "run",
-        "model": entry.model,
-        "method": entry.method,
-        "setting": entry.setting,
-        "benchmark": benchmark_of(entry.task.task),
-        "task": entry.task.task,
-        "questions": len(answered) if samples is not None else entry.task.questions,
-        "videos": len({s.video for s in answered if s.video}) or None,
+        "model": one.model,
+        "method": one.method,
+        "setting": one.setting,
+        "benchmark": benchmark_of(one.task.task),
+        "task": one.task.task,
+        "questions": len(answered) if samples is not None else one.task.questions,
+        "videos": int(answered["video"].nunique()) or None,
         "accuracy": accuracy,
         "low": low,
         "high": high,
         "interval": interval,
-        "reported": _reported(entry) if accuracy is None else None,
-        "also": _also(entry, accuracy),
-        "kept_requested": _requested(entry),
-        "kept_mean": fmean(shares) if shares else summary.kept_share_mean,
-        "kept_min": min(shares) if shares else summary.kept_share_min,
-        "kept_max": max(shares) if shares else summary.kept_share_max,
-        "kept_tokens": _mean_of(s.kept_tokens for s in answered) or summary.tokens_after,
-        "layer_tokens": _mean_of(s.layer_tokens for s in answered) or summary.layer_tokens_mean,
+        "reported": None if accuracy is not None else _as_reported(one),
+        "also": _also(one, accuracy),
+        "kept_requested": _requested(one),
+        "kept_mean": _mean(shares) if len(shares) else totals.kept_share_mean,
+        "kept_min": shares.min() if len(shares) else totals.kept_share_min,
+        "kept_max": shares.max() if len(shares) else totals.kept_share_max,
+        "kept_tokens": _mean(answered["kept_tokens"]) or totals.tokens_after,
+        "layer_tokens": _mean(answered["layer_tokens"]) or totals.layer_tokens_mean,
         "ttft_s": ttft,
-        "failed_videos": len(failed) if samples is not None else int(summary.failures),
-        "machine": _machine(entry),
-        "run": _run_name(entry.run),
+        "failed_videos": failed,
+        "machine": " ".join(filter(None, (ran.device, ran.dtype, ran.attention))) if ran else "",
+        "run": _run_name(run),
+        **comparison,
+        "comparable": not uncertified and comparison["comparable"],
+        "flags": "; ".join([str(flag) for flag in flags if flag] + more_flags),
     }
-    comparison, more_flags = _compare(entry, baseline, accuracy, ttft)
-    row.update(comparison, flags="; ".join(flags + more_flags))
-    return {**row, "comparable": not uncertified and row["comparable"]}
 
 
 def _compare(
-    entry: Entry, baseline: Entry | None, accuracy: float | None, ttft: float | None
+    one: NamedRun, baseline: NamedRun | None, accuracy: float | None, ttft: float | None
 ) -> tuple[dict[str, Any], list[str]]:
     """The columns that need a baseline, and the flags that come with them."""
     if baseline is None:
         return {"comparable": False}, ["no baseline: no run of this model and task without reduction"]
-    if baseline is entry:
-        alone = {
-            "relative": 1.0 if accuracy else None,
-            "speed_up": 1.0 if ttft else None,
-            "baseline": _run_name(entry.run),
-        }
-        return {**alone, "comparable": True}, []
-    flags = differences(entry, baseline)
-    pairing = pair(entry, baseline)
-    flags += pairing.problems
-    ours, theirs = pairing.ours, pairing.theirs
-    paired = ours is not None
-    if not paired and None in (entry.task.samples, baseline.task.samples):
+    if baseline is one:
+        alone = {"relative": 1.0 if accuracy else None, "speed_up": 1.0 if ttft else None}
+        return {**alone, "baseline": _run_name(one.run), "comparable": True}, []
+    pairs, problems = pair(one.task.samples, baseline.task.samples)
+    logged = one.task.samples is not None and baseline.task.samples is not None
+    ours, theirs = (fmean(pairs[name]) if len(pairs) else None for name in ("ours", "theirs"))
+    if not logged:
         ours, theirs = accuracy, _accuracy(baseline)[0]
-    base_ttft = _ttft(baseline)
-    faster = base_ttft / ttft if ttft and base_ttft and times_comparable(entry, baseline) else None
+    refused = logged and (pairs.empty or any("differs" in problem for problem in problems))
+    lost, won = _lost_and_won(pairs)
     return {
         "relative": ours / theirs if ours is not None and theirs else None,
-        "lost": pairing.lost if paired else None,
-        "won": pairing.won if paired else None,
-        "mcnemar_p": mcnemar_exact(pairing.lost, pairing.won) if paired else None,
-        "speed_up": faster,
+        "lost": lost if len(pairs) else None,
+        "won": won if len(pairs) else None,
+        "mcnemar_p": mcnemar_exact(lost, won) if len(pairs) else None,
+        "speed_up": _ratio(_ttft(baseline), ttft) if times_comparable(one, baseline) else None,
         "baseline": _run_name(baseline.run),
-        "comparable": answers_comparable(entry, baseline) and not pairing.refused,
-    }, flags
+        "comparable": answers_comparable(one, baseline) and not refused,
+    }, differences(one, baseline) + problems
 
 
-def _accuracy(entry: Entry) -> tuple[float | None, float | None, float | None, str | None]:
+def _against(one: NamedRun, reference: str, shown: Iterable[NamedRun]) -> dict[str, Any]:
+    """The columns that compare a method with the reference at the same budget; none for the reference itself."""
+    budget = _number(one.run.model_args.get("budget"))
+    same = [
+        other
+        for other in shown
+        if (other.method, other.model, other.task.task) == (reference, one.model, one.task.task)
+        and _number(other.run.model_args.get("budget")) == budget
+    ]
+    if not same or one.method in ("none", reference):
+        return {}
+    pairs, problems = pair(one.task.samples, same[-1].task.samples)
+    if pairs.empty or any("differs" in problem for problem in problems):
+        return {}
+    lost, won = _lost_and_won(pairs)
+    return {
+        "reference": reference,
+        "difference": fmean(pairs["ours"]) - fmean(pairs["theirs"]),
+        "reference_won": won,
+        "reference_lost": lost,
+        "reference_p": mcnemar_exact(lost, won),
+    }
+
+
+def _lost_and_won(pairs: pd.DataFrame) -> tuple[int, int]:
+    return int((pairs["ours"] < pairs["theirs"]).sum()), int((pairs["ours"] > pairs["theirs"]).sum())
+
+
+def _compute(one: NamedRun, shape: DecoderShape | None) -> dict[str, float | None]:
+    """What the layers see of a question and compute on it, mean over the questions; None unless all of them say."""
+    seen = one.task.answered[["input_tokens", "visual_tokens", "kept_tokens", "layer_tokens"]]
+    visual, kept = seen["visual_tokens"], seen["kept_tokens"]
+    start = (one.task.provenance.settings if one.task.provenance else {}).get("start_layer")
+    # Older files have no number of their own for each answer.
+    if one.method == "none":
+        supposed = visual
+    elif shape is not None and start is not None:
+        supposed = (start * visual + (shape.layers - start) * kept) / shape.layers
+    else:
+        supposed = pd.Series(one.run.summary.layer_tokens_mean if len(one.run.tasks) == 1 else None, seen.index, float)
+    seen = seen.assign(layer_tokens=seen["layer_tokens"].fillna(supposed))
+    found: dict[str, float | None] = {"kv_share": one.run.summary.kv_share_mean, "flops": None}
+    if seen.empty or seen.isna().any(axis=None) or (visual == 0).any():
+        return found | {"layer_tokens": None, "layer_share": None}
+    if shape is not None:
+        sizes = seen.rename(columns=lambda name: name.removesuffix("_tokens")).assign(
+            text=seen["input_tokens"] - visual
+        )
+        found["flops"] = fmean(
+            prefill_flops(shape, text=size.text, visual=size.visual, kept=size.kept, layer_tokens=size.layer)
+            for size in sizes.itertuples()
+        )
+    layers = seen["layer_tokens"]
+    return found | {"layer_tokens": fmean(layers), "layer_share": fmean(layers / visual)}
+
+
+def _accuracy(one: NamedRun) -> tuple[float | None, float | None, float | None, str | None]:
     """Accuracy, 95% interval and where the interval comes from."""
-    answered = entry.task.answered
-    scores = [s.score for s in answered if s.score is not None]
-    if scores:
-        videos = [s.video for s in answered]
-        known = all(video is not None for video in videos)
-        bounds = clustered_interval(scores, videos if known else list(range(len(scores)))) or (None, None)
+    answered, task = one.task.answered, one.task
+    if len(answered):
+        scores, videos = answered["score"].tolist(), answered["video"]
+        known = bool(videos.notna().all())
+        bounds = clustered_interval(scores, videos.tolist() if known else range(len(scores))) or (None, None)
         return fmean(scores), *bounds, "video" if known else "question"
-    mean, error, unit = entry.task.reported_share, entry.task.reported_error, entry.task.unit
-    if mean is None or error is None or not unit:
+    mean = task.reported_share
+    if mean is None or task.reported_error is None or not task.unit:
         return mean, None, None, None
-    error /= unit
-    return mean, max(0.0, mean - Z95 * error), min(1.0, mean + Z95 * error), "reported"
+    half = Z95 * task.reported_error / task.unit
+    return mean, max(0.0, mean - half), min(1.0, mean + half), "reported"
 
 
-def _also(entry: Entry, accuracy: float | None) -> str:
+def _as_reported(one: NamedRun) -> str | None:
+    return None if one.task.reported is None else f"{one.task.reported:.4g} ({one.task.metric})"
+
+
+def _also(one: NamedRun, accuracy: float | None) -> str:
     """Further scores of the task, and its own main score where that is not our accuracy; in percent where they are
     known to be shares, else as the task reports them."""
-    task = entry.task
+    task, share = one.task, one.task.reported_share
     scores = [(name, value, benchmark_of(task.task) in BENCHMARKS and 0 <= value <= 1) for name, value in task.also]
-    share = task.reported_share
     if task.reported is not None and accuracy is not None and (share is None or abs(share - accuracy) > 0.0005):
-        scores.insert(0, (f"{task.metric} as reported", share or task.reported, share is not None))
-    return ", ".join(f"{name} {100 * value:.1f}" if shown else f"{name} {value:.4g}" for name, value, shown in scores)
+        own = task.reported if share is None else share
+        scores.insert(0, (f"{task.metric} as reported", own, share is not None))
+    return ", ".join(f"{name} {100 * value:.1f}" if known else f"{name} {value:.4g}" for name, value, known in scores)
 
 
-def _reported(entry: Entry) -> str | None:
-    return None if entry.task.reported is None else f"{entry.task.reported:.4g} ({entry.task.metric})"
-
-
-def _ttft(entry: Entry) -> float | None:
+def _ttft(one: NamedRun) -> float | None:
     """Mean seconds of whole prefills; the run's total only where it cannot mix several tasks."""
-    times = [s.ttft for s in entry.task.samples or () if s.error is None and s.ttft is not None]
+    samples, summary = one.task.samples, one.run.summary
+    times = [] if samples is None else samples["ttft"][samples["error"].isna()].dropna().tolist()
     if times:
         return fmean(times)
-    if len(entry.run.tasks) > 1:
+    if len(one.run.tasks) > 1:
         return None
-    first = entry.run.summary.ttft_first_s
-    return first if first is not None else entry.run.summary.ttft_s
+    return summary.ttft_s if summary.ttft_first_s is None else summary.ttft_first_s
 
 
-def _requested(entry: Entry) -> float | None:
+def _requested(one: NamedRun) -> float | None:
     """The budget asked for; of a preset such as ``paper-30`` the share in its name."""
-    settings = entry.task.provenance.settings if entry.task.provenance else {}
-    budget = entry.run.model_args.get("budget") or settings.get("budget") or entry.run.summary.requested_budget
+    args, settings = one.run.model_args, one.task.provenance.settings if one.task.provenance else {}
+    for budget in (args.get("budget"), settings.get("budget"), one.run.summary.requested_budget):
+        if budget:
+            return _number(budget)  # another model may call something else a budget
+    preset = re.search(r"-(\d+)(?::|$)", args.get("preset", ""))
+    return int(preset[1]) / 100 if preset else None
+
+
+def _number(text: Any) -> float | None:
     try:
-        return float(budget) if budget is not None else _budget_of_preset(entry.run.model_args.get("preset", ""))
-    except ValueError:  # of another model, which calls something else a budget
+        return float(text)
+    except (TypeError, ValueError):
         return None
 
 
-def _budget_of_preset(preset: str) -> float | None:
-    found = re.search(r"-(\d+)(?::|$)", preset)
-    return int(found[1]) / 100 if found else None
-
-
-def _machine(entry: Entry) -> str:
-    ran = entry.task.provenance
-    return " ".join(filter(None, (ran.device, ran.dtype, ran.attention))) if ran else ""
-
-
-def _mean_of(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _mean(values: pd.Series) -> float | None:
+    """Over those that are known."""
+    known = values.dropna().tolist()
     return fmean(known) if known else None
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
 
 
 def _run_name(run: Run) -> str:
     return "/".join(run.path.parts[-3:])
 
 
-def _order(rows: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """By model; without reduction first; then method by method from much kept to little; then the columns' order."""
-    kept: dict[tuple[str, ...], list[float]] = {}
-    for row in rows:
-        kept.setdefault(_row_key(row), []).append(row["kept_mean"] or 0.0)
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        model, method, setting = _row_key(row)
-        share = -round(fmean(kept[model, method, setting]), 6)
-        return model, method != "none", method, share, setting, benchmark_order(row["benchmark"])
-
-    return key
-
-
-def _row_key(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["model"], row["method"], row["setting"]
+    row = ["model", "method", "setting"]
+    kept = table.assign(kept=table["kept_mean"].astype(float).fillna(0)).groupby(row)["kept"].transform("mean").round(6)
+    keys = table[row].assign(
+        reduced=table["method"] != "none", share=-kept, column=table["benchmark"].map(benchmark_order)
+    )
+    order = keys.sort_values(["model", "reduced", "method", "share", "setting", "column"], kind="stable").index
+    return table.loc[order].reset_index(drop=True)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from sttm_lmms.report.layout import make_board
-from sttm_lmms.report.render import essence, format_of, render
+from sttm_lmms.report.layout import leaderboard_page
+from sttm_lmms.report.render import comparable_text, format_of, render
 from sttm_lmms.report.runs import load_runs
 from sttm_lmms.report.table import COLUMNS, build_table
 
@@ -17,6 +17,11 @@ pd = pytest.importorskip("pandas")
 @pytest.fixture(scope="module")
 def table(recorded):
     return build_table(load_runs([recorded]), paper=True)
+
+
+def summary(table):
+    """The first table of the page."""
+    return leaderboard_page(table).tables[0][1]
 
 
 @pytest.mark.parametrize("format", ["md", "csv", "latex", "html"])
@@ -76,6 +81,13 @@ def test_html_escapes_what_runs_say(table):
     assert "&lt;script&gt;alert(1)" in text
 
 
+def test_html_sorts_by_the_first_number_of_a_cell(table):
+    text = render(table, "html")
+    assert re.search(r'data-sort="65.0"><span class="value">65.0</span> <span class="interval">\[43.3, 81.9\]', text)
+    assert re.search(r'data-sort="0.250"><span class="value">0.250 s</span> <span class="interval">\(3.20×\)', text)
+    assert 'data-sort=""' in text, "gaps come last"
+
+
 def test_every_note_has_a_place(table):
     text = render(table, "html")
     assert set(re.findall(r'href="#(note\d+)"', text)) == set(re.findall(r'id="(note\d+)"', text))
@@ -83,14 +95,14 @@ def test_every_note_has_a_place(table):
 
 def test_notes_name_the_benchmark_they_hold_for(table):
     partial = table.assign(flags=["odd" if n == 2 else "" for n in range(len(table))])
-    assert make_board(partial).notes == ("VNBench: odd",)
+    assert leaderboard_page(partial).notes == ("VNBench: odd",)
 
 
 def test_no_mean_over_a_single_benchmark(recorded):
     table = build_table(load_runs([recorded]))
     one = table[table["benchmark"] == "VNBench"]
-    assert "Mean" not in make_board(one).grids[0].columns
-    assert "Mean" in make_board(table).grids[0].columns
+    assert "Mean" not in summary(one).columns
+    assert "Mean" in summary(table).columns
 
 
 def test_a_mean_over_fewer_benchmarks_says_so(table):
@@ -108,9 +120,9 @@ def test_format_by_file_name(tmp_path):
         format_of(tmp_path / "board.doc")
 
 
-def test_essence_leaves_out_plots_and_the_command():
-    assert essence("a<svg width='1'>\n<g/></svg>b<svg></svg>c\nMade with `x`\nd") == "abc\n\nd"
-    assert essence("a\n% Made with `x`") == essence("a\n% Made with `y`")
+def test_comparable_text_leaves_out_plots_and_the_command():
+    assert comparable_text("a<svg width='1'>\n<g/></svg>b<svg></svg>c\nMade with `x`\nd") == "abc\n\nd"
+    assert comparable_text("a\n% Made with `x`") == comparable_text("a\n% Made with `y`")
 
 
 @pytest.mark.parametrize("format", ["md", "html", "latex"])
@@ -128,7 +140,7 @@ def test_what_all_rows_share_stands_above_them_once(recorded):
     text = render(more, "md")
     assert "All runs: max_frames=16, on NVIDIA A100 bfloat16 sdpa." in text
     assert text.count("max_frames=16") == 1
-    assert make_board(more).grids[0].rows == make_board(ours).grids[0].rows
+    assert summary(more).equals(summary(ours))
     other = ours.assign(model="other", setting=[f"{setting}, max_frames=8" for setting in ours["setting"]])
     text = render(pd.concat([more, other]), "md")
     assert "\n\ntiny/llava-video: max_frames=16, on NVIDIA A100 bfloat16 sdpa.\n\nother: max_frames=8.\n\n" in text
@@ -137,16 +149,16 @@ def test_what_all_rows_share_stands_above_them_once(recorded):
 def test_how_much_to_keep_stays_in_its_row(recorded):
     table = build_table(load_runs([recorded]))
     one = table[table["setting"] == "budget 0.5"]
-    assert make_board(one).shared == ()
-    assert {row[2].text for row in make_board(one).grids[0].rows} == {"budget 0.5"}
+    assert leaderboard_page(one).shared == ()
+    assert set(summary(one)["Setting"]) == {"budget 0.5"}
 
 
 def test_columns_without_content_go(recorded):
     table = build_table(load_runs([recorded]))
     bare = table.assign(failed_videos=0, flags="", layer_tokens=None)
-    assert {"Failed videos", "Notes", "Mean tokens a layer"}.isdisjoint(make_board(bare).grids[0].columns)
+    assert {"Failed videos", "Notes", "Mean tokens a layer"}.isdisjoint(summary(bare).columns)
     full = table.assign(layer_tokens=[100.0 * n for n in range(len(table))])
-    assert {"Failed videos", "Notes", "Mean tokens a layer"} <= set(make_board(full).grids[0].columns)
+    assert {"Failed videos", "Notes", "Mean tokens a layer"} <= set(summary(full).columns)
     assert "Mean tokens a layer: visual tokens" in render(full, "md")
     assert "Mean tokens a layer" not in render(bare, "md")
 
@@ -154,7 +166,7 @@ def test_columns_without_content_go(recorded):
 def test_tokens_of_a_question_are_their_mean_and_not_of_unreadable_videos(recorded):
     (run,) = load_runs([recorded / "sttm-30"])
     (task,) = [task for task in run.tasks if task.task == "vnbench"]
-    kept = [sample.kept_tokens for sample in task.samples if sample.error is None]
+    kept = task.samples["kept_tokens"][task.samples["error"].isna()]
     table = build_table([run])
     assert table[table["task"] == "vnbench"]["kept_tokens"].tolist() == [pytest.approx(sum(kept) / len(kept))]
 

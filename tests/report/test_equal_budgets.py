@@ -1,4 +1,4 @@
-"""The fair table, on recorded runs of one method and copies of them under the name of another."""
+"""Methods at equal budgets, on recorded runs of one method and copies of them under the name of another."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
-pytest.importorskip("pandas")
-
-from sttm_lmms.report.fair import fair_rows
-from sttm_lmms.report.fair_board import fair_board, to_json, verdicts
 from sttm_lmms.report.flops import DecoderShape, prefill_flops
-from sttm_lmms.report.render import render_board
+from sttm_lmms.report.layout import equal_budget_json
+from sttm_lmms.report.render import render
 from sttm_lmms.report.runs import load_runs
 from sttm_lmms.report.stats import mcnemar_exact
+from sttm_lmms.report.table import build_table
 
 SHAPE = DecoderShape(layers=28, hidden=3584, heads=28, kv_heads=4, head_dim=128, mlp=18944)
 MODEL = "tiny/llava-video"
@@ -58,46 +58,52 @@ def runs(recorded, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rows(runs):
-    return fair_rows(runs, {MODEL: SHAPE})
+def table(runs):
+    return build_table(runs, reference="sttm", shapes={MODEL: SHAPE})
 
 
-def row(rows, method, budget, task="vnbench"):
-    (found,) = [r for r in rows if (r.method, r.budget, r.task) == (method, budget, task)]
-    return found
+def rows_of(table):
+    return json.loads(equal_budget_json(table))["rows"]
 
 
-def test_one_row_for_each_method_budget_and_task(rows):
+def row(table, method, budget, task="vnbench"):
+    (found,) = [r for r in rows_of(table) if (r["method"], r["budget"], r["task"]) == (method, budget, task)]
+    return SimpleNamespace(**found)
+
+
+def test_one_row_for_each_method_budget_and_task(table):
+    rows = rows_of(table)
     expected = [("none", None), ("sttm", 0.5), ("sttm", 0.3), ("random", 0.5), ("fastv", 0.5)]
-    assert sorted({(r.method, r.budget) for r in rows}, key=str) == sorted(expected, key=str)
-    assert {r.task for r in rows} == {"vnbench", "sttm_videomme"}
+    assert sorted({(r["method"], r["budget"]) for r in rows}, key=str) == sorted(expected, key=str)
+    assert {r["task"] for r in rows} == {"vnbench", "sttm_videomme"}
     assert len(rows) == 2 * len(expected)
 
 
-def test_the_paired_difference_is_to_the_reference_at_the_same_budget(rows):
-    against = row(rows, "random", 0.5).against
-    assert (against.reference, against.won, against.lost) == ("sttm", 0, WRONG)
-    assert against.difference == pytest.approx(row(rows, "random", 0.5).accuracy - row(rows, "sttm", 0.5).accuracy)
-    assert against.difference == pytest.approx(-WRONG / against.questions)
-    assert against.p == mcnemar_exact(WRONG, 0)
-    assert row(rows, "sttm", 0.5).against is None
-    assert row(rows, "none", None).against is None
-    assert row(rows, "fastv", 0.5).against.difference == 0
+def test_the_paired_difference_is_to_the_reference_at_the_same_budget(table):
+    against = row(table, "random", 0.5).against
+    assert (against["reference"], against["won"], against["lost"]) == ("sttm", 0, WRONG)
+    difference = row(table, "random", 0.5).accuracy - row(table, "sttm", 0.5).accuracy
+    assert against["difference"] == pytest.approx(difference)
+    assert against["difference"] == pytest.approx(-WRONG / against["questions"])
+    assert against["p"] == mcnemar_exact(WRONG, 0)
+    assert row(table, "sttm", 0.5).against is None
+    assert row(table, "none", None).against is None
+    assert row(table, "fastv", 0.5).against["difference"] == 0
 
 
 def test_another_reference(runs):
-    rows = fair_rows(runs, {}, reference="random")
-    assert row(rows, "sttm", 0.5).against.won == WRONG
-    assert row(rows, "sttm", 0.3).against is None, "random has no such budget"
-    (sentence,) = verdicts(rows)
-    assert sentence.startswith("More accurate than random at the same budget: ")
-    assert "sttm at 50% (tiny/llava-video, vnbench)" in sentence
+    table = build_table(runs, reference="random")
+    assert row(table, "sttm", 0.5).against["won"] == WRONG
+    assert row(table, "sttm", 0.3).against is None, "random has no such budget"
+    text = render(table, "md", reference="random")
+    assert "More accurate than random at the same budget: " in text
+    assert "sttm at 50% (tiny/llava-video, vnbench)" in text
 
 
-def test_tokens_a_layer_come_from_the_records_or_from_the_start_layer(rows):
-    assert row(rows, "none", None).layer_share == 1
-    assert row(rows, "fastv", 0.5).layer_tokens == 784 / 2 + 1
-    half = row(rows, "random", 0.5)  # start layer 2 of 28
+def test_tokens_a_layer_come_from_the_records_or_from_the_start_layer(table):
+    assert row(table, "none", None).layer_share == 1
+    assert row(table, "fastv", 0.5).layer_tokens == 784 / 2 + 1
+    half = row(table, "random", 0.5)  # start layer 2 of 28
     assert half.layer_share == pytest.approx((2 + 26 * half.kept_share) / 28)
 
 
@@ -110,13 +116,13 @@ def test_a_method_without_a_start_layer_has_the_mean_of_its_run(runs):
         tasks=(replace(random.tasks[0], provenance=unsaid),),
         summary=replace(random.summary, layer_tokens_mean=500.0),
     )
-    (found,) = fair_rows([alone], {MODEL: SHAPE})
-    assert found.layer_tokens == 500
-    assert found.flops > 0
+    (found,) = rows_of(build_table([alone], reference="sttm", shapes={MODEL: SHAPE}))
+    assert found["layer_tokens"] == 500
+    assert found["flops"] > 0
 
 
-def test_operations_by_count(rows):
-    full, half = row(rows, "none", None), row(rows, "sttm", 0.5)
+def test_operations_by_count(table):
+    full, half = row(table, "none", None), row(table, "sttm", 0.5)
     assert full.flops == pytest.approx(prefill_flops(SHAPE, text=40, visual=784, kept=784, layer_tokens=784))
     assert 1.8 < half.flops_factor < 2
     assert full.flops_factor == 1
@@ -124,11 +130,11 @@ def test_operations_by_count(rows):
 
 
 def test_no_count_without_the_decoders_sizes(runs):
-    assert {r.flops for r in fair_rows(runs, {})} == {None}
+    assert {r["flops"] for r in rows_of(build_table(runs, reference="sttm"))} == {None}
 
 
-def test_the_printed_table(rows):
-    text = render_board(fair_board(rows, title="Grid", command="sttm-lmms compare ..."), "md")
+def test_the_printed_table(table):
+    text = render(table, "md", title="Grid", command="sttm-lmms compare ...", reference="sttm")
     assert text.startswith("# Grid\n\nvnbench: 24 questions on 6 videos; sttm_videomme: 24 questions on 6 videos.\n")
     assert "No method is more accurate than sttm at the same budget here." in text
     (line,) = [line for line in text.splitlines() if line.startswith("| tiny/llava-video | random | 50% |")]
@@ -138,12 +144,22 @@ def test_the_printed_table(rows):
     assert "Made with `sttm-lmms compare ...`" in text
 
 
-def test_json_has_all_rows(rows):
-    content = json.loads(to_json(rows, "x"))
-    assert content["command"] == "x"
-    assert len(content["rows"]) == len(rows)
-    against = [r["against"] for r in content["rows"] if r["method"] == "random" and r["task"] == "vnbench"]
-    assert against[0]["lost"] == WRONG
+def test_the_committed_table_is_that_of_the_rows_beside_it():
+    """results/compare: its runs are not committed, its rows are."""
+    folder = Path(__file__).parents[2] / "results" / "compare"
+    content = json.loads((folder / "compare.json").read_text())
+    rows = pd.DataFrame(content["rows"])
+    against = pd.DataFrame([one or {} for one in rows.pop("against")]).rename(
+        columns={"won": "reference_won", "lost": "reference_lost", "p": "reference_p"}
+    )
+    rows["flags"] = rows.pop("notes").str.join("; ")
+    rows = rows.rename(columns={"budget": "kept_requested", "kept_share": "kept_mean"}).join(
+        against[["reference", "difference", "reference_won", "reference_lost", "reference_p"]]
+    )
+    table = rows.assign(interval="video", reported=None)
+    text = render(table, "md", title="Methods at equal budgets", command=content["command"], reference="sttm")
+    assert text == (folder / "compare.md").read_text()
+    assert json.loads(equal_budget_json(table, content["command"])) == content
 
 
 def test_sizes_from_either_layout():
