@@ -9,9 +9,8 @@ import torch.nn.functional as F
 
 from .codes import HIDDEN
 from .decoder import FRONT, LAYERS, Trace
-from .heads import ORDINALS
 from .stream import Batch
-from .student import Student
+from .student import ORDINALS, Student
 
 
 def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -56,15 +55,10 @@ DEPTH = {"present": 1, "time": 1, "count": 2, "later": 2, "right": 3}
 WEIGHT = {"present": 0.3, "time": 1.0, "count": 1.0, "later": 0.7, "right": 0.7}
 
 
-def losses(
-    student: Student, trace: Trace, batch: Batch, *, needle_labels: bool = True
-) -> tuple[torch.Tensor, dict[str, float]]:
+def losses(student: Student, trace: Trace, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Total loss and a report: accuracy of each head and of the answers by kind.
 
-    Args:
-        student: what is trained.
-        batch: with the visual tokens that the core layers see.
-        needle_labels: whether two of the losses may know which visual tokens show needles.
+    ``batch`` has the visual tokens that the core layers see.
     """
     heads, size = student.heads, len(student.prefix)
     report: dict[str, float] = {}
@@ -75,7 +69,7 @@ def losses(
         total = total + WEIGHT[name] * F.cross_entropy(logits, classes)
         report[name] = accuracy(logits, classes)
     kinds = [question.kind for question in batch.drawn[0].questions]
-    if "cnt" in kinds and needle_labels:
+    if "cnt" in kinds:
         ordinal = ordinal_targets(batch.needle)
         rows, places = (ordinal >= 0).nonzero().T
         logits = heads.ordinal(F.rms_norm(trace.context[FRONT + 1][rows, size + places], (HIDDEN,)))

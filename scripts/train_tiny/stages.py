@@ -75,13 +75,13 @@ def whole_videos(student: Student, rng: np.random.Generator, layout: str, bank: 
     return make_videos(student, rng, layout, student.shape.grid**2, bank, videos=videos)
 
 
-def core_step(student: Student, batch: Batch, *, needle_labels: bool = True) -> tuple[torch.Tensor, dict[str, float]]:
+def core_step(student: Student, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """Layers ``FRONT`` and up, on visual tokens to which the time is added by hand."""
     words = student.decoder.model.embed_tokens(batch.ids)
     context = student.context(batch.visual + student.time_code(batch))
     layers, positions = range(FRONT, LAYERS), student.positions(batch)
     trace = run(student.decoder, context, words, batch.lengths, layers=layers, positions=positions)
-    return losses(student, trace, batch, needle_labels=needle_labels)
+    return losses(student, trace, batch)
 
 
 def core_stage(student: Student, place: Place, schedule: Schedule) -> None:
@@ -174,12 +174,6 @@ def dense_stage(student: Student, place: Place, schedule: Schedule, bank: Bank) 
         return core_step(student, batch.keep(drop_background(batch, rng, random_share(rng))))
 
     train("dense", schedule, student, student.core(), step, place, seed=6)
-
-
-def load_vision(student: Student, place: Place) -> None:
-    """Take over the vision side of another run."""
-    state = torch.load(place.folder / "vision.pt", weights_only=True)
-    student.vision.load_state_dict(state["module"])
 
 
 def make_bank(student: Student, place: Place, clips: int, per_object: int) -> Bank:

@@ -11,14 +11,27 @@ from transformers import Qwen2ForCausalLM
 
 from sttm_lmms.benchmarks.mini.objects import OBJECTS
 
-from .codes import Codes
+from .codes import HIDDEN, MAX_FRAMES, Codes
 from .decoder import FRONT, LAYERS, VOCABULARY, Positions, build_decoder
-from .heads import Heads
 from .shapes import Shape
 from .stream import Batch
 from .text import build_tokenizer
 
 SEED = 20
+ORDINALS = 5
+
+
+class Heads(nn.Module):
+    """Linear readers of hidden states for the dense supervision of the decoder; dropped after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ordinal = nn.Linear(HIDDEN, ORDINALS)
+        self.present = nn.Linear(HIDDEN, 2)
+        self.time = nn.Linear(HIDDEN, MAX_FRAMES)
+        self.count = nn.Linear(HIDDEN, ORDINALS)
+        self.later = nn.Linear(HIDDEN, 2)
+        self.right = nn.Linear(HIDDEN, 2)
 
 
 class Student(nn.Module):

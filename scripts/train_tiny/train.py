@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train the embedded checkpoints from scratch: ``python -m train_tiny.train --work WORK``.
 
-The stages of a model (see ``stages.py``, ``fine.py`` and ``control.py``) run one after the other. Each keeps its state
-in WORK/NAME and goes on from there when the command is given again. The log is WORK/NAME/train.jsonl, the checkpoint
+The stages of a model (see ``stages.py`` and ``fine.py``) run one after the other. Each keeps its state in WORK/NAME and
+goes on from there when the command is given again. The log is WORK/NAME/train.jsonl, the checkpoint
 WORK/NAME/checkpoint.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from . import control, fine, stages
+from . import fine, stages
 from .bank import Bank
 from .decoder import FRONT
 from .export import export, load_decoder
@@ -28,26 +28,21 @@ BankStage = Callable[[Student, Place, Schedule, Bank], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How one model is trained.
+    """How the model of a shape is trained.
 
     Attributes:
-        shape: name in ``SHAPES``.
         stages: in order, with optimizer steps and peak learning rate; those of ``BANK`` need features of real views.
         start: model whose checkpoint it starts from.
-        eyes: model whose vision side and bank it takes over.
         bank: clips, and views for each object.
     """
 
-    shape: str
     stages: dict[str, tuple[int, float]]
     start: str | None = None
-    eyes: str | None = None
     bank: tuple[int, int] = (400, 150)
 
 
 PLANS = {
     "llava_video": Plan(
-        "llava_video",
         {
             "vision": (1800, 3e-3),
             "core": (800, 2e-3),
@@ -58,27 +53,12 @@ PLANS = {
         },
     ),
     "qwen2_vl": Plan(
-        "qwen2_vl",
         {"vision": (1800, 3e-3), "dense": (1400, 1.2e-3), "settle": (500, 5e-4), "front": (500, 3e-3)},
         start="llava_video",
     ),
     "llava_video_fine": Plan(
-        "llava_video_fine",
         {"project": (600, 4e-3), "time": (150, 2e-3), "coarse": (160, 8e-4)},
         start="llava_video",
-        bank=(60, 16),
-    ),
-    "control": Plan(
-        "llava_video_fine",
-        {"grow": (900, 2e-3), "whole": (160, 8e-4), "clock": (200, 3e-3)},
-        eyes="llava_video_fine",
-        bank=(60, 16),
-    ),
-    "late_control": Plan(
-        "llava_video_fine",
-        {"time": (150, 2e-3), "whole": (160, 8e-4)},
-        start="llava_video",
-        eyes="llava_video_fine",
         bank=(60, 16),
     ),
 }
@@ -86,7 +66,6 @@ FREE: dict[str, FreeStage] = {
     "vision": stages.vision_stage,
     "core": stages.core_stage,
     "project": fine.project_stage,
-    "grow": control.grow_stage,
 }
 BANK: dict[str, BankStage] = {
     "video": stages.video_stage,
@@ -95,8 +74,6 @@ BANK: dict[str, BankStage] = {
     "front": stages.front_stage,
     "coarse": fine.coarse_stage,
     "time": partial(stages.front_stage, name="time", afresh=False, reading_costs=False, videos=1),
-    "whole": control.whole_stage,
-    "clock": partial(stages.front_stage, name="clock", reading_costs=False, videos=1),
 }
 
 
@@ -105,39 +82,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the state of the stages")
     parser.add_argument("--model", choices=PLANS, nargs="+", default=list(PLANS), help="by default all, in this order")
     parser.add_argument("--start", type=Path, help="checkpoint to start from instead of the one in WORK")
-    parser.add_argument("--until", choices=[*FREE, *BANK], help="last stage to run, by default all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps, for a quick try")
     options = parser.parse_args()
     for name in options.model:
-        print(train_model(name, options.work, options.start, options.scale, options.until))
+        print(train_model(name, options.work, options.start, options.scale))
 
 
-def train_model(
-    name: str, work: Path, start: Path | None = None, scale: float = 1.0, until: str | None = None
-) -> Path | None:
-    """All stages of one model, as far as they have not been done.
-
-    Returns:
-        The folder of the checkpoint; None where ``until`` was not the last stage.
-    """
+def train_model(name: str, work: Path, start: Path | None = None, scale: float = 1.0) -> Path:
+    """All stages of one model, as far as they have not been done; returns the folder of the checkpoint."""
     plan = PLANS[name]
     place = Place(work / name, work / name / "train.jsonl")
     place.folder.mkdir(parents=True, exist_ok=True)
-    student = Student(SHAPES[plan.shape])
+    student = Student(SHAPES[name])
     if plan.start:
         begin(student, start or work / plan.start / "checkpoint")
-    eyes = Place(work / plan.eyes, place.log) if plan.eyes else place
     for stage, (steps, rate) in plan.stages.items():
         schedule = Schedule(max(1, round(steps * scale)), rate)
         if stage in FREE:
             FREE[stage](student, place, schedule)
         else:
-            if plan.eyes:
-                stages.load_vision(student, eyes)
             clips, per_object = (max(1, round(size * scale)) for size in plan.bank)
-            BANK[stage](student, place, schedule, stages.make_bank(student, eyes, clips, per_object))
-        if stage == until:
-            return None
+            BANK[stage](student, place, schedule, stages.make_bank(student, place, clips, per_object))
     return export(student.eval(), place.folder / "checkpoint")
 
 

@@ -42,7 +42,6 @@ COVERED: dict[str, str] = {
     "make demo": "tests/cli/test_demo.py::test_the_demo",
     "make test": ".ci/run",
     "make format": TIME,
-    "make results-tiny": TIME,
     "make test-fast": TIME,
     "make test-matrix": TIME,
     "make test-vllm": TIME,

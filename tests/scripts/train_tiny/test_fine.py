@@ -9,7 +9,6 @@ import pytest
 import torch
 from train_tiny import fine
 from train_tiny.decoder import FRONT, LAYERS, Positions, run
-from train_tiny.settings import OneHalfConfig
 from train_tiny.shapes import LLAVA_VIDEO_FINE
 from train_tiny.stages import make_videos
 from train_tiny.student import Student
@@ -17,7 +16,6 @@ from train_tiny.student import Student
 from sttm_lmms import STTMConfig
 from sttm_lmms.demo import shipped
 from sttm_lmms.methods.sttm import merge_video_tokens
-from sttm_lmms.types import Tokens
 
 CONFIG = STTMConfig(spatial_threshold=0.97, temporal_threshold=0.8)
 
@@ -90,21 +88,3 @@ def test_filling_up_changes_no_answer(student, batch):
             ).text[LAYERS - 1]
         )
     torch.testing.assert_close(outs[0], outs[1], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("budget", [0.6, 0.35])
-def test_one_half_alone_merges_in_one_direction_only(budget):
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(4, 4, 4, 16, generator=generator).cumsum(0)
-    features = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    features = features + 0.1 * torch.randn(features.shape, generator=generator)
-    tokens = Tokens.of_grid(features)
-    for half in ("space", "time"):
-        kept = OneHalfConfig(budget=budget, half=half).reduce(tokens, 2, None, {})
-        assert budget - 0.1 < len(kept) / len(tokens) <= budget
-        if half == "space":
-            assert (kept.boxes[kept.owner, 0] == tokens.cells[:, 0]).all()
-            assert kept.info["after_spatial"] == len(kept)
-        else:
-            assert ((kept.boxes[:, 3:] - kept.boxes[:, 1:3]) == 1).all()
-            assert kept.info["after_spatial"] == len(tokens)
