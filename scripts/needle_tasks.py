@@ -78,6 +78,13 @@ def noise(rng: np.random.Generator, *shape: int) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) / shape[-1] ** 0.5
 
 
+def project(words: Words, features: torch.Tensor, seed: int) -> torch.Tensor:
+    """Features ``[..., C]`` as cells: a random projection that ``seed`` fixes, at the norm of words."""
+    channels, width = features.shape[-1], words.table.shape[1]
+    projection = torch.randn(channels, width, generator=torch.Generator().manual_seed(seed))
+    return words.norm * F.normalize(features.float() @ projection, dim=-1)
+
+
 def word_scene(words: Words, grid: tuple[int, int, int]) -> Background:
     """Bands of two or three scene words with noise that drifts a little from frame to frame."""
 
@@ -99,9 +106,6 @@ def footage_scene(
 ) -> Background:
     """Frames in a row of a real clip, its features ``[T, H, W, C]`` under a random projection that ``seed`` fixes."""
     names = sorted(features)
-    channels = next(iter(features.values())).shape[-1]
-    generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(channels, words.table.shape[1], generator=generator) / channels**0.5
 
     def make(rng: np.random.Generator, case: int) -> tuple[torch.Tensor, str]:
         name = names[case % len(names)]
@@ -109,7 +113,7 @@ def footage_scene(
             int(rng.integers(0, size - wanted + 1)) for size, wanted in zip(features[name].shape[:3], grid, strict=True)
         )
         window = features[name][first : first + grid[0], top : top + grid[1], left : left + grid[2]]
-        return words.norm * F.normalize(window.float() @ projection, dim=-1), name
+        return project(words, window, seed), name
 
     return make
 

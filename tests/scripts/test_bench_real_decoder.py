@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import bench_real_decoder
+import bench_redundancy
 import footage_features
 import numpy as np
 import pandas as pd
@@ -134,3 +135,23 @@ def test_pairs_are_cases_that_both_settings_answered():
         for case, right in enumerate(values)
     ]
     assert real_decoder_tables.p_value(pd.DataFrame(answers), "sttm 30%", "all") == "+1 -1, p=1"
+
+
+def test_redundancy_of_clips_that_only_move_or_only_vary_in_space(tmp_path, folder):
+    """A still clip merges in time alone, a clip of plain frames that change in space alone."""
+    from safetensors.torch import save_file
+
+    noise, grain = torch.randn(2, 6, 8, 8, 64, generator=torch.Generator().manual_seed(0))
+    clips = {"still": noise[:1].repeat(6, 1, 1, 1), "plain": noise[:, :1, :1].repeat(1, 8, 8, 1)}
+    clips = {name: clip + 0.05 * grain for name, clip in clips.items()}
+    save_file(clips, tmp_path / "clips.safetensors")
+    arguments = ["--features", str(tmp_path / "clips.safetensors"), "--model", str(folder), "--layers", "0", "2"]
+    assert bench_redundancy.main([*arguments, "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "redundancy.json").read_text())["rows"]
+    assert {row["in"] for row in rows} == {"encoder", "decoder, layer 0", "decoder, layer 2"}
+    still, plain = (next(row for row in rows if row["clip"] == name) for name in ("still", "plain"))
+    assert still["next_frame"] == pytest.approx(1, abs=0.01)
+    assert plain["neighbour"] == pytest.approx(1, abs=0.01)
+    assert still["in_space_at_50%"] == 0
+    assert plain["in_space_at_50%"] == 1
+    assert (tmp_path / "redundancy.png").is_file()
