@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import metadata
@@ -87,10 +88,11 @@ def compare(
     """
     models = _models(model, model_args)
     grid = make_grid(models, _methods(methods, reference), _budgets(budgets))
+    names = _folder_names(models)
     extra = ["--limit", str(limit)] if limit is not None else []
     failed, files = [], []
     for number, cell in enumerate(grid, start=1):
-        folder = out / _model_name(cell.model_args) / cell.name
+        folder = out / names[_pretrained(cell.model_args)] / cell.name
         args = _arguments(cell, tasks, include_path, extra)
         command = shlex.join(["lmms-eval", *args])
         if dry_run:
@@ -245,8 +247,8 @@ def _models(model: list[str] | None, model_args: list[str] | None) -> list[tuple
             raise ValueError(f"--model_args {args}: leave out {', '.join(clash)}; --methods and --budgets say it")
         if "pretrained" not in given:
             raise ValueError(f"--model_args {args}: pretrained=... is missing")
-    if len({_model_name(args) for _, args in pairs}) < len(pairs):
-        raise ValueError("two of the checkpoints have the same name; compare them into different --out folders")
+    if len({_pretrained(args) for _, args in pairs}) < len(pairs):
+        raise ValueError("a checkpoint is given twice; compare its --model_args into different --out folders")
     return pairs
 
 
@@ -351,8 +353,14 @@ def _pretrained(model_args: str) -> str:
     return next(value.strip() for name, _, value in pairs if name.strip() == "pretrained")
 
 
-def _model_name(model_args: str) -> str:
-    return _pretrained(model_args).rstrip("/").rsplit("/", 1)[-1]
+def _folder_names(models: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """A folder for each checkpoint: the last part of its name, or more of it where two share that."""
+    from sttm_lmms.report.names import model_names
+
+    longer = model_names(_pretrained(args) for _, args in models)
+    last = {checkpoint: checkpoint.rstrip("/").rsplit("/", 1)[-1] for checkpoint in longer}
+    shared = Counter(last.values())
+    return {one: name if shared[name] == 1 else longer[one].replace("/", "__") for one, name in last.items()}
 
 
 def _shown(path: Path) -> Path:

@@ -71,6 +71,11 @@ def test_mistakes_are_one_sentence(args, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_checkpoints_of_one_folder_name_have_folders_of_their_own():
+    models = [("sttm_qwen2_vl", f"pretrained={path},max_frames=8") for path in ("a/x/last", "/b/x/last/", "hub/model")]
+    assert list(module._folder_names(models).values()) == ["a__x__last", "b__x__last", "model"]
+
+
 def test_a_run_is_repeated_only_for_another_command(tmp_path):
     folder = tmp_path / "sttm-0.5"
     assert not is_done(folder, "lmms-eval a")
