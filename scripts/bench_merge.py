@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time and memory of merging alone, against the straightforward pairwise formulation.
+"""Time and memory of merging alone, beside the published code where a checkout of it is at hand.
 
     python scripts/bench_merge.py
     OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor     (a machine that is not idle)
@@ -32,7 +32,6 @@ import torch
 from benchlib import about, markdown_table, median, peak_bytes, timed, write_json
 
 from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
-from sttm_lmms.testing.pairwise import merge_pairwise
 from sttm_lmms.testing.synthetic import natural_features
 
 COLUMNS = (
@@ -44,31 +43,23 @@ COLUMNS = (
     ("merge_ms", ".1f"),
     ("with_search_ms", ".1f"),
     ("search_steps", ""),
-    ("sparse_ms", ".1f"),
-    ("triton_ms", ".1f"),
-    ("triton_with_search_ms", ".1f"),
-    ("pairwise_ms", ".1f"),
     ("reference_ms", ".1f"),
     ("speedup", ".1f"),
     ("merge_memory", ".2f"),
     ("with_search_memory", ".2f"),
-    ("pairwise_memory", ".2f"),
     ("reference_memory", ".2f"),
     ("merge_waits", ""),
     ("with_search_waits", ""),
     ("reference_waits", ""),
-    ("triton_equal", ""),
 )
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 NOTES = """# Merging alone
 
-`merge`: thresholds given; `with search`: budget given; `pairwise`: the straightforward formulation of
-`sttm_lmms/testing/pairwise.py`; `reference`: the published merger (`--reference`); `sparse`: on a GPU, thresholds on
-the path of CPUs; `triton`: with our own kernel (`--triton`), and whether its tokens are the same ones. Medians, of the
-wall clock or, with `--clock processor`, of the processor time of all threads. Memory is the peak beyond the input,
+`merge`: thresholds given; `with search`: budget given; `reference`: the published merger (`--reference`). Medians, of
+the wall clock or, with `--clock processor`, of the processor time of all threads. Memory is the peak beyond the input,
 result included, in multiples of the input (resident memory on a CPU, the allocator's count on a GPU). Waits: on a GPU,
-how often a call made the host wait. Speed-up is reference, or else pairwise, / merge.
+how often a call made the host wait. Speed-up is reference / merge.
 
 """
 
@@ -115,30 +106,18 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         "merge": lambda: merge_video_tokens(features, by_thresholds),
         "with_search": lambda: merge_video_tokens(features, by_budget),
     }
-    if device == "cuda":
-        ways["sparse"] = lambda: merge_video_tokens(features, by_thresholds, _path="sparse")
-    if options.triton:
-        ways["triton"] = lambda: merge_video_tokens(features, by_thresholds, _path="triton")
-        ways["triton_with_search"] = lambda: merge_video_tokens(features, by_budget, _path="triton")
-        row["triton_equal"] = all(
-            torch.equal(ways[name]().source_map, ways[f"triton{suffix}"]().source_map)
-            for name, suffix in (("merge", ""), ("with_search", "_with_search"))
-        )
-    if input_bytes <= options.pairwise_limit * 2**30:
-        ways["pairwise"] = lambda: merge_pairwise(features, by_thresholds)
-        if options.reference is not None:
-            published = published_merger(options.reference)
-            # The published code takes channels first, as a view of the hidden states.
-            video, root = features.movedim(-1, 1), by_thresholds.root_level
-            ways["reference"] = lambda: published(video, row["spatial_threshold"], row["temporal_threshold"], root)
-            row["reference_kept"] = len(ways["reference"]()[0]) / row["tokens"]
+    if options.reference is not None and input_bytes <= options.reference_limit * 2**30:
+        published = published_merger(options.reference)
+        # The published code takes channels first, as a view of the hidden states.
+        video, root = features.movedim(-1, 1), by_thresholds.root_level
+        ways["reference"] = lambda: published(video, row["spatial_threshold"], row["temporal_threshold"], root)
+        row["reference_kept"] = len(ways["reference"]()[0]) / row["tokens"]
     for name, run in ways.items():
         row[f"{name}_memory"] = extra_bytes(run, device) / input_bytes
         row[f"{name}_ms"] = 1e3 * median(timed(run, repeats=options.repeats, warmup=1, device=device, clock=clock))
         row[f"{name}_waits"] = waits(run, device)
-    slow = next((name for name in ("reference", "pairwise") if name in ways), None)
-    if slow is not None:
-        row["speedup"] = row[f"{slow}_ms"] / row["merge_ms"]
+    if "reference" in ways:
+        row["speedup"] = row["reference_ms"] / row["merge_ms"]
     return row
 
 
@@ -212,7 +191,7 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     sweep = [row for row in rows if all(row[key] == rows[0][key] for key in ("channels", "dtype", "share"))]
     sweep.sort(key=lambda row: row["tokens"])
     for color, grid in enumerate(dict.fromkeys(row["grid"] for row in rows)):
-        for name, style in (("merge", "o-"), ("with_search", "^:"), ("pairwise", "s--"), ("reference", "x--")):
+        for name, style in (("merge", "o-"), ("with_search", "^:"), ("reference", "x--")):
             points = [
                 (row["tokens"], row[f"{name}_ms"]) for row in sweep if row["grid"] == grid and f"{name}_ms" in row
             ]
@@ -244,12 +223,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.3])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: on a CPU that is not idle")
-    parser.add_argument("--pairwise-limit", type=float, default=0.5, help="GiB of input up to which pairwise is run")
     parser.add_argument(
         "--reference", type=Path, metavar="PATH", help="checkout of the published code to run beside ours"
     )
     parser.add_argument(
-        "--triton", action="store_true", help="beside the default path, on a GPU, the one with a kernel"
+        "--reference-limit", type=float, default=0.5, help="GiB of input up to which the published code is run"
     )
     parser.add_argument("--minutes", type=float, default=9.0, help="no case starts later than that")
     parser.add_argument("--out", type=Path, default=Path("results/bench/merge"))

@@ -9,7 +9,6 @@ WAYS = {
     "Chromium": "install chromium or google-chrome, so that one is on the PATH",
     "CUDA": "run on a machine with an NVIDIA GPU and a CUDA build of torch",
     "annotation file": "put the benchmarks' published annotation files where the reason says",
-    "triton": "PyTorch's wheels for CUDA on Linux bring it",
     "torchcodec": 'pip install "torchcodec>=0.7", and FFmpeg (Debian: apt-get install ffmpeg)',
     "vLLM": "make test-vllm",
     "root may": "run as an ordinary user",

@@ -32,7 +32,7 @@ from sttm_lmms.methods.base import (
     from_published,
     max_tokens,
 )
-from sttm_lmms.methods.vectors import cosine
+from sttm_lmms.methods.ops import cosine
 from sttm_lmms.types import Kept, Tokens
 
 _STAGE1_NAMES = {

@@ -32,7 +32,7 @@ from sttm_lmms.methods.base import (
     from_published,
     max_tokens,
 )
-from sttm_lmms.methods.vectors import cosine, group_means
+from sttm_lmms.methods.ops import cosine, group_means
 from sttm_lmms.types import Kept, Tokens
 
 

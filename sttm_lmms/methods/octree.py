@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from sttm_lmms.config import check_choice, check_integer, check_number
 from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, Scratch, from_published, max_tokens
-from sttm_lmms.methods.sttm.quadtree import OddEdge, nodes_over_cells, pyramid_sizes, with_extent
-from sttm_lmms.methods.sttm.similarity import EPS, row_dots, row_norms
+from sttm_lmms.methods.ops import EPS, row_dots, row_norms
+from sttm_lmms.methods.sttm.grid import OddEdge, node_extents, nodes_over_cells, pyramid_sizes
 from sttm_lmms.types import Kept, Tokens
 
 LOWEST, HIGHEST = -1.0, 2.0
@@ -138,8 +138,8 @@ class Octrees:
         flat = pyramid_sizes(height, width)[root_level:] or [(height, width)]
         sizes = [(min(depth, h, w), h, w) for h, w in flat]
         axes = [
-            [table.to(grid.device) for table in with_extent(torch.from_numpy(nodes_over_cells(side)))]
-            for side in zip(*sizes, strict=True)
+            [torch.from_numpy(table).to(grid.device) for table in (node, *node_extents(node))]
+            for node in map(nodes_over_cells, zip(*sizes, strict=True))
         ]
         node, first, end = (tuple(tables) for tables in zip(*axes, strict=True))
         levels = [grid]
@@ -221,13 +221,13 @@ def _min_child_similarity(children: torch.Tensor, parents: torch.Tensor, odd_edg
     """``[K, d, h, w]`` float32: the lowest cosine similarity between each parent and its child slots."""
     kernel, odd = _windows(children)
     child_rows, parent_rows = children.flatten(0, 3), parents.flatten(0, 3)
-    child_norms, parent_norms = (row_norms(rows, None)[:, 0].clamp(min=EPS) for rows in (child_rows, parent_rows))
+    child_norms, parent_norms = (row_norms(rows).clamp(min=EPS) for rows in (child_rows, parent_rows))
     cells = torch.arange(len(parent_rows), device=children.device).view(parents.shape[:4])
     for axis in range(3):
         at = (torch.arange(children.shape[1 + axis], device=children.device) + odd[axis]) // kernel[axis]
         cells = cells.index_select(1 + axis, at)
     above = cells.flatten()
-    dots = row_dots(child_rows, parent_rows, None, above, heads=1)[:, 0]
+    dots = row_dots(child_rows, parent_rows, torch.arange(len(above), device=above.device), above)
     cosine = (dots / (child_norms * parent_norms[above])).view(children.shape[:4])
     lowest = -F.max_pool3d(-cosine[:, None], kernel, kernel, odd)[:, 0]
     if odd_edge == "masked" or not any(odd):
@@ -240,7 +240,7 @@ def _min_child_similarity(children: torch.Tensor, parents: torch.Tensor, odd_edg
     tree = torch.arange(len(parents), device=children.device)[:, None]
     parent = (tree * parents[0, ..., 0].numel() + border).flatten()
     corner = (tree * children[0, ..., 0].numel()).expand(-1, len(border)).flatten()
-    dots = row_dots(parent_rows, child_rows, parent, corner, heads=1)[:, 0]
+    dots = row_dots(parent_rows, child_rows, parent, corner)
     cosine = dots / (parent_norms[parent] * child_norms[corner])
     flat = lowest.flatten()
     flat[parent] = torch.minimum(flat[parent], cosine)

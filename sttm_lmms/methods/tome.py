@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from sttm_lmms.config import check_choice
 from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetWarning, Probe, RatioMethod, Scratch, from_published, max_tokens
-from sttm_lmms.methods.sttm.similarity import blocks
-from sttm_lmms.methods.vectors import group_means
+from sttm_lmms.methods.ops import blocks, group_means
 from sttm_lmms.types import Kept, Tokens
 
 Scope = Literal["video", "frame"]

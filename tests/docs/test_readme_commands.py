@@ -88,7 +88,6 @@ COVERED: dict[str, str] = {
     "sttm-lmms leaderboard runs/ --out leaderboard.html --paper --plots plots/": HERE,
     "sttm-lmms extract --model ... --task vnbench": HERE,
     "PYTHONPATH=. python scripts/bench_merge.py --device cuda --out results/bench/merge": GPU,
-    "PYTHONPATH=. python scripts/bench_merge.py --device cuda --triton": GPU,
     "PYTHONPATH=. python scripts/bench_merge.py --device cuda --reference ~/STTM": (
         "tests/scripts/test_bench_merge.py::test_beside_the_published_code"
     ),

@@ -40,23 +40,23 @@ def test_writes_numbers_with_their_command(tmp_path: Path, monkeypatch: pytest.M
     assert [row["shape"] for row in result["rows"]] == ["6x6x10x16", "4x6x10x16", "6x7x7x16", "4x7x7x16"]
     for row in result["rows"]:
         assert row["kept"] <= 0.5
-        assert min(row["merge_ms"], row["with_search_ms"], row["pairwise_ms"]) > 0
+        assert min(row["merge_ms"], row["with_search_ms"]) > 0
     assert "6x6x10x16" in (tmp_path / "cpu.md").read_text()
 
 
 TINY = ["--device", "cpu", "--repeats", "1", "--frames", "4", "--grids", "7x7", "--channels", "16", "--shares", "0.5"]
 PUBLISHED = """
-from sttm_lmms.methods.sttm import STTMConfig
-from sttm_lmms.testing.pairwise import merge_pairwise
+from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 
 def quadtree_build_video(_video_feature, threshold, temporal_thresh=-1.0, root_level=0):
-    merged = merge_pairwise(_video_feature.permute(0, 2, 3, 1), STTMConfig(threshold, temporal_thresh, root_level))
+    config = STTMConfig(threshold, temporal_thresh, root_level)
+    merged = merge_video_tokens(_video_feature.permute(0, 2, 3, 1), config)
     return merged.features, merged.counts, merged.boxes
 """
 
 
 def test_beside_the_published_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published code is called as its repository lays it out; here another formulation stands in for it."""
+    """The published code is called as its repository lays it out; here ours stands in for it."""
     folder = tmp_path / "checkout" / "token_merging_utils"
     folder.mkdir(parents=True)
     (folder / "quadtree_builder.py").write_text(PUBLISHED)

@@ -1,29 +1,29 @@
 """STTM: spatio-temporal token merging (arXiv 2507.07990, section 3).
 
-For each frame, a quadtree (``quadtree.py``)::
+:func:`merge_video_tokens` (``merge.py``) is the algorithm, step by step. For each frame, a quadtree::
 
-    build a pyramid of the grid: a coarser level averages 2x2 cells of the finer one
+    build a pyramid of the grid: a coarser level averages 2x2 cells of the finer one          grid.py
     nodes = all nodes of the root level
-    while there are nodes:
+    while there are nodes:                                                                    cluster.py
         a node that is similar enough to each of its children (cosine >= spatial_threshold) becomes a token
         the other nodes are replaced by their children; at the finest level every node becomes a token
 
-Then along time (``temporal.py``)::
+Then along time::
 
-    for each pair of tokens in consecutive frames of which one box contains the other:
+    for each pair of tokens in consecutive frames of which one box contains the other:        cluster.py
         if they are similar enough (cosine >= temporal_threshold), the later one joins the earlier one
-    a token that stays becomes the mean of all tokens that joined it (``average.py``); it keeps its place
+    a token that stays becomes the mean of all tokens that joined it; it keeps its place      average.py
 
-With a budget instead of thresholds (``budget.py``, ``search.py``)::
+With a budget instead of thresholds::
 
-    measure all similarities of the video once
-    search the pair of thresholds with the largest share of kept tokens that is still within the budget
+    measure all similarities of the video once                                                similarity.py
+    search the pair of thresholds with the largest share of kept tokens within the budget     search.py
+    split the least similar tokens again until the count is met                               exact.py
 """
 
-from sttm_lmms.methods.sttm.budget import BudgetWarning
+from sttm_lmms.methods.base import BudgetWarning
 from sttm_lmms.methods.sttm.calibrate import calibrate
-from sttm_lmms.methods.sttm.merge import merge_video_tokens
-from sttm_lmms.methods.sttm.method import STTMConfig
+from sttm_lmms.methods.sttm.merge import STTMConfig, merge_video_tokens
 from sttm_lmms.types import MergedTokens
 
 __all__ = ["BudgetWarning", "MergedTokens", "STTMConfig", "calibrate", "merge_video_tokens"]

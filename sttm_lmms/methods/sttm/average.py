@@ -1,52 +1,70 @@
-"""Averaging of tokens that live on different levels of the pyramid."""
+"""The features of the merged tokens: averages over the cells that each of them stands for."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
-from sttm_lmms.methods.sttm.quadtree import Quadtrees
-from sttm_lmms.methods.sttm.similarity import block_rows
+from sttm_lmms.methods.ops import CPU_BLOCK, blocks
+from sttm_lmms.methods.sttm.cluster import Labels
+from sttm_lmms.methods.sttm.grid import Grid
+from sttm_lmms.types import MergedTokens
 
 
-def average_groups(
-    trees: Quadtrees, anchor: torch.Tensor, level: torch.Tensor, weight: torch.Tensor, sizes: torch.Tensor
-) -> torch.Tensor:
-    """Weighted sums of tokens' features, accumulated in float32 one block of groups at a time.
+def average(features: torch.Tensor, grid: Grid, labels: Labels, weighted_avg: bool) -> MergedTokens:
+    """The mean of the nodes that joined each token, or with ``weighted_avg`` of all their cells.
+
+    Over cells, each with the weight that it has in the mean of means that is its node's feature; summed up in float32
+    (float64 for float64). No host sync.
 
     Args:
-        trees: holds the features.
-        anchor: ``[n]`` int64, the tokens; members of a group next to each other, groups in output order.
-        level: ``[n]`` int64, their pyramid levels.
-        weight: ``[n]`` float32, share of each token in its group's mean.
-        sizes: ``[N']`` int64, tokens in each group, at least 1.
-
-    Returns:
-        ``[N', C]`` in the dtype of the input. A group of one token with weight 1 is copied bit by bit.
+        features: ``[T, H, W, C]``.
+        grid: the tables of H x W.
+        labels: the tokens.
+        weighted_avg: see above.
     """
-    tables = [trees.rows(i) for i in range(len(trees.levels))]
-    device, channels = anchor.device, tables[-1].shape[-1]
-    place = [(level == i).nonzero().squeeze(1) for i in range(len(tables))]
-    node = [trees.layout.node(i, anchor[where]) for i, where in enumerate(place)]
+    level, owner = labels.level.view(len(features), grid.cells), labels.owner
+    ordered, order = owner.sort(stable=True)
+    # A token's first cell is its anchor; all others lie behind theirs. (Differences, as CUDA does not sort truth values
+    # in every version of torch.)
+    start = (ordered - order).sort(descending=True, stable=True).indices[: labels.kept]
+    survivor = order.index_select(0, start)
+    token = torch.searchsorted(survivor, owner)
+    counts = torch.searchsorted(ordered, survivor, right=True) - start
+    boxes = grid.box[level.take(survivor), survivor % grid.cells]
+    torch.floor_divide(survivor, grid.cells, out=boxes[:, 0])
+    means = _means(features.flatten(0, 2), grid, level, order, start, token, weighted_avg)
+    return MergedTokens(means, boxes, counts, token.view(features.shape[:3]))
 
-    # Blocks of whole groups; all bounds come to the host at once.
-    ends = F.pad(sizes.cumsum(0), (1, 0))
-    wanted = torch.arange(0, len(anchor) + block_rows(tables[-1]), block_rows(tables[-1]), device=device)
-    group_cut = torch.searchsorted(ends, wanted).clamp(max=len(sizes)).unique_consecutive()
-    member_cut = ends[group_cut]
-    cuts = torch.stack([group_cut, member_cut, *(torch.searchsorted(where, member_cut) for where in place)], 1).tolist()
 
-    out = torch.empty(len(sizes), channels, dtype=tables[-1].dtype, device=device)
-    for (group, start, *first), (group_end, stop, *last) in pairwise(cuts):
-        members = torch.empty(stop - start, channels, dtype=torch.float32, device=device)
-        for table, where, source, i, j in zip(tables, place, node, first, last, strict=True):
-            if i < j:
-                members.index_copy_(0, where[i:j] - start, table.index_select(0, source[i:j]).float())
-        index = torch.arange(stop - start, device=device)
-        offsets = ends[group:group_end] - start
-        out[group:group_end] = F.embedding_bag(
-            index, members, offsets, mode="sum", per_sample_weights=weight[start:stop]
-        )
-    return out
+def _means(
+    rows: torch.Tensor,
+    grid: Grid,
+    level: torch.Tensor,
+    order: torch.Tensor,
+    start: torch.Tensor,
+    token: torch.Tensor,
+    weighted_avg: bool,
+) -> torch.Tensor:
+    """``[N', C]`` in the dtype of ``rows``: bags of the rows ``order``, each from a ``start`` on."""
+    half = rows.dtype == torch.float16
+    if weighted_avg and not half:
+        return F.embedding_bag(order, rows, start, mode="mean")
+    share = grid.share[level, grid.cell].view(-1, 1)
+    if weighted_avg:
+        share = torch.ones_like(share)
+    # A node's shares sum up to 1. All are powers of two: the sum is exact, in any order.
+    members = F.embedding_bag(order, share, start, mode="sum")
+    if half:
+        # Sums would overflow: divided by the next power of two before, by the rest afterwards, which is as exact.
+        below = members - 0.5
+        scale = torch.frexp(below).mantissa / below
+        members = members * scale
+        share = share * scale[token]
+    weight = share.take(order).to(rows.dtype)
+    means = F.embedding_bag(order, rows, start, mode="sum", per_sample_weights=weight)
+    # In half precision a division makes a float32 copy: on CPUs of a block at a time, which stays in the cache.
+    step = len(means) if grid.dense else max(1, CPU_BLOCK // rows.shape[-1])
+    for block in blocks(len(means), step):
+        means[block].div_(members[block])
+    return means

@@ -8,90 +8,69 @@ last one, children that would be too many stay with their first sibling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-
-@dataclass(frozen=True)
-class Labels:
-    """Tokens as labels of the cells, flat over frames; an anchor is the index of a token's top-left cell.
-
-    Attributes:
-        level: ``[N]`` int64, pyramid level of the token over each cell after the spatial step.
-        anchor: ``[N]`` int64, its anchor.
-        owner: ``[N]`` int64, anchor of the token that stands for the cell after the temporal step.
-    """
-
-    level: torch.Tensor
-    anchor: torch.Tensor
-    owner: torch.Tensor
+from sttm_lmms.methods.sttm.cluster import Labels
+from sttm_lmms.methods.sttm.grid import Grid
+from sttm_lmms.methods.sttm.similarity import Similarities
 
 
-def leave_groups(labels: Labels, later: torch.Tensor, link: torch.Tensor, number: int) -> Labels:
-    """The ``number`` tokens that are least similar to the frame before leave the tokens that they have joined.
+def split_to_count(labels: Labels, similarities: Similarities, grid: Grid, count: int) -> Labels:
+    """Split tokens until there are ``count``; ``labels`` itself if there are as many already."""
+    if count <= labels.kept:
+        return labels
+    if count <= labels.after_spatial and labels.frame_similarity is not None:
+        return _leave_groups(labels, grid, count)
+    return _split_nodes(labels, similarities, grid, count)
 
-    Waits for nothing. At least ``number`` tokens must have joined others.
 
-    Args:
-        labels: the tokens.
-        later: ``[P]`` int64, anchors of tokens of which each overlaps one of the frame before.
-        link: ``[P]`` float32, similarity of the two.
-        number: how many tokens there should be more.
-    """
+def _leave_groups(labels: Labels, grid: Grid, count: int) -> Labels:
+    """The tokens that are least similar to the frame before leave the tokens that they have joined. No host sync."""
+    assert labels.frame_similarity is not None
+    # NaN is like nothing, too: such a token leaves first.
+    link = labels.frame_similarity.nan_to_num(nan=-torch.inf)
+    later = labels.anchor[grid.cells :]
     similarity = link.new_full(labels.anchor.shape, torch.inf)
     similarity = similarity.scatter_reduce(0, later, link, "amax", include_self=False)
     cell = torch.arange(len(similarity), device=similarity.device)
-    chosen = similarity.masked_fill(labels.owner == cell, torch.inf).sort(stable=True).indices[:number]
-    # A cell that is no anchor can be chosen only where too few tokens have joined others, and changes nothing.
-    return replace(labels, owner=labels.owner.scatter(0, chosen, chosen)[labels.anchor])
+    # Cells that are no anchor, and tokens that stand for themselves, come last.
+    order = similarity.masked_fill(labels.owner == cell, torch.inf).sort(stable=True).indices
+    chosen = order[: count - labels.kept]
+    owner = labels.owner.scatter(0, chosen, chosen)[labels.anchor]
+    return replace(labels, owner=owner, kept=count)
 
 
-def split_nodes(labels: Labels, agreement: torch.Tensor, anchors: torch.Tensor, number: int) -> Labels:
-    """Split quadtree nodes until there are ``number`` tokens more, or only single cells.
-
-    Args:
-        labels: tokens that are single nodes: the temporal step has merged nothing.
-        agreement: ``[L - 1, T, H*W]`` float32, similarity of the node over each cell and its least similar child.
-        anchors: ``[L, H*W]`` int64, top-left cell of the node over each cell at each level.
-        number: how many.
-    """
-    levels, cells = anchors.shape
-    level, owner = labels.level.clone(), None
+def _split_nodes(labels: Labels, similarities: Similarities, grid: Grid, count: int) -> Labels:
+    """Undo the temporal step, and replace quadtree nodes by their children until there are ``count`` tokens, or only
+    single cells."""
+    min_child = similarities.min_child_similarity.squeeze(2).transpose(0, 1).flatten(1)
+    level, owner, missing = labels.level.clone(), None, count - labels.after_spatial
     cell = torch.arange(len(level), device=level.device)
-    start, local = cell // cells * cells, cell % cells
-    children = _children(anchors)
+    start, local = cell // grid.cells * grid.cells, cell % grid.cells
 
-    def over(depth: torch.Tensor) -> torch.Tensor:
-        return start + anchors[depth, local]
+    def anchors(level: torch.Tensor) -> torch.Tensor:
+        return start + grid.anchor[level, local]
 
-    while number > 0:
-        nodes = ((over(level) == cell) & (level < levels - 1)).nonzero().squeeze(1)
+    while missing > 0:
+        nodes = ((anchors(level) == cell) & (level < grid.levels - 1)).nonzero().squeeze(1)
         if not len(nodes):
             break
-        similarity = agreement.flatten(1)[level[nodes], nodes]
+        similarity = min_child[level[nodes], nodes].nan_to_num(nan=-torch.inf)
         nodes = nodes[similarity.sort(stable=True).indices]
-        more = children[level[nodes], local[nodes]] - 1
-        whole = nodes[more.cumsum(0) <= number]
+        more = grid.children[level[nodes], local[nodes]] - 1
+        whole = nodes[more.cumsum(0) <= missing]
         if not len(whole):
             whole = nodes[:1]
-        split = torch.zeros_like(cell, dtype=torch.bool).index_fill(0, whole, True)[over(level)]
-        parent = over(level)
+        parent = anchors(level)
+        split = torch.zeros_like(cell, dtype=torch.bool).index_fill(0, whole, True)[parent]
         level[split] += 1
-        number -= int((children[level[whole] - 1, local[whole]] - 1).sum())
-        if number < 0:
+        missing -= int((grid.children[level[whole] - 1, local[whole]] - 1).sum())
+        if missing < 0:
             # Too many by 1 or 2: the node's last children stay with its first one.
-            brood = torch.nonzero((over(level) == cell) & (parent == whole[0])).squeeze(1)
-            owner = over(level)
-            owner[torch.isin(owner, brood[number:])] = brood[0]
-    return Labels(level, over(level), over(level) if owner is None else owner)
-
-
-def _children(anchors: torch.Tensor) -> torch.Tensor:
-    """``[L - 1, H*W]``: number of children of the node whose top-left cell it is."""
-    counts = torch.zeros_like(anchors[:-1])
-    cell = torch.arange(anchors.shape[1], device=anchors.device)
-    for level in range(len(counts)):
-        child = (anchors[level + 1] == cell).nonzero().squeeze(1)
-        counts[level].index_add_(0, anchors[level, child], torch.ones_like(child))
-    return counts
+            children = ((anchors(level) == cell) & (parent == whole[0])).nonzero().squeeze(1)
+            owner = anchors(level)
+            owner[torch.isin(owner, children[missing:])] = children[0]
+    anchor = anchors(level)
+    return replace(labels, level=level, anchor=anchor, owner=anchor if owner is None else owner, kept=count)

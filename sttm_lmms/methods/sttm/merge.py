@@ -1,197 +1,173 @@
-"""The public entry: thresholds or a budget in, merged tokens out (arXiv 2507.07990, section 3)."""
+"""STTM itself: its settings, and the steps from a video's tokens to the merged ones (arXiv 2507.07990, section 3)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal
+from typing import Any, get_args
 
 import torch
 
-from sttm_lmms.methods.base import max_tokens
-from sttm_lmms.methods.sttm.average import average_groups
-from sttm_lmms.methods.sttm.budget import BudgetWarning, Profile, search_budget
-from sttm_lmms.methods.sttm.dense import DenseVideo, fits
-from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
-from sttm_lmms.methods.sttm.quadtree import Partition, Quadtrees, build_quadtrees, check_features, partition_at
-from sttm_lmms.methods.sttm.search import Thresholds
-from sttm_lmms.methods.sttm.temporal import Merged, Pairs, merge_in_time, similarities_of
-from sttm_lmms.types import MergedTokens
-
-if TYPE_CHECKING:
-    from sttm_lmms.methods.sttm.method import STTMConfig
+from sttm_lmms.config import check_choice, check_flag, check_integer, check_number
+from sttm_lmms.methods import register_method
+from sttm_lmms.methods.base import BudgetWarning, DecodePositions, Method, Probe, Scratch, Stage, max_tokens
+from sttm_lmms.methods.sttm.average import average
+from sttm_lmms.methods.sttm.cluster import Labels, cluster
+from sttm_lmms.methods.sttm.exact import split_to_count
+from sttm_lmms.methods.sttm.grid import OddEdge, grid_for
+from sttm_lmms.methods.sttm.search import search_thresholds
+from sttm_lmms.methods.sttm.similarity import Thresholds, measure
+from sttm_lmms.types import Kept, MergedTokens, Tokens
 
 
-Path = Literal["sparse", "dense", "triton"]
-"""How tokens are found: over lists of nodes and pairs block by block, in tables of all of them at once, or in such
-tables with a kernel of our own for the union, which no GPU has run yet and which is therefore nobody's default."""
+@register_method("sttm")
+@dataclass(frozen=True)
+class STTMConfig(Method):
+    """Settings of spatio-temporal token merging (arXiv 2507.07990, sections 3.2 and 3.3).
+
+    Give either both thresholds or a ``budget``.
+
+    Attributes:
+        spatial_threshold: a quadtree node stays coarse if its cosine similarity to each child is at least this.
+            In [-1, 2]; above 1 nothing merges in space.
+        temporal_threshold: overlapping tokens of consecutive frames merge if their cosine similarity is at least this.
+            In [-1, 2]; at or below 0 the temporal step is off.
+        root_level: level of the pyramid (0 = coarsest, about 2x2) at which the quadtrees start. A level beyond the
+            finest one means the finest, where there is no spatial step.
+        start_layer: see :class:`~sttm_lmms.methods.base.LayerMethod`.
+        weighted_avg: average over all original cells instead of over nodes.
+        per_head: cosine similarity per attention head, then averaged.
+        odd_edge: what a border node with fewer than four children does. ``"reference"`` compares it to the frame's
+            top-left child as well (the published code), ``"masked"`` ignores the missing children (the paper's text).
+        decode_positions: see :class:`~sttm_lmms.methods.base.LayerMethod`.
+        budget: kept visual tokens / all visual tokens, in (0, 1]; thresholds are then searched for each video.
+
+    Raises:
+        ValueError: a value is out of range, or thresholds and budget are mixed.
+    """
+
+    spatial_threshold: float | None = None
+    temporal_threshold: float | None = None
+    root_level: int = 1
+    start_layer: int = 2
+    weighted_avg: bool = False
+    per_head: bool = False
+    odd_edge: OddEdge = "reference"
+    decode_positions: DecodePositions = "continue"
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        thresholds = (self.spatial_threshold, self.temporal_threshold)
+        if self.budget is not None:
+            if thresholds != (None, None):
+                raise ValueError("budget and thresholds exclude each other: give budget, or both thresholds")
+            check_number("budget", self.budget, 0.0, 1.0, low_open=True)
+        elif None in thresholds:
+            raise ValueError(
+                "give both spatial_threshold and temporal_threshold (temporal_threshold=0 turns the temporal step "
+                "off), or budget in (0, 1]"
+            )
+        else:
+            check_number("spatial_threshold", self.spatial_threshold, -1.0, 2.0)
+            check_number("temporal_threshold", self.temporal_threshold, -1.0, 2.0)
+        check_integer("root_level", self.root_level, 0)
+        check_integer("start_layer", self.start_layer, 0)
+        check_flag("weighted_avg", self.weighted_avg)
+        check_flag("per_head", self.per_head)
+        check_choice("odd_edge", self.odd_edge, get_args(OddEdge))
+        check_choice("decode_positions", self.decode_positions, get_args(DecodePositions))
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """Both thresholds; None with a budget."""
+        if self.spatial_threshold is None or self.temporal_threshold is None:
+            return None
+        return Thresholds(self.spatial_threshold, self.temporal_threshold)
+
+    def stages(self, layers: int) -> Sequence[int | Stage]:
+        return (self.start_layer,)
+
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        """Merge one video; :func:`merge_video_tokens` on its grid."""
+        return Kept.of_merged(merge_video_tokens(tokens.as_grid(), self, tokens.head_dim))
+
+    @classmethod
+    def published(cls, **settings: Any) -> STTMConfig:
+        """From the argument names of the published code: ``sa_spatial_thresh``, ``sa_temporal_thresh``,
+        ``sa_tree_root_level``, ``sa_start_layer_idx``, ``sa_tree_weighted_avg``."""
+        return cls(
+            spatial_threshold=float(settings["sa_spatial_thresh"]),
+            temporal_threshold=float(settings["sa_temporal_thresh"]),
+            root_level=int(settings.get("sa_tree_root_level", 1)),
+            start_layer=int(settings.get("sa_start_layer_idx", 2)),
+            weighted_avg=bool(settings.get("sa_tree_weighted_avg", False)),
+            decode_positions="reference",
+        )
 
 
-def merge_video_tokens(
-    features: torch.Tensor, config: STTMConfig, head_dim: int | None = None, *, _path: Path | None = None
-) -> MergedTokens:
+def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> MergedTokens:
     """Merge the visual tokens of one video.
 
-    With ``config.budget`` ``max_tokens(budget, T*H*W)`` tokens are kept: those of the thresholds that
-    :mod:`sttm_lmms.methods.sttm.search` finds, which keep at most one point less wherever there are such, and of which
-    :mod:`sttm_lmms.methods.sttm.exact` splits the least similar ones. A budget below the video's floor, the share that
+    With ``config.budget`` exactly ``max_tokens(budget, T*H*W)`` tokens are kept: those of the thresholds that
+    :mod:`~sttm_lmms.methods.sttm.search` finds, which keep at most one point less wherever there are such, and of which
+    :mod:`~sttm_lmms.methods.sttm.exact` splits the least similar ones. A budget below the video's floor, the share that
     the lowest thresholds keep, gives that floor and a :class:`BudgetWarning`.
 
     Args:
         features: ``[T, H, W, C]``, any float dtype and device, T, H, W >= 1.
         config: thresholds, or a budget; ``start_layer`` and ``decode_positions`` play no role here.
         head_dim: channels of an attention head; needed with ``config.per_head``, unused without.
-        _path: for tests and benchmarks; :func:`default_path` otherwise.
 
     Returns:
         The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, the number of
-        tokens ``after_spatial``, that is before any merged in time, and after a
-        search also the requested ``budget`` and the number of ``evaluations``; thresholds found by a search give the
-        same tokens when they are given as thresholds, but for those that were split off.
+        tokens ``after_spatial``, that is before any merged in time, and after a search also the requested ``budget``
+        and the number of ``evaluations``, the pairs of thresholds that were counted; thresholds found by a search give
+        the same tokens when they are given as thresholds, but for those that were split off.
 
     Raises:
         ValueError: ``features`` has another rank or is empty, or ``head_dim`` is missing or does not divide C.
         TypeError: ``features`` is not floating point.
     """
-    path = _path or default_path(features.device)
-    if config.budget is None:
-        assert config.spatial_threshold is not None
-        assert config.temporal_threshold is not None
-        thresholds = Thresholds(config.spatial_threshold, config.temporal_threshold)
-        return measure(features, config, head_dim, path, temporal=thresholds.temporal > 0).merge_at(thresholds)
-    return _merge_to_budget(measure(features, config, head_dim, path), config.budget)
-
-
-def default_path(device: torch.device) -> Path:
-    """Dense on CUDA devices, where launches and host reads are what costs."""
-    return "dense" if device.type == "cuda" else "sparse"
-
-
-def measure(
-    features: torch.Tensor, config: STTMConfig, head_dim: int | None, path: Path, *, temporal: bool = True
-) -> SparseVideo | DenseVideo:
-    """All similarities of a video; ``temporal=False`` may leave out what only the temporal step needs.
-
-    Arguments and errors as in :func:`merge_video_tokens`.
-    """
     check_features(features, config, head_dim)
-    if path != "sparse" and fits(features, config):
-        return DenseVideo.of(features, config, head_dim, temporal=temporal, kernels=path == "triton")
-    return SparseVideo(build_quadtrees(features, config, head_dim), config.weighted_avg)
+    grid = grid_for(*features.shape[1:3], config.root_level, config.odd_edge, features.device)
+    similarities = measure(
+        features,
+        grid,
+        weighted_avg=config.weighted_avg,
+        head_dim=head_dim if config.per_head else None,
+        thresholds=config.thresholds,
+    )
+    count = max_tokens(config.budget, features[..., 0].numel()) if config.budget is not None else 0
+    thresholds = config.thresholds or search_thresholds(similarities, grid, count)
+    labels = cluster(similarities, grid, thresholds)  # section 3.2 in space, 3.3 in time
+    labels = split_to_count(labels, similarities, grid, count)  # does nothing where there are as many already
+    merged = average(features, grid, labels, config.weighted_avg)
+    return replace(merged, info=_info(config, thresholds, labels, len(similarities.counts)))
 
 
-def _merge_to_budget(video: SparseVideo | DenseVideo, budget: float) -> MergedTokens:
-    most = max_tokens(budget, video.tokens)
-    search = search_budget(video.profile, most / video.tokens)
-    merged = video.merge_at(search.best, most)
-    if merged.budget > budget:
-        kept = f"{len(merged)} of {merged.source_map.numel()} tokens ({merged.budget:.4f})"
-        reason = f"is below what this video allows: its lowest thresholds keep {kept}"
-        warnings.warn(f"budget={budget} {reason}", BudgetWarning, stacklevel=3)
-    return replace(merged, info={**merged.info, "budget": budget, "evaluations": search.evaluations})
+def check_features(features: torch.Tensor, config: STTMConfig, head_dim: int | None) -> None:
+    """Raise what :func:`merge_video_tokens` raises."""
+    if features.dim() != 4 or 0 in features.shape:
+        raise ValueError(f"features have shape {tuple(features.shape)}; they must be a non-empty [T, H, W, C]")
+    if not features.is_floating_point():
+        raise TypeError(f"features are {features.dtype}; they must be floating point")
+    if config.per_head and (head_dim is None or head_dim < 1 or features.shape[-1] % head_dim):
+        raise ValueError(f"per_head=True needs a head_dim that divides C={features.shape[-1]}, not {head_dim}")
 
 
-@dataclass(frozen=True)
-class SparseVideo:
-    """A measured video on the path of CPUs; :class:`~sttm_lmms.methods.sttm.dense.DenseVideo` is the other one."""
-
-    trees: Quadtrees
-    weighted_avg: bool
-
-    @property
-    def tokens(self) -> int:
-        """T*H*W."""
-        return self.trees.norms[-1].shape[0]
-
-    @cached_property
-    def profile(self) -> Profile:
-        """What a search for thresholds asks."""
-        return Profile.of(self.trees)
-
-    def without_features(self) -> Profile:
-        """The same similarities for counting alone."""
-        return self.profile
-
-    def merge_at(self, thresholds: Thresholds, wanted: int = 0) -> MergedTokens:
-        """The tokens at a pair of thresholds, split until there are as many as ``wanted``.
-
-        What a search has measured is looked up there; without one, only the pairs at hand are measured.
-        """
-        similarities = self.profile.look_up if wanted else None
-        return merge_at(
-            self.trees, *thresholds, weighted_avg=self.weighted_avg, wanted=wanted, similarities=similarities
-        )
-
-
-def merge_at(
-    trees: Quadtrees,
-    spatial: float,
-    temporal: float,
-    *,
-    weighted_avg: bool = False,
-    wanted: int = 0,
-    similarities: Callable[[Pairs], torch.Tensor] | None = None,
-) -> MergedTokens:
-    """The tokens of a video at a pair of thresholds, split until there are as many as ``wanted``.
-
-    ``similarities`` of pairs are measured unless they are given. ``info`` holds the thresholds and the number of tokens
-    after the spatial step, before splitting.
-    """
-    partition = partition_at(trees.layout, trees.min_child_similarity, spatial)
-    merged = merge_in_time(partition, temporal, similarities or partial(similarities_of, trees))
+def _info(config: STTMConfig, thresholds: Thresholds, labels: Labels, evaluations: int) -> dict[str, float]:
+    """What is worth reporting; warns where a video keeps more than its budget."""
     info = {
-        "spatial_threshold": spatial,
-        "temporal_threshold": temporal,
-        "after_spatial": int(partition.is_anchor.sum()),
+        "spatial_threshold": thresholds.spatial,
+        "temporal_threshold": thresholds.temporal,
+        "after_spatial": labels.after_spatial,
     }
-    if wanted:
-        partition, merged = _split(trees, partition, merged, wanted)
-    return _collect(trees, partition, merged.owner, weighted_avg, info)
-
-
-def _split(trees: Quadtrees, partition: Partition, merged: Merged, wanted: int) -> tuple[Partition, Merged]:
-    """Split tokens until there are as many as wanted."""
-    cell, shape = torch.arange(merged.owner.numel(), device=merged.owner.device), merged.owner.shape
-    kept, spatial = (int((label.flatten() == cell).sum()) for label in (merged.owner, partition.anchor))
-    if wanted <= kept:
-        return partition, merged
-    labels = Labels(partition.level.flatten(), partition.anchor.flatten(), merged.owner.flatten())
-    if wanted <= spatial and merged.later is not None and merged.link is not None:
-        labels = leave_groups(labels, merged.later, merged.link, wanted - kept)
-    else:
-        labels = replace(labels, owner=labels.anchor)
-        agreement = trees.min_child_similarity.flatten(2)
-        labels = split_nodes(labels, agreement, trees.layout.anchors(), wanted - spatial)
-    return Partition(labels.level.view(shape), labels.anchor.view(shape)), Merged(labels.owner.view(shape))
-
-
-def _collect(
-    trees: Quadtrees, partition: Partition, owner: torch.Tensor, weighted_avg: bool, info: dict[str, float]
-) -> MergedTokens:
-    """Number the surviving tokens and average their members; ``owner`` ``[T, H, W]`` holds survivors' anchors."""
-    layout, level = trees.layout, partition.level.flatten()
-    survives = owner.flatten() == torch.arange(owner.numel(), device=owner.device)
-    survivor = survives.nonzero().squeeze(1)
-    source_map = (survives.cumsum(0) - 1)[owner]
-    counts = _occurrences(source_map.flatten(), len(survivor))
-    t, y, x = layout.coordinates(survivor)
-    boxes = torch.stack((t, y, x, layout.bottom[level[survivor], y], layout.right[level[survivor], x]), 1)
-
-    anchor = partition.is_anchor.flatten().nonzero().squeeze(1)
-    group, order = source_map.flatten()[anchor].sort(stable=True)
-    member = anchor[order]
-    sizes = _occurrences(group, len(survivor))
-    if weighted_avg:
-        cells = _occurrences(partition.anchor.flatten(), owner.numel())
-        weight = cells[member].float() / counts[group].float()
-    else:
-        weight = sizes[group].float().reciprocal()
-    features = average_groups(trees, member, level[member], weight, sizes)
-    return MergedTokens(features, boxes, counts, source_map, info)
-
-
-def _occurrences(index: torch.Tensor, length: int) -> torch.Tensor:
-    """How often each of 0..length-1 occurs; like ``bincount``, which would make a GPU wait for the largest index."""
-    return torch.zeros(length, dtype=torch.int64, device=index.device).index_add_(0, index, torch.ones_like(index))
+    if config.budget is None:
+        return info
+    share = labels.kept / labels.cells
+    if share > config.budget:
+        kept = f"{labels.kept} of {labels.cells} tokens ({share:.4f})"
+        reason = f"is below what this video allows: its lowest thresholds keep {kept}"
+        warnings.warn(f"budget={config.budget} {reason}", BudgetWarning, stacklevel=3)
+    return info | {"budget": config.budget, "evaluations": evaluations}

@@ -1,29 +1,23 @@
 """The search behind a budget: thresholds with the largest kept share that a budget allows.
 
-It walks one path through the (spatial, temporal) plane, temporal = spatial - 0.25 in its main part, which passes within
-0.1 of the pairs published for 50% and 30%, and bisects on the kept share. Where shares jump over the budget on the path
-(still videos, where everything merges in time at once; flat pictures; tiny grids) it goes on along one threshold at a
-time.
+It bisects the kept share along a diagonal of the (spatial, temporal) plane, temporal = spatial - 0.25 in its main part,
+which passes within 0.1 of the pairs published for 50% and 30%. Where shares jump over the budget on the diagonal (still
+videos, where everything merges in time at once; flat pictures; tiny grids) it goes on along one threshold at a time.
 
 The search is monotone: a larger budget never keeps fewer tokens. Its steps depend on comparisons with the budget alone,
-and the answer is the largest share within the budget that was seen; so two searches go hand in hand until a point fits
-the larger budget only, and that point keeps more than the smaller budget allows.
+and the answer is the largest share within the budget that was seen. So searches for two budgets evaluate the same
+points until one fits the larger budget only, and that point keeps more than the smaller budget allows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 
-
-class Thresholds(NamedTuple):
-    """A point of the plane that is searched."""
-
-    spatial: float
-    temporal: float
-
+from sttm_lmms.methods.sttm.cluster import count_tokens
+from sttm_lmms.methods.sttm.grid import Grid
+from sttm_lmms.methods.sttm.similarity import Similarities, Thresholds
 
 Line = Callable[[int], Thresholds]
 """A line of numbered points, shares ascending."""
@@ -36,16 +30,16 @@ merges in time. (A temporal threshold of 0 would turn that step off.)"""
 HIGHEST = Thresholds(1.01, 1.01)
 """Merges nothing: above 1 by more than a similarity can be through rounding."""
 
-PATH = (LOWEST, Thresholds(0.25, LOWEST.temporal), Thresholds(0.95, 0.70), HIGHEST)
-"""Corners of the path, lowest share first."""
+DIAGONAL = (LOWEST, Thresholds(0.25, LOWEST.temporal), Thresholds(0.95, 0.70), HIGHEST)
+"""Corners of the diagonal, lowest share first."""
 
 TOLERANCE = 0.01
 """A share in (budget - TOLERANCE, budget] meets the budget."""
 
 _CLOSE = 0.002  # a share in (budget - _CLOSE, budget] ends the bisection
-_STEPS = 2**25  # points on each part of the path: as fine as float32 similarities near 1
-_TURNS = 4  # lines that a walk off the path tries
-_AHEAD = 4  # steps of a bisection that are announced at once: 15 points
+_STEPS = 2**25  # points on each part of the diagonal: as fine as float32 similarities near 1
+MAX_SWEEPS = 4  # lines that a coordinate search tries
+LOOKAHEAD = 4  # steps of a bisection that are announced at once: 15 points
 
 
 class Search:
@@ -54,7 +48,7 @@ class Search:
     Args:
         share: kept share at a pair of thresholds.
         budget: in (0, 1].
-        ahead: told which points ``share`` may be asked for next; all of them can be counted at once. The search goes
+        prefetch: told which points ``share`` may be asked for next; all of them can be counted at once. The search goes
             the same way whatever it does.
 
     Attributes:
@@ -67,49 +61,49 @@ class Search:
         self,
         share: Callable[[Thresholds], float],
         budget: float,
-        ahead: Callable[[Sequence[Thresholds]], None] = lambda points: None,
+        prefetch: Callable[[Sequence[Thresholds]], None] = lambda points: None,
     ) -> None:
         self.best = LOWEST
         self.best_share: float | None = None
         self.evaluations = 0
         self._share = share
         self._budget = budget
-        self._ahead = ahead
+        self._prefetch = prefetch
 
     def within(self, tolerance: float = TOLERANCE) -> bool:
         """Whether the best share lies in (budget - tolerance, budget]."""
         return self.best_share is not None and self.best_share > self._budget - tolerance
 
-    def follow_path(self) -> Thresholds:
-        """Search the path. Returns the last point seen whose share is above the budget, if there is one."""
+    def search_diagonal(self) -> Thresholds:
+        """Bisect along the diagonal. Returns the last point seen whose share is above the budget, if there is one."""
         high = HIGHEST
-        self._ahead([*PATH, *_tree(_segment(*PATH[1:3]), 0, _STEPS)])
+        self._prefetch([*DIAGONAL, *_tree(_segment(*DIAGONAL[1:3]), 0, _STEPS)])
         if self._fits(high):
             return high
-        for low in reversed(PATH[:-1]):
+        for low in reversed(DIAGONAL[:-1]):
             if self._fits(low):
                 return self._bisect(_segment(low, high), _STEPS)
             high = low
         return high
 
-    def leave_path(
+    def coordinate_search(
         self, start: Thresholds, spatial: torch.Tensor, temporal: torch.Tensor, *, space_first: bool
     ) -> None:
-        """Go on along the lines through a point: along one threshold and then along the other, by turns.
+        """Go on along the lines through a point: along one threshold and then along the other, in turns.
 
         Args:
             start: the point; each line searched moves it.
             spatial, temporal: ``[n]`` ascending, the values to try for each threshold.
             space_first: which one moves first.
         """
-        for turn in range(_TURNS):
+        for sweep in range(MAX_SWEEPS):
             if self.within():
                 return
-            if (turn % 2 == 0) == space_first:
+            if (sweep % 2 == 0) == space_first:
                 line, length = _along_space(spatial, start.temporal), len(spatial)
             else:
                 line, length = _along_time(start.spatial, temporal), len(temporal)
-            self._ahead([line(0), line(length - 1), *_tree(line, 0, length - 1)])
+            self._prefetch([line(0), line(length - 1), *_tree(line, 0, length - 1)])
             # A line helps only if the budget lies between its ends.
             if self._fits(line(0)) and not self._fits(line(length - 1)):
                 start = self._bisect(line, length - 1)
@@ -118,8 +112,8 @@ class Search:
         """Narrow down a line whose point 0 fits and whose point ``high`` does not; returns the last that does not."""
         low = step = 0
         while high - low > 1 and not self.within(_CLOSE):
-            if step % _AHEAD == 0:
-                self._ahead(_tree(line, low, high))
+            if step % LOOKAHEAD == 0:
+                self._prefetch(_tree(line, low, high))
             step += 1
             middle = (low + high) // 2
             if self._fits(line(middle)):
@@ -136,7 +130,7 @@ class Search:
         return share <= self._budget
 
 
-def _tree(line: Line, low: int, high: int, steps: int = _AHEAD) -> list[Thresholds]:
+def _tree(line: Line, low: int, high: int, steps: int = LOOKAHEAD) -> list[Thresholds]:
     """All points that the next steps of a bisection between ``low`` and ``high`` can ask for."""
     if steps == 0 or high - low <= 1:
         return []
@@ -150,10 +144,12 @@ def _segment(low: Thresholds, high: Thresholds) -> Line:
     return lambda i: Thresholds(*(start + (end - start) * i / _STEPS for start, end in ends))
 
 
-def turning_points(agreement: torch.Tensor, similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def turning_points(
+    min_child_similarity: torch.Tensor, frame_similarity: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The spatial and the temporal thresholds at which a share can change, ascending: where similarities lie."""
     (spatial, temporal), (spatial_end, temporal_end) = LOWEST, HIGHEST
-    return _between(spatial, agreement, spatial_end), _between(temporal, similarity, temporal_end)
+    return _between(spatial, min_child_similarity, spatial_end), _between(temporal, frame_similarity, temporal_end)
 
 
 def _between(low: float, values: torch.Tensor, high: float) -> torch.Tensor:
@@ -167,3 +163,28 @@ def _along_space(spatial: torch.Tensor, temporal: float) -> Line:
 
 def _along_time(spatial: float, temporal: torch.Tensor) -> Line:
     return lambda i: Thresholds(spatial, float(temporal[i]))
+
+
+def search_thresholds(similarities: Similarities, grid: Grid, count: int) -> Thresholds:
+    """The thresholds that keep most of one video's tokens out of those that keep at most ``count``; the lowest ones if
+    none do."""
+    cells = len(similarities.min_child_similarity) * grid.cells
+
+    def share(point: Thresholds) -> float:
+        count_tokens(similarities, grid, [point])
+        return similarities.counts[point].kept / cells
+
+    def prefetch(points: Sequence[Thresholds]) -> None:
+        if grid.dense:  # elsewhere counting one by one is as fast
+            count_tokens(similarities, grid, points)
+
+    search = Search(share, count / cells, prefetch)
+    above = search.search_diagonal()
+    if search.best_share is not None and not search.within():
+        frame = similarities.frame_similarity
+        frame = torch.empty(0) if frame is None else frame.cpu()
+        spatial, temporal = turning_points(similarities.min_child_similarity.cpu(), frame)
+        for start in (HIGHEST, above, search.best):
+            for space_first in (True, False):
+                search.coordinate_search(start, spatial, temporal, space_first=space_first)
+    return search.best

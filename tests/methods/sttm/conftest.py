@@ -1,16 +1,14 @@
-"""Every test of merging runs on both paths: the one of CPUs and the one of GPUs."""
+"""Every test of merging runs with both measures: the one of CPUs and the one of accelerators."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from measures import measured_by
 
-from sttm_lmms.methods.sttm import merge
 
-
-@pytest.fixture(scope="module", params=["sparse", "dense"], autouse=True)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge, "default_path", lambda device: request.param)
+@pytest.fixture(scope="module", params=["gather", "products"], autouse=True)
+def measure(request: pytest.FixtureRequest) -> Iterator[str]:
+    with measured_by(request.param):
         yield request.param

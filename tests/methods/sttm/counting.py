@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sttm_lmms.methods.sttm.dense_tables import tables_for
+from sttm_lmms.methods.sttm.grid import grid_for
 
 LOOK_UPS = {"index", "gather", "index_select", "_embedding_bag_forward_only"}
 """Operations that read as much of their first argument as they return (or of their indices)."""
@@ -89,9 +89,9 @@ def _bytes(tensor: torch.Tensor) -> int:
 @contextmanager
 def made_up_gpu() -> Iterator[None]:
     """Inside, ``torch.empty(..., device="cuda")`` is a fake tensor."""
-    tables_for.cache_clear()  # made-up tables must not stay for others
+    grid_for.cache_clear()  # made-up tables must not stay for others
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        tables_for.cache_clear()
+        grid_for.cache_clear()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measures import measured_by
 
 from sttm_lmms.methods.base import max_tokens
 from sttm_lmms.methods.sttm import (
@@ -14,14 +15,12 @@ from sttm_lmms.methods.sttm import (
     MergedTokens,
     STTMConfig,
     calibrate,
+    merge,
     merge_video_tokens,
-    temporal,
 )
-from sttm_lmms.methods.sttm.budget import Profile
-from sttm_lmms.methods.sttm.dense import DenseVideo
-from sttm_lmms.methods.sttm.quadtree import build_quadtrees
-from sttm_lmms.methods.sttm.search import LOWEST, Thresholds
-from sttm_lmms.methods.sttm.similarity import row_dots
+from sttm_lmms.methods.sttm.grid import grid_for
+from sttm_lmms.methods.sttm.search import LOWEST
+from sttm_lmms.methods.sttm.similarity import measure
 from sttm_lmms.testing.synthetic import natural_features
 
 BUDGETS = (0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -134,24 +133,14 @@ def test_single_cell() -> None:
     assert "1 of 1" in warning
 
 
-def test_counting_agrees_with_merging() -> None:
-    features = natural_features(6, 13, 10, 32)
-    profile = Profile.of(build_quadtrees(features, STTMConfig(budget=0.5)))
-    for thresholds in (LOWEST, Thresholds(0.7, 0.5), Thresholds(0.9, 0.65), Thresholds(0.8, 0.0)):
-        assert profile.share(thresholds) == merge_video_tokens(features, STTMConfig(*thresholds)).budget
-
-
-def test_no_similarity_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merging and splitting look up what the search has measured."""
+def test_everything_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searching, merging and splitting look up what was measured."""
     calls = []
-    monkeypatch.setattr(temporal, "row_dots", lambda *args: calls.append(len(args[3])) or row_dots(*args))
-    features, config = natural_features(6, 13, 10, 32), STTMConfig(budget=0.5)
-    Profile.of(build_quadtrees(features, config))
-    alone = sum(calls)
-    calls.clear()
-    merged = merge_video_tokens(features, config, _path="sparse")
+    monkeypatch.setattr(merge, "measure", lambda *args, **settings: calls.append(args) or measure(*args, **settings))
+    merged = merge_video_tokens(natural_features(6, 13, 10, 32), STTMConfig(budget=0.5))
     assert merged.info["after_spatial"] > len(merged) == 390
-    assert sum(calls) == alone > 0
+    assert merged.info["evaluations"] > 1
+    assert len(calls) == 1
 
 
 def test_calibration_meets_the_budget_on_average() -> None:
@@ -163,14 +152,18 @@ def test_calibration_meets_the_budget_on_average() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"per_head": True, "odd_edge": "masked"}], ids=str)
-def test_calibration_on_tables_finds_the_same_and_keeps_no_features(settings: dict) -> None:
+def test_calibration_finds_the_same_with_both_measures_and_keeps_no_features(settings: dict) -> None:
     config = STTMConfig(budget=0.4, **settings)
     videos = [natural_features(6, 9, 8, 32, seed=seed) for seed in range(2)]
-    assert calibrate(videos, 0.4, config, 8, _path="dense") == calibrate(videos, 0.4, config, 8, _path="sparse")
-    measured = DenseVideo.of(videos[0], config, 8).without_features()
-    storages = [value.untyped_storage().data_ptr() for value in vars(measured.measured).values()]
-    assert measured.features.numel() == 0
-    assert videos[0].untyped_storage().data_ptr() not in [*storages, measured.features.untyped_storage().data_ptr()]
+    found = []
+    for way in ("gather", "products"):
+        with measured_by(way):
+            found.append(calibrate(videos, 0.4, config, 8))
+            grid = grid_for(9, 8, 1, config.odd_edge, videos[0].device)
+            values = vars(measure(videos[0], grid)).values()
+            storages = [value.untyped_storage().data_ptr() for value in values if isinstance(value, torch.Tensor)]
+            assert videos[0].untyped_storage().data_ptr() not in storages
+    assert found[0] == found[1]
 
 
 def test_calibration_refuses_what_it_cannot_do() -> None:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from sttm_lmms.methods.base import max_tokens
 from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
-from sttm_lmms.methods.sttm.exact import Labels, leave_groups, split_nodes
-from sttm_lmms.methods.sttm.quadtree import Layout
+from sttm_lmms.methods.sttm.cluster import Labels
+from sttm_lmms.methods.sttm.exact import split_to_count
+from sttm_lmms.methods.sttm.grid import grid_for
 from sttm_lmms.methods.sttm.search import LOWEST
+from sttm_lmms.methods.sttm.similarity import Similarities
 from sttm_lmms.testing.synthetic import natural_features
 
 
@@ -47,24 +49,37 @@ def test_the_count_is_exact_above_the_floor(
 
 def test_the_least_similar_leave_first() -> None:
     """Three frames of two cells; all of the last four have joined the first two."""
-    cell = torch.arange(6)
-    labels = Labels(torch.zeros(6, dtype=torch.long), cell, torch.tensor([0, 1, 0, 1, 0, 1]))
+    grid, cell = grid_for(1, 2, 0, "reference", torch.device("cpu")), torch.arange(6)
     link = torch.tensor([0.9, 0.7, 0.8, 0.95])
-    owners = [leave_groups(labels, cell[2:], link, number).owner.tolist() for number in (1, 2, 4)]
-    assert owners == [[0, 1, 0, 3, 0, 1], [0, 1, 0, 3, 4, 1], [0, 1, 2, 3, 4, 5]]
+    labels = Labels(torch.zeros(6, dtype=torch.long), cell, torch.tensor([0, 1, 0, 1, 0, 1]), 2, 6, link)
+    similarities = Similarities(torch.empty(3, 0, 1, 2), None, 0)
+    owners = [split_to_count(labels, similarities, grid, 2 + number).owner.tolist() for number in (0, 1, 2, 4)]
+    assert owners == [[0, 1, 0, 1, 0, 1], [0, 1, 0, 3, 0, 1], [0, 1, 0, 3, 4, 1], [0, 1, 2, 3, 4, 5]]
 
 
 def test_nodes_split_from_the_least_similar_on_and_the_last_one_in_part() -> None:
-    layout = Layout.of(4, 4, 0, torch.device("cpu"))
-    anchor = layout.anchors()[0]
-    agreement = torch.tensor([0.9, 0.2, 0.5, 0.8])[layout.row[0][:, None] * 2 + layout.column[0]].view(1, 1, 16)
-    labels = Labels(torch.zeros(16, dtype=torch.long), anchor, anchor)
+    grid = grid_for(4, 4, 0, "reference", torch.device("cpu"))
+    anchor = grid.anchor[0]
+    min_child = torch.tensor([0.9, 0.2, 0.5, 0.8])[grid.over[0]].view(1, 1, 1, 16)
+    labels = Labels(torch.zeros(16, dtype=torch.long), anchor, anchor, 4, 4)
+
+    def owners(number: int) -> list[int]:
+        return split_to_count(labels, Similarities(min_child, None, 0), grid, 4 + number).owner.tolist()
+
     for number, expected in {
         3: [0, 0, 2, 3, 0, 0, 6, 7, 8, 8, 10, 10, 8, 8, 10, 10],
         5: [0, 0, 2, 3, 0, 0, 6, 7, 8, 9, 10, 10, 12, 8, 10, 10],
     }.items():
-        split = split_nodes(labels, agreement, layout.anchors(), number)
-        assert split.owner.tolist() == expected
+        assert owners(number) == expected
         assert len(set(expected)) == 4 + number
-    whole = split_nodes(labels, agreement, layout.anchors(), 100)
-    assert whole.owner.tolist() == list(range(16))
+    assert owners(12) == list(range(16))
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.3])
+def test_what_is_not_a_number_is_counted_exactly_and_merges_with_nothing(budget: float) -> None:
+    features = natural_features(6, 13, 10, 16)
+    features[1, 3, 4], features[2, 0, 0, 0], features[4, 5, 5] = math.nan, math.nan, math.inf
+    merged = merge_video_tokens(features, STTMConfig(budget=budget))
+    assert len(merged) == max_tokens(budget, 780)
+    spoiled = ~merged.features.isfinite().all(-1)
+    assert merged.counts[spoiled].tolist() == [1, 1, 1]

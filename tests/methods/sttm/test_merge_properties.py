@@ -11,7 +11,7 @@ from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 from sttm_lmms.testing.synthetic import natural_features
 
 SIZES = st.tuples(st.integers(1, 6), st.integers(1, 15), st.integers(1, 15))
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, PATH, Search, Thresholds
+from sttm_lmms.methods.sttm.search import DIAGONAL, HIGHEST, LOWEST, Search
+from sttm_lmms.methods.sttm.similarity import Thresholds
 
 LINE = torch.linspace(-1, 1.01, 100)
 PUBLISHED = [
@@ -24,7 +25,7 @@ PUBLISHED = [
 
 
 def smooth(thresholds: Thresholds) -> float:
-    """A share that rises evenly along the path from 0.1 to 1."""
+    """A share that rises evenly along the diagonal from 0.1 to 1."""
     spatial = (thresholds.spatial - LOWEST.spatial) / (HIGHEST.spatial - LOWEST.spatial)
     temporal = max(0.0, thresholds.temporal) / HIGHEST.temporal
     return 0.1 + 0.45 * spatial + 0.45 * temporal
@@ -32,9 +33,9 @@ def smooth(thresholds: Thresholds) -> float:
 
 def search(share, budget: float) -> Search:
     found = Search(share, budget)
-    start = found.follow_path()
+    start = found.search_diagonal()
     for space_first in (True, False):
-        found.leave_path(start, LINE, LINE, space_first=space_first)
+        found.coordinate_search(start, LINE, LINE, space_first=space_first)
     return found
 
 
@@ -53,7 +54,7 @@ def test_below_the_floor_the_answer_is_the_lowest_thresholds() -> None:
     assert not found.within()
 
 
-def test_a_jump_on_the_path_is_met_beside_it() -> None:
+def test_a_jump_on_the_diagonal_is_met_beside_it() -> None:
     """Like a still video: nothing merges in time above 0.9, everything below, and space goes from 0.2 to 1."""
 
     def still(thresholds: Thresholds) -> float:
@@ -79,8 +80,8 @@ def test_monotone_in_the_budget_whatever_the_shares(seed: int, budgets: tuple[fl
     assert erratic(low) <= erratic(high) or erratic(low) > min(budgets)
 
 
-def test_the_path_passes_near_the_published_pairs() -> None:
-    (s0, t0), (s1, t1) = PATH[1:3]
+def test_the_diagonal_passes_near_the_published_pairs() -> None:
+    (s0, t0), (s1, t1) = DIAGONAL[1:3]
     for spatial, temporal in PUBLISHED:
-        on_path = t0 + (t1 - t0) * (spatial - s0) / (s1 - s0)
-        assert abs(on_path - temporal) <= 0.1 + 1e-5
+        on_diagonal = t0 + (t1 - t0) * (spatial - s0) / (s1 - s0)
+        assert abs(on_diagonal - temporal) <= 0.1 + 1e-5

@@ -1,4 +1,4 @@
-"""How much the dense path asks of a GPU, as exact numbers, on real shapes without a GPU."""
+"""How much merging asks of a GPU, as exact numbers, on real shapes without a GPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import pytest
 import torch
 from counting import Work, made_up_gpu
 
-from sttm_lmms.methods.sttm import STTMConfig, dense, merge_video_tokens
-from sttm_lmms.methods.sttm.dense import Count, DenseVideo
-from sttm_lmms.methods.sttm.dense_union import rounds_for
-from sttm_lmms.methods.sttm.merge import Path
-from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST, Thresholds
+from sttm_lmms.methods.sttm import STTMConfig, cluster, merge_video_tokens, search
+from sttm_lmms.methods.sttm.grid import Grid
+from sttm_lmms.methods.sttm.search import HIGHEST, LOWEST
+from sttm_lmms.methods.sttm.similarity import Similarities, Thresholds, TokenCount
 
 Size = tuple[int, int, int, int]
 THRESHOLDS = STTMConfig(0.9, 0.65)
@@ -21,44 +20,39 @@ INPUT = 2 * 128 * 14 * 14 * 3584
 
 
 @pytest.fixture(autouse=True)
-def path() -> str:
+def measure() -> str:
     """Instead of the fixture of the folder: the device decides."""
     return "default"
 
 
-def work_of(
-    size: Size, config: STTMConfig, monkeypatch: pytest.MonkeyPatch, kept: float = 0.5, path: Path | None = None
-) -> tuple[Work, int]:
+def work_of(size: Size, config: STTMConfig, monkeypatch: pytest.MonkeyPatch, kept: float = 0.5) -> tuple[Work, int]:
     """The work of a warm merge of a bfloat16 video, and its host reads."""
     reads = []
-    tokens = int(kept * size[0] * size[1] * size[2])
+    whole = size[0] * size[1] * size[2]
+    tokens = int(kept * whole)
 
     def to_host(values: torch.Tensor) -> list:
         reads.append(values)
-        whole = size[0] * size[1] * size[2]
-        if values.shape[0] == 3:  # from a kernel
-            numbers = [tokens, whole, 5]
-            return numbers if values.dim() == 1 else [[number] * values.shape[1] for number in numbers]
         _, rounds, points = values.shape
         return [[[whole] * points, *[[tokens] * points] * (rounds - 1)], [[whole] * points] * rounds]
 
     def smooth(point: Thresholds) -> float:
         return 0.01 + 0.98 * (point.spatial - LOWEST.spatial) / (HIGHEST.spatial - LOWEST.spatial)
 
-    def count(self: DenseVideo, points: Sequence[Thresholds], rounds: int) -> list[Count]:
-        original(self, points, rounds)
-        whole = size[0] * size[1] * size[2]
-        return [Count(int(smooth(point) * whole), whole, 5) for point in points]
+    def count(similarities: Similarities, grid: Grid, points: Sequence[Thresholds]) -> None:
+        new = [point for point in points if point not in similarities.counts]
+        original(similarities, grid, points)
+        similarities.counts.update((point, TokenCount(int(smooth(point) * whole), whole, 5)) for point in new)
 
-    original = DenseVideo._count
-    monkeypatch.setattr(dense, "to_host", to_host)
-    monkeypatch.setattr(DenseVideo, "_count", count)
+    original = search.count_tokens
+    monkeypatch.setattr(cluster, "to_host", to_host)
+    monkeypatch.setattr(search, "count_tokens", count)
     with made_up_gpu():
         features = torch.empty(*size, dtype=torch.bfloat16, device="cuda")
-        merge_video_tokens(features, config, head_dim=128, _path=path)
+        merge_video_tokens(features, config, head_dim=128)
         reads.clear()
         with Work() as work:
-            merge_video_tokens(features, config, head_dim=128, _path=path)
+            merge_video_tokens(features, config, head_dim=128)
     monkeypatch.undo()
     return work, len(reads)
 
@@ -66,12 +60,12 @@ def work_of(
 @pytest.mark.parametrize(
     ("size", "operations", "views"),
     [
-        ((1, 14, 14, 3584), 44, 14),
-        ((16, 14, 14, 3584), 80, 26),
-        ((128, 14, 14, 3584), 83, 26),
-        ((128, 13, 17, 3584), 83, 26),
-        ((128, 27, 27, 3584), 112, 83),
-        ((128, 14, 14, 896), 93, 32),
+        ((1, 14, 14, 3584), 45, 27),
+        ((16, 14, 14, 3584), 81, 46),
+        ((128, 14, 14, 3584), 84, 46),
+        ((128, 13, 17, 3584), 84, 46),
+        ((128, 27, 27, 3584), 113, 101),
+        ((128, 14, 14, 896), 94, 52),
     ],
     ids=str,
 )
@@ -88,7 +82,7 @@ def test_more_frames_cost_no_more_operations_but_for_rounds(
     config = STTMConfig(0.9, 0.65, **settings)
     (few, _), (many, reads) = (work_of((frames, *grid, 3584), config, monkeypatch) for frames in (256, 1024))
     assert many.views == few.views
-    assert many.total - few.total == 3 * (rounds_for(1024) - rounds_for(256)) == 6
+    assert many.total - few.total == 6
     assert reads == 1
 
 
@@ -101,7 +95,7 @@ def test_few_channels_do_not_make_a_budget_dear(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("budget", [0.5, 0.3])
 def test_budget(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     work, reads = work_of((128, 14, 14, 3584), STTMConfig(budget=budget), monkeypatch)
-    assert (work.total, work.views, reads) == (200, 55, 3)
+    assert (work.total, work.views, reads) == (205, 90, 3)
     assert work.peak <= 1.5 * INPUT
 
 
