@@ -58,9 +58,7 @@ def measure(decoder: Any, inputs: dict[str, Any], span: Any, config: STTMConfig 
     how = {"repeats": options.repeats, "warmup": 1, "device": options.device}
     length = inputs["inputs_embeds"].shape[1]
 
-    def decode(steps: int, reducer: TokenReducer | None, state: Any) -> None:
-        if reducer is not None:
-            reducer.adopt(cache, state)
+    def decode(steps: int, cache: Any) -> None:
         for step in range(steps):
             positions = torch.full((1, 1), length + step, device=token.device)
             if "position_ids" in inputs:
@@ -73,11 +71,12 @@ def measure(decoder: Any, inputs: dict[str, Any], span: Any, config: STTMConfig 
     reducer = TokenReducer(decoder, config, spans=[span])
     with reducer:
         decoder(**inputs, **{CACHE: cache})
-        state = reducer.state_of(cache)
+    stock = DynamicCache(config=decoder.config)  # the same keys and values, without what the hooks go by
+    stock.layers = cache.layers
     kept = length - span.length + (reducer.report.kept_tokens if config is not None else span.length)
     for way in ("stock", "hooks") * 2:
         with reducer if way == "hooks" else nullcontext():
-            run = partial(decode, reducer=reducer if way == "hooks" else None, state=state)
+            run = partial(decode, cache=cache if way == "hooks" else stock)
             seconds[way] += timed(partial(run, options.tokens), **how)
             operations[way] = _operations(run)
     each = {way: median(values) / options.tokens for way, values in seconds.items()}

@@ -52,8 +52,6 @@ class CacheView(Protocol):
     """The decoder layer in front of which the method is called; 0 is before the decoder."""
     layers: int
     """Number of decoder layers."""
-    first_step: bool
-    """True at the first decode step after the prompt."""
     prompt_tokens: int
     """Tokens of the prompt before any reduction."""
     video: range

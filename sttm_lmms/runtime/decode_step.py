@@ -1,4 +1,6 @@
-"""The cheap decode step: one token, no padding, so that the host knows all lengths and nothing has to be looked at.
+"""Decode steps: the cheap one, and what a method that edits the KV cache may do at one.
+
+In the cheap step there is one token and no padding, so the host knows all lengths and nothing has to be looked at.
 
 The decoder runs as it is, with the first track's position. Where later layers need another rotary position, one hook
 copies its cosines and sines into the tensors that all layers share. They are computed with the prompt, for many steps
@@ -7,18 +9,20 @@ at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
-from sttm_lmms.decoder import layer_types, rotary_embedding
+from sttm_lmms.decoder import keys_values, layer_types, rotary_embedding, uses_mrope
+from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Method
-from sttm_lmms.runtime.tracks import CacheState
+from sttm_lmms.runtime.probe import AttentionInputs, rotate_half
+from sttm_lmms.runtime.reduced_cache import CachedSequence, ReducedCache
 
 AHEAD = 1024
 """Positions whose cosines and sines are computed at once."""
@@ -48,37 +52,38 @@ class DecodeSteps:
         self._decoder, self._method = decoder, method
         self._tables: WeakKeyDictionary[Cache, dict[int, RotaryTable]] = WeakKeyDictionary()
 
-    def covers(self, state: CacheState) -> bool:
+    def covers(self, sequence: CachedSequence) -> bool:
         """False where the next step needs the general way: padding, or a method that edits the cache."""
-        return not state.padded and not state.videos and isinstance(state.full, int)
+        return not sequence.padded and not sequence.videos
 
-    def prepare(self, cache: Cache, state: CacheState, hidden: torch.Tensor) -> None:
+    def prepare(self, cache: ReducedCache, hidden: torch.Tensor) -> None:
         """Compute the cosines and sines of the steps that follow; ``hidden`` gives dtype and device."""
-        if self.covers(state) and state.next_position is None:
-            for layer, position in self._positions(state)[1:]:
+        if self.covers(cache.sequence) and cache.sequence.positions is None:
+            for layer, position in self._positions(cache)[1:]:
                 self._table(cache, layer, position, hidden)
 
-    def step(self, cache: Cache, state: CacheState, hidden: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, Any]]]:
+    def step(self, cache: ReducedCache, hidden: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, Any]]]:
         """Rotary positions of the token ``hidden`` ``[B, 1, C]``, and the pre-hooks of layers that rotate otherwise."""
-        if state.next_position is not None:
-            return state.next_position.to(hidden.device), []
-        (_, first), *others = self._positions(state)
+        if cache.sequence.positions is not None:
+            return cache.sequence.next_position(cache.get_seq_length()).to(hidden.device), []
+        (_, first), *others = self._positions(cache)
         hooks = []
         for layer, position in others:
             table = self._table(cache, layer, position, hidden)
             hooks.append((layer, partial(splice, table, position)))
         return torch.full((hidden.shape[0], 1), first, device=hidden.device), hooks
 
-    def _positions(self, state: CacheState) -> list[tuple[int, int]]:
+    def _positions(self, cache: ReducedCache) -> list[tuple[int, int]]:
         """``(layer, position)`` of the next token, one entry for each run of layers that rotate it alike."""
-        method = self._method
-        reference = getattr(method, "decode_positions", "continue") == "reference" and not state.in_prompt
+        method, sequence, length = self._method, cache.sequence, cache.get_seq_length()
+        reference = getattr(method, "decode_positions", "") == "reference" and not sequence.in_prompt(length)
         if method is None or method.positions == "keep" or reference:
-            return [(0, int(state.full))]
+            return [(0, length)]
         runs: list[tuple[int, int]] = []
-        for track in state.tracks:
-            if not runs or runs[-1][1] != track.seen:
-                runs.append((track.first, int(track.seen)))
+        for group in sequence.groups:
+            held = cache.held(group.first)
+            if not runs or runs[-1][1] != held:
+                runs.append((group.first, held))
         return runs
 
     def _table(self, cache: Cache, layer: int, position: int, hidden: torch.Tensor) -> RotaryTable:
@@ -111,13 +116,70 @@ def is_plain(decoder: Any, layers_on_one_device: bool) -> bool:
     )
 
 
-def advance(state: CacheState) -> CacheState:
-    """The state after one more unpadded token in every row."""
-    return replace(
-        state,
-        tracks=tuple(replace(track, seen=track.seen + 1) for track in state.tracks),
-        full=state.full + 1,
-        next_position=None if state.next_position is None else state.next_position + 1,
-        in_prompt=False,
-        decoded=state.decoded + 1 if state.decodes else 0,
-    )
+class StepView:
+    """The cache of one sequence in front of ``layer`` of one decode step."""
+
+    def __init__(
+        self,
+        decoder: Any,
+        cache: ReducedCache,
+        layer: int,
+        inputs: AttentionInputs | None,
+        attended: dict[int, tuple[torch.Tensor, int]],
+    ) -> None:
+        self.layer, self.layers = layer, len(decoder.layers)
+        self.prompt_tokens = cache.sequence.prompt_length or 0
+        _, self.video, self.visual_tokens = cache.sequence.videos[0]
+        self._decoder, self._cache, self._inputs, self._attended = decoder, cache, inputs, attended
+
+    def length(self, layer: int) -> int:
+        """Entries of a layer, without the token that this step adds."""
+        return self._cache.held(layer)
+
+    def attention(self) -> torch.Tensor:
+        """``[length + 1]`` float32, see :class:`~sttm_lmms.methods.base.CacheView`."""
+        if self._inputs is None:
+            raise ValueError("there is no layer before layer 0 whose attention could be read")
+        (weights,) = self._inputs.weights(0, torch.zeros(1, dtype=torch.long), self._cache)
+        return weights
+
+    def keep(self, layer: int, index: torch.Tensor) -> None:
+        """Drop all entries of ``layer`` but ``index``."""
+        entry = self._entry(layer)
+        keys, values = keys_values(entry)
+        index = index.to(keys.device)
+        if len(index) < keys.shape[-2]:
+            self._cache.removals[layer].append((-1, keys.shape[-2] - len(index)))
+        entry.keys, entry.values = keys.index_select(-2, index), values.index_select(-2, index)
+
+    def rotate(self, layer: int, entries: slice, steps: int) -> None:
+        """Turn the keys of ``entries`` by ``steps`` rotary positions."""
+        entry = self._entry(layer)
+        keys, _ = keys_values(entry)
+        rotary = self._decoder.rotary_emb
+        position = torch.full((1, 1), abs(steps), device=keys.device)
+        position = position.expand(3, 1, 1) if uses_mrope(self._decoder) else position
+        cos, sin = rotary_embedding(self._decoder, keys, position, layer)
+        scale = getattr(rotary, "attention_scaling", 1.0)
+        turned = keys[:, :, entries]
+        cos, sin = cos.reshape(-1) / scale, sin.reshape(-1) / scale * (1 if steps > 0 else -1)
+        entry.keys = keys.clone()
+        entry.keys[:, :, entries] = turned * cos + rotate_half(turned) * sin
+
+    def attend(self, layer: int, index: torch.Tensor) -> None:
+        """In this step ``layer`` sees only the entries ``index``; ``length`` stands for the new token itself."""
+        implementation = self._decoder.config._attn_implementation
+        if implementation not in ("eager", "sdpa"):
+            raise UnsupportedModelError(
+                f"{implementation} takes no mask that hides single KV entries; use attn_implementation=sdpa"
+            )
+        keys, _ = keys_values(self._entry(layer))
+        mask = torch.full((1, 1, 1, self.length(layer) + 1), torch.finfo(keys.dtype).min, dtype=keys.dtype)
+        mask[..., index.to(mask.device)] = 0
+        self._attended[layer] = mask.to(keys.device), len(index)
+
+    def _entry(self, layer: int) -> DynamicLayer:
+        entry = self._cache.layers[layer]
+        if not isinstance(entry, DynamicLayer):
+            raise UnsupportedModelError("only caches that keep the keys and values of every layer can be edited")
+        return entry

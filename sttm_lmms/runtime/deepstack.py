@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sttm_lmms.runtime.forward import Forward
+from sttm_lmms.runtime.layer_inputs import LayerInputs
 from sttm_lmms.runtime.videos import VideoTokens
 
 _MASK, _EMBEDS = "visual_pos_masks", "deepstack_visual_embeds"
@@ -42,28 +42,30 @@ class Additions:
         """The additions among a decoder's arguments, and the arguments without them."""
         return cls(kwargs[_MASK], kwargs[_EMBEDS]), {**kwargs, _MASK: None, _EMBEDS: None}
 
-    def hook(self, run: Forward, layers: Sequence[nn.Module]) -> list[Any]:
+    def hook(self, inputs: LayerInputs, videos: Sequence[VideoTokens], layers: Sequence[nn.Module]) -> list[Any]:
         """Add behind ``layers`` in place of the decoder; returns the hooks' handles."""
 
         def add(index: int, _: nn.Module, __: object, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self.add(run, index, output[0]), *output[1:])
-            return self.add(run, index, output)
+                return (self.add(inputs, videos, index, output[0]), *output[1:])
+            return self.add(inputs, videos, index, output)
 
         return [layer.register_forward_hook(partial(add, index)) for index, layer in enumerate(layers)]
 
-    def add(self, run: Forward, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+    def add(self, inputs: LayerInputs, videos: Sequence[VideoTokens], layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """``hidden`` ``[B, S, C]`` behind ``layer`` with its features, of the tokens that are left by now."""
         full = hidden.new_zeros(*self.mask.shape, hidden.shape[-1])
         full[self.mask.to(hidden.device)] = self.features[layer].to(hidden)
-        if run.batch.index is None:
+        if inputs.batch.index is None:
             return hidden + full
-        index = run.batch.index.to(hidden.device)
+        index = inputs.batch.index.to(hidden.device)
         short = full.gather(1, index[..., None].expand(-1, -1, full.shape[-1]))
-        for video in run.videos:
+        for video in videos:
             row = video.span.row
             merged = mean_of_groups(full[row, video.span.places()], video)
-            places = [place + run.batch.padding[row] for start, n in video.pieces for place in range(start, start + n)]
+            places = [
+                place + inputs.batch.padding[row] for start, n in video.pieces for place in range(start, start + n)
+            ]
             short[row, places] = merged
         return hidden + short
 

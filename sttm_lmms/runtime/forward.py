@@ -1,139 +1,271 @@
-"""One forward pass of a decoder: which sequence each layer holds, and what that layer is called with."""
+"""One forward pass in which layers get fewer tokens than the pass began with.
+
+Hooks on the layers hand the visual tokens to the method at each of its stages, and give every layer that follows the
+hidden states, rotary embeddings and mask of what is left. They are there during this pass alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
-from sttm_lmms.decoder import layer_mask, layer_types, rotary_embedding
-from sttm_lmms.methods.base import Method
-from sttm_lmms.runtime.report import StageEvent
-from sttm_lmms.runtime.timing import Mark
-from sttm_lmms.runtime.tracks import CacheState, Track, contiguous, extend_mask, plus_real
-from sttm_lmms.runtime.videos import Batch, VideoTokens
+from sttm_lmms.errors import UnsupportedModelError
+from sttm_lmms.methods.base import Method, Stage
+from sttm_lmms.runtime.decode_step import StepView
+from sttm_lmms.runtime.deepstack import Additions, added_layers
+from sttm_lmms.runtime.layer_inputs import LayerInputs
+from sttm_lmms.runtime.probe import AttentionInputs, hook_mlp
+from sttm_lmms.runtime.report import Report, StageEvent
+from sttm_lmms.runtime.timing import Stopwatch
+from sttm_lmms.runtime.videos import VideoTokens, reduce_videos
 
 
-@dataclass
-class Forward:
-    """A prefill, or a step that continues a cache.
+@dataclass(frozen=True)
+class Plan:
+    """Where a method acts in one decoder.
 
     Attributes:
-        decoder, method: the text decoder; the reduction method, None for the baseline.
-        state: of the cache before the pass.
-        cache: what the pass appends to; None without a cache.
-        rows, length: of the new tokens before reduction.
-        mask: ``[B, L]`` bool padding mask of the new tokens, None without padding.
-        positions: rotary positions of the new tokens at full length, ``[B, L]`` or ``[3, B, L]``.
-        videos: the videos among the new tokens.
-        began: when the pass began.
-        batch: the new tokens as they are now (``hidden`` is not kept); :attr:`reductions` counts how often they
-            became fewer.
-        events: for each video, what happened to it.
+        method: None for the baseline.
+        stages: where it reduces tokens.
+        edits: layers in front of which it edits the KV cache at decode steps.
     """
 
-    decoder: Any
     method: Method | None
-    state: CacheState
-    cache: Cache | None
-    rows: int
-    length: int
-    mask: torch.Tensor | None
-    positions: torch.Tensor
-    videos: list[VideoTokens]
-    began: Mark
-    batch: Batch
-    visible: Any = None
-    """Mask function that narrows what queries see, see :meth:`~sttm_lmms.methods.base.Method.visible`."""
-    events: list[list[StageEvent]] = field(default_factory=list)
-    reductions: int = 0
-    attend: dict[int, tuple[torch.Tensor, int]] = field(default_factory=dict)
-    """Layer -> ``[1, 1, 1, K]`` mask of what a cache-editing method lets this step see, and how many entries."""
-    tracks: list[Track] = field(default_factory=list)
-    _key: tuple[int, int] = (0, 0)
-    _kwargs: dict[str, Any] = field(default_factory=dict)
-    _positions: torch.Tensor | None = None
-    _rotary: dict[str, Any] = field(default_factory=dict)
-    _masks: dict[str, Any] = field(default_factory=dict)
+    stages: frozenset[Stage]
+    edits: frozenset[int]
+
+    @classmethod
+    def of(cls, method: Method | None, layers: int) -> Plan:
+        """The plan for a decoder of that many layers.
+
+        Raises:
+            ValueError: the method acts at a layer that is not there.
+        """
+        if method is None:
+            return cls(None, frozenset(), frozenset())
+        stages = [stage if isinstance(stage, Stage) else Stage(stage) for stage in method.stages(layers)]
+        edits = method.cache_stages(layers)
+        for layer in [stage.layer for stage in stages] + list(edits):
+            if not 0 <= layer < layers:
+                names = [field.name for field in fields(method) if getattr(method, field.name) is layer]
+                raise ValueError(
+                    f"{method.name}: {names[0] if names else 'layer'}={layer} is out of range; this model has layers "
+                    f"0..{layers - 1}"
+                )
+        return cls(method, frozenset(stages), frozenset(edits))
 
     @property
-    def mrope(self) -> bool:
-        """True if positions have three axes."""
-        return self.positions.ndim == 3
+    def reads_attention(self) -> bool:
+        """True if the method asks for attention weights at its stages."""
+        return self.method is not None and self.method.reads == "attention"
 
-    @property
-    def keeps_positions(self) -> bool:
-        """True if a survivor has the rotary position that it had before."""
-        return self.mrope or self.method is None or self.method.positions == "keep"
 
-    def layer_positions(self, track: Track) -> torch.Tensor:
-        """Rotary positions of the tokens as they are now, in the layers of ``track``."""
-        index, positions = self.batch.index, self.positions
-        if self.keeps_positions:
-            if index is None:
-                return positions
-            index = index.to(positions.device)
-            return positions.gather(-1, index.expand(*positions.shape[:-1], index.shape[-1]))
-        if index is not None:
-            return contiguous(track.seen, self.batch.mask, self.rows, index.shape[1], positions.device)
-        if getattr(self.method, "decode_positions", "continue") == "reference" and not self.state.in_prompt:
-            return positions
-        return contiguous(track.seen, self.mask, self.rows, self.length, positions.device)
+class Forward:
+    """A prefill, or a pass that continues a cache.
 
-    def open_track(self, layer: int, length: int) -> tuple[Track, torch.Tensor | None]:
-        """Note that ``layer`` holds the tokens as they are now; its old track and its whole padding mask."""
-        old = self.state.track_of(layer)
-        past = self.cache.get_seq_length(layer) if self.cache is not None else 0
-        total = extend_mask(old.mask, self.batch.mask, past, self.rows, length)
-        self.tracks.append(Track(layer, plus_real(old.seen, self.batch.mask, length), total))
-        return old, total
+    Args:
+        decoder: the text decoder.
+        plan: where the method acts.
+        inputs: of the layers.
+        videos: the videos among the new tokens.
+        report: is told what happens.
+        stopwatch: when it happens.
+    """
 
-    def start(self, hidden: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Padding mask and positions with which the decoder itself is called; ``hidden`` enters layer 0."""
-        old, total = self.open_track(0, hidden.shape[1])
-        self._key = (0, self.reductions)
-        if self.reductions and self.keeps_positions and not self.mrope:
-            self._kwargs = {"position_ids": None}
-        return total, self.layer_positions(old)
+    def __init__(
+        self,
+        decoder: Any,
+        plan: Plan,
+        inputs: LayerInputs,
+        videos: Sequence[VideoTokens],
+        report: Report,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.inputs, self.videos = inputs, videos
+        self.began = stopwatch.mark()
+        self.events: list[list[StageEvent]] = [[] for _ in videos]
+        self._decoder, self._layers, self._plan = decoder, decoder.layers, plan
+        self._stages = plan.stages if videos else frozenset()
+        self._report, self._stopwatch = report, stopwatch
+        self._edits = self._check_edits()
+        self._held = inputs.held(len(decoder.layers) - 1)
+        self._attention: dict[int, AttentionInputs] = {}
+        self._handles: list[Any] = []
 
-    def layer_kwargs(self, layer: int, hidden: torch.Tensor) -> dict[str, Any]:
-        """What ``layer`` gets instead of its own arguments; empty where its own are right."""
-        key = (self.state.track_of(layer).first, self.reductions)
-        if key != self._key:
-            self._key = key
-            old, _ = self.open_track(layer, hidden.shape[1])
-            self._positions = self.layer_positions(old)
-            # Gaps in position ids would make flash attention take one sequence for several packed ones.
-            self._kwargs = {"position_ids": None}
-            self._rotary, self._masks = {}, {}
-        kind = layer_types(self.decoder)[layer]
-        kwargs = dict(self._kwargs)
-        if self._positions is not None:
-            if kind not in self._rotary:
-                self._rotary[kind] = rotary_embedding(self.decoder, hidden, self._positions, layer)
-            kwargs["position_embeddings"] = self._rotary[kind]
-        if layer in self.attend:
-            return {**kwargs, "attention_mask": self.attend[layer][0].to(hidden.device)}
-        if not kwargs and self.visible is None:
-            return {}
-        if kind not in self._masks:
-            total = self.tracks[-1].mask
-            self._masks[kind] = layer_mask(self.decoder, hidden, total, self.cache, layer, self.visible)
-        return {**kwargs, "attention_mask": self._masks[kind]}
+    def start(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's own arguments; hooks do the rest."""
+        hidden, inputs = kwargs["inputs_embeds"], self.inputs
+        added = added_layers(kwargs)
+        if any(stage.layer < added for stage in self._stages):
+            additions, kwargs = Additions.take(kwargs)
+            self._handles += additions.hook(inputs, self.videos, self._layers[:added])
+        if 0 in self._edits:
+            self._edit_cache(0)
+        if Stage(0) in self._stages:
+            hidden = self._reduce(hidden, Stage(0))
+        if inputs.in_prompt and self._plan.method is not None:
+            inputs.visible = self._visible(self._plan.method)
+        mask, positions = inputs.of_decoder(hidden)
+        self._hook_layers()
+        return {**kwargs, "inputs_embeds": hidden, "attention_mask": mask, "position_ids": positions}
 
-    def after(self) -> CacheState:
-        """The state of the cache after the pass."""
-        # Rows end together, so the last token is real; text goes on after its largest coordinate, as in generate.
-        following = None
-        if self.mrope:
-            following = (self.positions[..., -1:].amax(dim=0, keepdim=True) + 1).expand(3, -1, -1)
-        return replace(
-            self.state,
-            tracks=tuple(self.tracks),
-            full=plus_real(self.state.full, self.mask, self.length),
-            next_position=following,
-            in_prompt=False,
-            decoded=self.state.decoded + self.length if self.state.decodes else 0,
+    def finish(self) -> None:
+        """Write down what the pass did."""
+        inputs, sequence = self.inputs, self.inputs.sequence
+        if self.videos:
+            self._report.add_prefill(self, self._stopwatch, len(self._layers))
+        if self._edits:
+            self._count_kv()
+        inputs.note_in_sequence()
+        if self.videos and self._plan.edits:
+            sequence.videos += tuple(video.entries(self._held) for video in self.videos)
+        if self._edits:  # what was dropped or turned cannot be brought back
+            sequence.merged = [(0, inputs.past + inputs.length)]
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        for attention in self._attention.values():
+            attention.remove()
+        self._handles.clear()
+        self._attention.clear()
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    def _hook_layers(self) -> None:
+        """Hooks on the layers that need other inputs than the decoder gives them, and where the method acts."""
+        firsts = [group.first for group in self.inputs.sequence.groups[1:]] + sorted(self._edits - {0})
+        firsts += [max(1, s.layer) if s.site == "layer" else s.layer for s in self._stages if s != Stage(0)]
+        if self.inputs.changes_layer_0:
+            firsts.append(0)
+        for index in range(min(firsts, default=len(self._layers)), len(self._layers)):
+            hook = partial(self._before_layer, index)
+            self._handles.append(self._layers[index].register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
+        for stage in self._stages:
+            if stage.site == "mlp":
+                self._handles += hook_mlp(self._layers[stage.layer], stage, partial(self._reduce, stage=stage))
+            if self._plan.reads_attention:
+                self._read_attention(_attention_before(stage))
+        for layer in self._edits:
+            self._read_attention(layer - 1)
+
+    def _read_attention(self, layer: int) -> None:
+        if layer >= 0 and layer not in self._attention:
+            self._attention[layer] = AttentionInputs(self._layers[layer])
+
+    def _before_layer(
+        self, index: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if index > 0:  # at layer 0 the decoder's own arguments have been changed already
+            if index in self._edits:
+                self._edit_cache(index)
+            if Stage(index) in self._stages:
+                hidden = self._reduce(hidden, Stage(index))
+        if Stage(index, "attention") in self._stages:
+            hidden = self._reduce_attention_input(layer, hidden, Stage(index, "attention"))
+        kwargs = {**kwargs, **self.inputs.of_layer(index, hidden)}
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return (), {**kwargs, "hidden_states": hidden}
+
+    # -- stages ------------------------------------------------------------------------------------------------
+
+    def _reduce(self, hidden: torch.Tensor, stage: Stage) -> torch.Tensor:
+        """Hand every video to the method; returns the hidden states that go on."""
+        method, began = self._plan.method, self._stopwatch.mark()
+        assert method is not None
+        before = [len(video.tokens.cells) for video in self.videos]
+        batch = replace(self.inputs.batch, hidden=hidden)
+        after, results = reduce_videos(
+            method,
+            stage,
+            batch,
+            self.videos,
+            layers=len(self._layers),
+            attention=self._attention.get(_attention_before(stage)),
+            cache=self.inputs.cache,
         )
+        ended = self._stopwatch.mark()
+        for events, count, kept in zip(self.events, before, results, strict=True):
+            if kept is not None:
+                events.append(StageEvent(stage.layer, stage.site, count, len(kept), began, ended))
+        if after is not batch:
+            self.inputs.batch = replace(after, hidden=after.hidden[:, :0])
+            self.inputs.reductions += 1
+        return after.hidden
+
+    def _reduce_attention_input(self, layer: Any, hidden: torch.Tensor, stage: Stage) -> torch.Tensor:
+        """The method sees the normed input of attention. What it returns feeds attention, while the residual stream
+        goes on with the survivors' own rows."""
+        inputs, before = self.inputs, self.inputs.batch
+        inputs.batch = replace(before, index=None)
+        reduced = self._reduce(layer.input_layernorm(hidden), stage)
+        rows = inputs.batch.index
+        if rows is None:
+            inputs.batch = before
+            return hidden
+        if before.index is not None:
+            inputs.batch = replace(inputs.batch, index=before.index.gather(1, rows))
+        self._handles.append(layer.input_layernorm.register_forward_hook(lambda *_: reduced))
+        return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def _visible(self, method: Method) -> Any:
+        """The method's own mask of the prompt, None without one."""
+        inputs = self.inputs
+        padded = inputs.mask is not None or inputs.sequence.padded
+        prompt = 0 if padded else inputs.past + inputs.length
+        visible = method.visible(prompt)
+        if visible is None:
+            return None
+        if not prompt:
+            raise UnsupportedModelError(f"{method.name} counts places in the sequence: no padded batches")
+        if "flash" in self._decoder.config._attn_implementation:
+            raise UnsupportedModelError(f"{method.name} needs a mask; use attn_implementation=sdpa")
+        last = torch.tensor(prompt - 1)
+        seen = int(torch.as_tensor(visible(torch.tensor(0), torch.tensor(0), last, torch.arange(prompt))).sum())
+        self._report.count_kv(len(self._layers) * seen, len(self._layers) * prompt)
+        return visible
+
+    # -- methods that edit the KV cache ------------------------------------------------------------------------
+
+    def _check_edits(self) -> frozenset[int]:
+        """Layers in front of which the method edits the cache in this pass."""
+        inputs, videos = self.inputs, self.inputs.sequence.videos
+        if not videos or inputs.in_prompt or inputs.cache is None or not self._plan.edits:
+            return frozenset()
+        assert self._plan.method is not None
+        if inputs.rows > 1 or inputs.length > 1 or len(videos) > 1 or inputs.sequence.padded or self.videos:
+            raise UnsupportedModelError(
+                f"{self._plan.method.name} edits the KV cache at every decode step: one sequence with one video at a "
+                "time (batch_size=1, num_beams=1), token by token"
+            )
+        return self._plan.edits
+
+    def _edit_cache(self, layer: int) -> None:
+        """Let the method edit the cache in front of ``layer``."""
+        inputs, method = self.inputs, self._plan.method
+        assert inputs.cache is not None
+        assert method is not None
+        attention = self._attention.get(layer - 1)
+        view = StepView(self._decoder, inputs.cache, layer, attention, inputs.attend)
+        method.edit_cache(view, inputs.sequence.videos[0][0])
+
+    def _count_kv(self) -> None:
+        """Count what this decode step saw of the KV cache, and what there would be without edits."""
+        cache = self.inputs.cache
+        assert cache is not None
+        for layer in range(len(self._layers)):
+            held, dropped = cache.held(layer), sum(count for start, count in cache.removals[layer] if start < 0)
+            _, seen = self.inputs.attend.get(layer, (None, held))
+            self._report.count_kv(seen, held + dropped)
+
+
+def _attention_before(stage: Stage) -> int:
+    """The layer whose attention a method may ask for at ``stage``; -1 where there is none."""
+    return stage.layer if stage.site == "mlp" else stage.layer - 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +13,6 @@ from transformers.cache_utils import Cache
 
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.runtime.spans import check_image_positions, knows_videos_of, locate_spans
-from sttm_lmms.runtime.tracks import CacheState, contiguous
 from sttm_lmms.types import VideoSpan
 
 
@@ -26,11 +24,17 @@ class Given:
         input_ids: ``[B, L]``, None if there were only embeddings.
         positions: whether the caller gave ``position_ids``; a model around a decoder makes its own otherwise.
         chosen_logits: whether ``logits_to_keep`` names places in the sequence.
+        visuals: whether there was anything to see: pixels, features, or embeddings that may hold some.
     """
 
     input_ids: torch.Tensor | None = None
     positions: bool = False
     chosen_logits: bool = False
+    visuals: bool = False
+
+
+_VISUALS = ("pixel_values", "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs")
+"""Arguments of models that may carry what is seen."""
 
 
 class ModelInputs:
@@ -86,6 +90,7 @@ class ModelInputs:
             input_ids=first if ids is None else ids,
             positions=kwargs.get("position_ids") is not None,
             chosen_logits=isinstance(kwargs.get("logits_to_keep"), torch.Tensor),
+            visuals=any(kwargs.get(name) is not None for name in _VISUALS),
         )
         self._noted.calls = {**self._calls, depth: given}
 
@@ -107,15 +112,16 @@ class ModelInputs:
             input_ids=own if own is not None else ids[-1] if ids else None,
             positions=calls[0].positions if calls else kwargs.get("position_ids") is not None,
             chosen_logits=any(call.chosen_logits for call in calls),
+            visuals=any(call.visuals for call in calls),
         )
 
     def find_spans(
-        self, input_ids: torch.Tensor | None, position_ids: torch.Tensor | None, cache: Cache | None, past: int
+        self, given: Given, position_ids: torch.Tensor | None, cache: Cache | None, past: int
     ) -> list[VideoSpan]:
         """The videos among the new tokens of a pass.
 
         Args:
-            input_ids: ``[B, L]`` of the new tokens.
+            given: what was given of the new tokens.
             position_ids: as they reach the decoder.
             cache: what the pass continues or fills.
             past: tokens of the unreduced sequence before the pass.
@@ -124,6 +130,7 @@ class ModelInputs:
             UnsupportedModelError: there are no ids, a video is spread over several passes, or the tokens of a video
                 do not form its grid.
         """
+        input_ids = given.input_ids
         if input_ids is None:
             raise UnsupportedModelError(
                 "videos cannot be found in `inputs_embeds` alone (`generate` hands on nothing else where both are "
@@ -135,6 +142,8 @@ class ModelInputs:
             prompt = before.first(past).and_then(prompt)
         if cache is not None:
             self._prompts[cache] = prompt
+        if past and not given.visuals:
+            return []  # placeholders without anything to see are text, such as candidates of prompt lookup
         start = prompt.input_ids.shape[1] - input_ids.shape[1]
         spans = locate_spans(self.config, prompt.input_ids, prompt.positions)
         for span in spans:
@@ -198,34 +207,30 @@ def axes_of(position_ids: torch.Tensor) -> torch.Tensor:
 def mrope_positions_of(
     given: torch.Tensor | None,
     own: bool,
-    state: CacheState,
+    following: torch.Tensor | None,
+    usual: torch.Tensor,
     mask: torch.Tensor | None,
-    shape: Sequence[int],
-    device: Any,
 ) -> torch.Tensor:
     """Rotary positions ``[3, B, L]`` of the new tokens of a decoder with three axes.
 
     Args:
         given: ``position_ids`` as they reach the decoder.
         own: the caller gave them; a model around the decoder may have made them from another prompt's offset.
-        state: of the cache before the pass.
+        following: ``[3, B, 1]``, the position of text behind what is cached; None where that is not known.
+        usual: ``[B, L]``, the tokens counted from the beginning of the sequence.
         mask: ``[B, L]`` bool, False at padding; None without padding.
-        shape: (B, L).
     """
-    rows, length = shape
-    if given is not None and (state.next_position is None or (own and not _from_offset(given))):
-        return axes_of(given).to(device).expand(3, rows, length).clamp(min=0)
-    seen = state.full if state.next_position is None else state.next_position[0, :, 0]
-    return contiguous(seen, mask, rows, length, device).expand(3, rows, length)
+    rows, length = usual.shape
+    if given is not None and (following is None or (own and not _from_offset(given))):
+        return axes_of(given).to(usual.device).expand(3, rows, length).clamp(min=0)
+    if following is None:
+        return usual.expand(3, rows, length)
+    ahead = torch.arange(length, device=usual.device) if mask is None else mask.long().cumsum(-1) - 1
+    return (following.to(usual.device) + ahead).clamp(min=0)
 
 
 def linear_positions_of(
-    given: torch.Tensor | None,
-    keeps: bool,
-    state: CacheState,
-    mask: torch.Tensor | None,
-    shape: Sequence[int],
-    device: Any,
+    given: torch.Tensor | None, keeps: bool, usual: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Rotary positions ``[B, L]`` of the new tokens of a decoder with one axis; arguments as above.
 
@@ -237,13 +242,11 @@ def linear_positions_of(
     Raises:
         UnsupportedModelError: positions that would be lost.
     """
-    rows, length = shape
-    usual = contiguous(state.full, mask, rows, length, device)
     if given is None:
         return usual
     if given.ndim != 2:
         raise UnsupportedModelError(f"this decoder has one position a token; position_ids are {list(given.shape)}")
-    given = given.to(device).expand(rows, length)
+    given = given.to(usual.device).expand(usual.shape)
     differs = given != usual
     if mask is not None:
         differs &= mask

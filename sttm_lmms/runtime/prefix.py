@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from sttm_lmms.decoder import CACHE, cached_layers, keys_values
+from sttm_lmms.runtime.reduced_cache import ReducedCache
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
-from sttm_lmms.runtime.tracks import CacheState
 from sttm_lmms.types import PreparedInput
 
 
@@ -27,7 +26,6 @@ class Prefix:
 
     Attributes:
         cache: per-layer KV of one row; layers below the start layer hold the full length, the others the short one.
-        state: what the runtime knows about it.
         input_ids: ``[1, P]``, the prefix before reduction.
         reductions: one per video.
         visual_tokens: visual tokens of the prefix before reduction, newlines and images included.
@@ -35,7 +33,6 @@ class Prefix:
     """
 
     cache: DynamicCache
-    state: CacheState
     input_ids: torch.Tensor
     reductions: list[Reduction]
     visual_tokens: int
@@ -51,23 +48,6 @@ class Prefix:
         """Memory of the KV cache."""
         tensors = [tensor for layer in cached_layers(self.cache) for tensor in keys_values(layer)]
         return sum(t.numel() * t.element_size() for t in tensors)
-
-    @cached_property
-    def placeholder_ids(self) -> torch.Tensor:
-        """``[1, n]`` ids for the n tokens in layer 0: all text of the prefix, and as many visual ids as fit.
-
-        ``generate`` wants ids for what is cached. It slices them off again, but penalties look at which ids occur.
-        They are read from the device once.
-        """
-        surplus = self.input_ids.shape[1] - self.cache.get_seq_length()
-        if surplus == 0:
-            return self.input_ids
-        ids = self.input_ids[0]
-        values, counts = ids.unique(return_counts=True)
-        visual = (ids == values[counts.argmax()]).nonzero()[:, 0]
-        keep = torch.ones_like(ids, dtype=torch.bool)
-        keep[visual[-surplus:]] = False
-        return ids[keep][None]
 
 
 def visual_counts(visual_tokens: int, reductions: Sequence[Reduction]) -> dict[str, Any]:
@@ -99,9 +79,9 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput, length: int |
         return_dict=True,  # whatever the checkpoint's config says
         **{CACHE: cache},
     ).last_hidden_state
+    reducer.continue_prompt(cache)
     return Prefix(
         cache=cache,
-        state=reducer.state_of(cache),
         input_ids=prepared.input_ids[:, :length],
         reductions=reducer.report.latest if spans else [],
         visual_tokens=prepared.visual_tokens,
@@ -117,18 +97,16 @@ def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cach
     while decoding, need a copy.
     """
     if rows > 1 or reducer.edits_cache:
-        cache = _repeated(prefix.cache, rows, reducer.decoder)
-        videos = tuple((dict(notes), entries, before) for notes, entries, before in prefix.state.videos)
-        reducer.adopt(cache, replace(prefix.state.repeat(rows), videos=videos))
+        assert isinstance(prefix.cache, ReducedCache)
+        cache = prefix.cache.branch()
+        cache.batch_repeat_interleave(rows)
         yield cache
         return
-    lengths = [layer.get_seq_length() for layer in cached_layers(prefix.cache)]
-    reducer.adopt(prefix.cache, prefix.state)
+    length = prefix.cache.get_seq_length()
     try:
         yield prefix.cache
     finally:
-        for layer, length in zip(cached_layers(prefix.cache), lengths, strict=True):
-            layer.crop(length - layer.get_seq_length())
+        prefix.cache.crop(length)
 
 
 def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +115,7 @@ def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[t
     Rows are ``[prefix, padding, question]``: padding stands between, so that all questions end together.
     """
     longest = max(len(question) for question in questions)
-    past = prefix.placeholder_ids
+    past = prefix.input_ids
     device = past.device
     ids = past[0, 0].repeat(len(questions), past.shape[1] + longest)
     mask = torch.zeros_like(ids)
@@ -147,11 +125,3 @@ def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[t
         ids[row, ids.shape[1] - len(question) :] = question.to(device)
         mask[row, ids.shape[1] - len(question) :] = 1
     return ids, mask
-
-
-def _repeated(cache: DynamicCache, rows: int, decoder: Any) -> DynamicCache:
-    copy = DynamicCache(config=decoder.config)
-    for index, layer in enumerate(cached_layers(cache)):
-        keys, values = (tensor.expand(rows, -1, -1, -1) for tensor in keys_values(layer))
-        copy.update(keys, values, index)
-    return copy

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 
 from sttm_lmms.methods.base import Method, Stage
-from sttm_lmms.runtime.probe import VideoProbe
+from sttm_lmms.runtime.probe import AttentionInputs, VideoProbe
 from sttm_lmms.types import Kept, MergedTokens, Tokens, VideoSpan
 
 
@@ -24,7 +25,7 @@ class VideoTokens:
         owner: ``[T*H*W]`` int64, the token that now stands for each original cell; -1 where it was dropped.
         boxes: ``[N, 5]`` int64, see :class:`~sttm_lmms.types.Kept`; None where every token is one cell.
         piece_ends: ends of the pieces, counted in original cells.
-        scratch: the method's own notes.
+        state: what the method itself remembers of the video.
         info: plain numbers that the method reported.
     """
 
@@ -34,7 +35,7 @@ class VideoTokens:
     owner: torch.Tensor
     boxes: torch.Tensor | None = None
     piece_ends: list[int] = field(default_factory=list)
-    scratch: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -50,7 +51,7 @@ class VideoTokens:
             ends.append(total)
         return cls(span, pieces, tokens, owner, piece_ends=ends)
 
-    def slots(self, values: torch.Tensor) -> torch.Tensor:
+    def select(self, values: torch.Tensor) -> torch.Tensor:
         """What of a row ``[S, ...]`` belongs to the video."""
         runs = [values[start : start + length] for start, length in self.pieces]
         return runs[0] if len(runs) == 1 else torch.cat(runs)
@@ -73,6 +74,11 @@ class VideoTokens:
         self.tokens = Tokens(before.features[:0], before.cells[kept.index], counts[:-1], before.grid, before.head_dim)
         self.info.update(kept.info)
         return kept
+
+    def entries(self, before: int) -> tuple[dict[str, Any], range, int]:
+        """State, entries in a layer of the KV cache that held ``before`` tokens, and visual tokens before reduction."""
+        (start, _), (last, length) = self.pieces[0], self.pieces[-1]
+        return self.state, range(before + start, before + last + length), self.span.length
 
     def _grouped(self, kept: Kept) -> tuple[Kept, list[int]]:
         ends = torch.tensor(self.piece_ends, device=kept.index.device)
@@ -111,12 +117,21 @@ class Batch:
     padding: list[int]
 
 
-ReduceVideo = Callable[[VideoTokens, torch.Tensor, int], Kept | None]
-"""``(video, its features [N, C], batch row) -> Kept``."""
+def reduce_videos(
+    method: Method,
+    stage: Stage,
+    batch: Batch,
+    videos: Sequence[VideoTokens],
+    *,
+    layers: int,
+    attention: AttentionInputs | None = None,
+    cache: Cache | None = None,
+) -> tuple[Batch, list[Kept | None]]:
+    """Hand every video of a batch to the method at one of its stages and close the gaps; all else stays as it is.
 
-
-def reduce_batch(batch: Batch, videos: Sequence[VideoTokens], reduce: ReduceVideo) -> tuple[Batch, list[Kept | None]]:
-    """Reduce every video of a batch and close the gaps; all else stays as it is.
+    Args:
+        layers: of the decoder.
+        attention, cache: of the layer whose attention the method may ask for.
 
     Returns:
         The batch (the same object if no video was reduced) and what became of each video.
@@ -124,8 +139,10 @@ def reduce_batch(batch: Batch, videos: Sequence[VideoTokens], reduce: ReduceVide
     results: list[Kept | None] = []
     for video in videos:
         row = video.span.row
-        kept = reduce(video, video.slots(batch.hidden[row, batch.padding[row] :]), row)
-        results.append(kept)
+        padding = batch.padding[row]
+        tokens = replace(video.tokens, features=video.select(batch.hidden[row, padding:]))
+        probe = VideoProbe(layers, attention, cache, row, padding, tuple(video.pieces))
+        results.append(method.reduce(tokens, stage.layer, probe, video.state))
     if all(kept is None for kept in results):
         return batch, results
     rows = []
@@ -140,7 +157,7 @@ def reduce_batch(batch: Batch, videos: Sequence[VideoTokens], reduce: ReduceVide
         end = shift = 0
         for number in mine:
             video, kept = videos[number], results[number]
-            old, features, places = list(video.pieces), video.slots(hidden), video.slots(index)
+            old, features, places = list(video.pieces), video.select(hidden), video.select(index)
             if kept is not None:
                 kept = results[number] = video.take(kept)
                 features, places = kept.features, places[kept.index]
@@ -181,12 +198,9 @@ def reduce_grid(method: Method, features: torch.Tensor, head_dim: int | None = N
     stages = method.stages(1_000_000)
     if method.reads == "attention" or not stages:
         raise ValueError(f"method={method.name} needs a model (--model): features alone do not say what it keeps")
-    span = VideoSpan(0, (features.shape[0], features.shape[1], features.shape[2]))
-    video = VideoTokens.of(span, 0, features, head_dim)
     stage = stages[0] if isinstance(stages[0], Stage) else Stage(stages[0])
-    video.scratch["site"] = stage.site
-    tokens = replace(video.tokens, features=features.flatten(0, 2))
-    kept = method.reduce(tokens, stage.layer, VideoProbe(1, None, None, 0, 0, video.pieces), video.scratch)
-    if kept is not None:
-        kept = video.take(kept)
-    return replace(video.merged(), features=tokens.features if kept is None else kept.features)
+    t, h, w, _ = features.shape
+    video = VideoTokens.of(VideoSpan(0, (t, h, w)), 0, features, head_dim)
+    batch = Batch(features.flatten(0, 2)[None], None, None, [0])
+    batch, _ = reduce_videos(method, stage, batch, [video], layers=1)
+    return replace(video.merged(), features=batch.hidden[0])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sttm_lmms.methods.base import Method, Stage
-from sttm_lmms.runtime.probe import VideoProbe
-from sttm_lmms.runtime.videos import Batch, VideoTokens, reduce_batch
-from sttm_lmms.types import Kept, PreparedInput
+from sttm_lmms.runtime.videos import Batch, VideoTokens, reduce_videos
+from sttm_lmms.types import PreparedInput
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,9 @@ def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any) ->
     if method is not None and prepared.spans:
         heads = text.hidden_size // text.num_attention_heads
         videos = [VideoTokens.of(span, 0, embeds, heads) for span in prepared.spans]
-
-        def reduce(video: VideoTokens, features: torch.Tensor, row: int) -> Kept | None:
-            probe = VideoProbe(text.num_hidden_layers, None, None, row, 0, tuple(video.pieces))
-            video.scratch["site"] = Stage(0).site
-            return method.reduce(replace(video.tokens, features=features), 0, probe, video.scratch)
-
-        batch, results = reduce_batch(Batch(embeds, None, None, [0]), videos, reduce)
+        batch, results = reduce_videos(
+            method, Stage(0), Batch(embeds, None, None, [0]), videos, layers=text.num_hidden_layers
+        )
         embeds = batch.hidden
         removed = sum(
             video.span.length - len(kept) for video, kept in zip(videos, results, strict=True) if kept is not None

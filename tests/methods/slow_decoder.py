@@ -217,7 +217,6 @@ class _View:
     def __init__(self, decoder: SlowDecoder, layer: int) -> None:
         self.decoder, self.layer = decoder, layer
         self.layers = decoder.layers
-        self.first_step = decoder.steps == 1
         self.prompt_tokens = decoder.length
         self.video = range(decoder.span.start, decoder.span.start + len(decoder.video))
         self.visual_tokens = decoder.span.length

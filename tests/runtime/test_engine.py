@@ -76,11 +76,11 @@ def test_prefix_logits_equal_one_prefill(tiny, videos, family, start_layer, posi
         whole = model(inputs_embeds=prepared.inputs_embeds, **extra).logits[0]
         prefix = prefill_prefix(reducer, prepared)
         question = prepared.input_ids[:, prepared.prefix_length :]
-        lengths = [layer.get_seq_length() for layer in prefix.cache.layers]
+        lengths = [layer.keys.shape[-2] for layer in prefix.cache.layers]
         with continued(reducer, prefix, 1) as cache:
             split = model(input_ids=question, past_key_values=cache).logits[0]
     torch.testing.assert_close(split, whole[-len(split) :], atol=1e-4, rtol=0)
-    assert [layer.get_seq_length() for layer in prefix.cache.layers] == lengths
+    assert [layer.keys.shape[-2] for layer in prefix.cache.layers] == lengths
     assert len(set(lengths)) == (1 if start_layer == 0 else 2)
 
 
