@@ -407,7 +407,7 @@ class STTMWrapper(lmms):
             if reply is None:
                 asked.append((index, self._request(documents[index], messages), key))
                 continue
-            self._engine.totals.add(reply)  # so that the run's numbers are those of all its answers
+            self._engine.replies.append(reply)  # so that the run's numbers are those of all its answers
             progress(1)
             yield index, reply, first_video(messages)
         requests = [request for _, request, _ in asked]

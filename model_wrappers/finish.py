@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import reduce
-from operator import add
 from typing import Any
 
 import torch.distributed as dist
@@ -15,7 +13,8 @@ from loguru import logger
 from sttm_lmms.errors import NothingAnsweredError
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime import Counters, Engine, Failure
-from sttm_lmms.runtime.summary import Totals
+from sttm_lmms.runtime.summary import Reply, check_answers_reduced, summarise
+from sttm_lmms.runtime.timing import peak_memory
 
 _FAILURES_LISTED = 20
 
@@ -24,7 +23,7 @@ _FAILURES_LISTED = 20
 class Share:
     """What one process did. ``seconds`` it spent answering; ``peak_memory`` in bytes, None without CUDA."""
 
-    totals: Totals
+    replies: Sequence[Reply]
     counters: Counters
     failures: Sequence[Failure]
     output_tokens: int
@@ -43,21 +42,23 @@ def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds
         NothingReducedError: on every process, if a reduction was asked for and none of them reduced anything. lmms-eval
             then writes no result file.
     """
-    memory = engine.summary().peak_memory_bytes
-    mine = Share(engine.totals, engine.counters, list(engine.failures), output_tokens, seconds, memory)
+    memory = peak_memory(engine.model)
+    mine = Share(engine.replies, engine.counters, list(engine.failures), output_tokens, seconds, memory)
     shares = _from_all_processes(mine)
     counters = _sum_counters([share.counters for share in shares])
     failures = [failure for share in shares for failure in share.failures]
-    totals = reduce(add, (share.totals for share in shares))
+    replies = [reply for share in shares for reply in share.replies]
     memories = [share.peak_memory for share in shares if share.peak_memory is not None]
-    summary = totals.summary(counters, failures, engine.config, max(memories, default=None))
+    summary = summarise(
+        [share.replies for share in shares], counters, failures, engine.config, max(memories, default=None)
+    )
     if failures and _is_first_process():
         _list_failures(failures)
     if failures and summary.tokens_before is None:
         count = sum(failure.questions for failure in failures)
         raise NothingAnsweredError(f"none of the {count} questions could be answered: {failures[0].error}")
-    totals.check_reduced(asked)
-    if totals.answered:  # else every answer came out of lmms-eval's own response cache
+    check_answers_reduced(replies, asked)
+    if any(reply.error is None for reply in replies):  # else every answer came out of lmms-eval's own response cache
         _log(replace(summary, reduction_asked=int(asked is not None)), shares)
 
 

@@ -134,7 +134,7 @@ class VLLM(STTMWrapper):
             logger.info(
                 "vLLM: {:.2f} questions and {:.1f} new tokens a second, decoding, vision and merging included; {:.1%} "
                 "of the prompts' tokens out of its prefix cache",
-                engine.totals.answered / self._seconds,
+                len(engine.replies) / self._seconds,
                 self._output_tokens / self._seconds,
                 engine.cached_tokens / engine.prompt_tokens,
             )

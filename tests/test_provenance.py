@@ -3,12 +3,38 @@
 import subprocess
 import sys
 from dataclasses import asdict, fields
-from types import SimpleNamespace
 
 import pytest
 
 from sttm_lmms import STTMConfig
 from sttm_lmms.provenance import METRIC_PREFIX, Provenance, RunSummary, collect_provenance, sample_record
+from sttm_lmms.runtime import Answer
+
+RECORD = {
+    *("input_tokens", "output_tokens", "visual_tokens", "kept_tokens", "layer_tokens", "reduced", "reused", "video"),
+    *("timing_s", "error", "provenance"),
+}
+PROVENANCE = {
+    *("method", "settings", "checkpoint", "checkpoint_commit", "family", "frames", "fps", "sampling", "video_backend"),
+    *("newline", "reuse", "attention", "dtype", "device", "package", "commit", "lmms_eval", "transformers", "torch"),
+    *("python", "platform"),
+}
+THROUGHPUT = {
+    *("questions", "questions_per_s", "failures", "videos_decoded", "vision_passes", "prefills", "reduction_asked"),
+    *("reduced_share", "requested_budget", "tokens_before", "tokens_after", "layer_tokens_mean", "kv_share_mean"),
+    *("kept_share_mean", "kept_share_min", "kept_share_max", "ttft_s", "ttft_first_s", "ttft_end_to_end_s"),
+    *("video_decode_s", "preprocess_s", "vision_s", "prefill_before_s", "merge_s", "prefill_after_s", "prefill_s"),
+    *("decode_s_per_token", "peak_memory_bytes"),
+}
+
+
+def test_the_keys_of_result_files_are_there_for_good():
+    """Files that were written once are read for years; a key may join, none may go."""
+    answer = Answer("B", layer_tokens=2.0, timing={"ttft": 0.5}, error="cannot be decoded")
+    record = sample_record(answer, video="v1", provenance=Provenance())
+    assert set(record) >= RECORD
+    assert set(record["provenance"]) >= PROVENANCE
+    assert {field.name for field in fields(RunSummary)} >= THROUGHPUT
 
 
 def test_imports_neither_torch_nor_transformers():
@@ -61,7 +87,7 @@ def test_baseline_has_no_settings():
 
 @pytest.mark.parametrize("error", [None, "cannot be decoded"])
 def test_record_of_an_answer(error):
-    answer = SimpleNamespace(
+    answer = Answer(
         input_tokens=800,
         output_tokens=2,
         visual_tokens=784,

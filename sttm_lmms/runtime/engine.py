@@ -25,7 +25,7 @@ from sttm_lmms.runtime.recent import RecentPrefixes
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
 from sttm_lmms.runtime.sources import IN_FRONT, Group, SourceReader, Store, source_key, with_key
-from sttm_lmms.runtime.summary import Totals
+from sttm_lmms.runtime.summary import check_answers_reduced, summarise
 from sttm_lmms.runtime.timing import FirstForward, Phases, Stopwatch, peak_memory
 from sttm_lmms.types import PreparedInput, VisionFeatures
 
@@ -104,7 +104,8 @@ class Engine:
             workers=prefetch_workers,
         )
         self._prefixes = RecentPrefixes(keep, int(host_cache_gb * 2**30))
-        self._totals = Totals()
+        self.replies: list[Answer | LogLikelihood] = []
+        """All answers and scores so far."""
         self._lock = threading.RLock()  # one group at a time: threads share the prefixes and the features
 
     # -- results -----------------------------------------------------------------------------------------------
@@ -119,18 +120,13 @@ class Engine:
         """Videos that could not be read so far."""
         return self._reader.failures
 
-    @property
-    def totals(self) -> Totals:
-        """Numbers of the answers so far; those of several processes can be added."""
-        return self._totals
-
     def summary(self) -> RunSummary:
-        """Totals so far."""
-        return self._totals.summary(self.counters, self.failures, self.config, peak_memory(self.model))
+        """The numbers of all answers so far."""
+        return summarise([self.replies], self.counters, self.failures, self.config, peak_memory(self.model))
 
     def check_reduced(self) -> None:
         """Raise :class:`NothingReducedError` if a reduction was asked for and no answer had fewer tokens."""
-        self._totals.check_reduced(None if self.config is None else f"{self.config.name} ({self.config})")
+        check_answers_reduced(self.replies, None if self.config is None else f"{self.config.name} ({self.config})")
 
     # -- questions ---------------------------------------------------------------------------------------------
 
@@ -229,7 +225,7 @@ class Engine:
     ) -> Iterator[tuple[int, Reply]]:
         for index, reply in replies:
             with self._lock:
-                self.totals.add(reply)
+                self.replies.append(reply)
             if progress:
                 progress(1)
             yield index, reply

@@ -1,110 +1,98 @@
-"""Totals of a run, from its answers."""
+"""The numbers of a run, from its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.report import check_reduced
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood
 
+Reply = Answer | LogLikelihood
+
 PHASES = ("video_decode", "preprocess", "vision", "prefill_before", "merge", "prefill_after", "prefill")
 
 
-class Totals:
-    """Accumulates answers; keeps a few numbers of each, never the answers."""
+def summarise(
+    processes: Sequence[Sequence[Reply]],
+    counters: Counters,
+    failures: Sequence[Failure],
+    config: Any = None,
+    peak_memory: int | None = None,
+) -> RunSummary:
+    """The numbers of a run.
 
-    def __init__(self) -> None:
-        self._shares: list[float] = []
-        self._before: list[int] = []
-        self._after: list[int] = []
-        self._layer_tokens: list[float] = []
-        self._kv_shares: list[float] = []
-        self.reduced = 0
-        self.answered = 0
-        self._ttft: list[float] = []
-        self._warm_up: list[dict[str, float]] = []
-        self._paid: list[dict[str, float]] = []
-        self._decode_seconds = 0.0
-        self._decode_tokens = 0
+    Phases are means over the answers that went through them, not over those that reused a prefix. The first prefill of
+    a process is a warm-up and left out of the times where there are others.
 
-    def add(self, answer: Answer | LogLikelihood) -> None:
-        """Count one answer; answers about unreadable videos count as questions only."""
-        if answer.error is not None:
-            return
-        self.count_reduction(answer.visual_tokens, answer.kept_tokens, answer.layer_tokens, answer.kv_share)
-        if isinstance(answer, LogLikelihood):
-            return
-        timing = answer.timing
-        if timing and not answer.reused:
-            times = dict(timing)
-            if "ttft" in timing:
-                seen = sum(timing.get(phase, 0.0) for phase in ("video_decode", "preprocess", "vision"))
-                times["ttft_end_to_end"] = seen + timing["ttft"]
-            (self._paid if self._warm_up else self._warm_up).append(times)
-        if "ttft" in timing:
-            self._ttft.append(timing["ttft"])
-        if answer.output_tokens > 1 and "decode" in timing:
-            self._decode_seconds += timing["decode"]
-            self._decode_tokens += answer.output_tokens - 1
+    Args:
+        processes: the answers and scores that each process gave, in its order. Those without a video that could be
+            read count as questions only.
+        counters, failures: of all processes.
+        config: the reduction that was asked for, None for the baseline.
+        peak_memory: bytes, None without CUDA.
+    """
+    answered = [reply for replies in processes for reply in _answered(replies)]
+    shown = [reply for reply in answered if reply.visual_tokens]
+    shares = [reply.kept_tokens / reply.visual_tokens for reply in shown]
+    timed = [
+        [reply for reply in _answered(replies) if isinstance(reply, Answer) and reply.timing] for replies in processes
+    ]
+    all_times = _warm([[answer.timing for answer in own if "ttft" in answer.timing] for own in timed])
+    # What an earlier answer paid for is not counted again.
+    prefills = _warm([[_with_end_to_end(answer.timing) for answer in own if not answer.reused] for own in timed])
+    decoded = [answer for own in timed for answer in own if answer.output_tokens > 1 and "decode" in answer.timing]
+    steps = sum(answer.output_tokens - 1 for answer in decoded)
+    return RunSummary(
+        questions=counters.questions,
+        failures=len(failures),
+        videos_decoded=counters.videos_decoded,
+        vision_passes=counters.vision_passes,
+        prefills=counters.prefills,
+        reduction_asked=int(config is not None),
+        reduced_share=sum(reply.reduced for reply in answered) / max(1, len(answered)),
+        requested_budget=getattr(config, "budget", None),
+        tokens_before=_mean(reply.visual_tokens for reply in shown),
+        tokens_after=_mean(reply.kept_tokens for reply in shown),
+        layer_tokens_mean=_mean(reply.layer_tokens for reply in shown),
+        kv_share_mean=_mean(reply.kv_share for reply in shown) if any(reply.kv_share < 1 for reply in shown) else None,
+        kept_share_mean=_mean(shares),
+        kept_share_min=min(shares, default=None),
+        kept_share_max=max(shares, default=None),
+        ttft_s=_mean_of("ttft", all_times),
+        ttft_first_s=_mean_of("ttft", prefills),
+        ttft_end_to_end_s=_mean_of("ttft_end_to_end", prefills),
+        **{f"{phase}_s": _mean_of(phase, prefills) for phase in PHASES},  # type: ignore[arg-type]
+        decode_s_per_token=sum(answer.timing["decode"] for answer in decoded) / steps if steps else None,
+        peak_memory_bytes=peak_memory,
+    )
 
-    def count_reduction(self, before: int, after: int, layer_tokens: float, kv_share: float = 1.0) -> None:
-        """Count the visual tokens of one answer before and after reduction, their mean over layers, and the share of
-        the KV entries that decode steps attended to."""
-        self.answered += 1
-        self.reduced += layer_tokens < before or kv_share < 1.0
-        if before:
-            self._before.append(before)
-            self._after.append(after)
-            self._shares.append(after / before)
-            self._layer_tokens.append(layer_tokens)
-            self._kv_shares.append(kv_share)
 
-    def check_reduced(self, asked: str | None) -> None:
-        """Raise :class:`NothingReducedError` if a reduction was ``asked`` for (in words, None for the baseline) and no
-        answer had fewer tokens."""
-        if asked is not None and self.answered:
-            check_reduced(asked, self.reduced, f"{self.answered} answers")
+def check_answers_reduced(replies: Iterable[Reply], asked: str | None) -> None:
+    """Raise :class:`NothingReducedError` if a reduction was ``asked`` for (in words, None for the baseline) and no
+    answer had fewer tokens."""
+    answered = _answered(replies)
+    if asked is not None and answered:
+        check_reduced(asked, sum(reply.reduced for reply in answered), f"{len(answered)} answers")
 
-    def __add__(self, other: Totals) -> Totals:
-        """The totals of two processes."""
-        both = Totals()
-        for name in vars(both):
-            setattr(both, name, getattr(self, name) + getattr(other, name))
-        return both
 
-    def summary(self, counters: Counters, failures: list[Failure], config: Any, peak_memory: int | None) -> RunSummary:
-        """The run's numbers.
+def _answered(replies: Iterable[Reply]) -> list[Reply]:
+    return [reply for reply in replies if reply.error is None]
 
-        Phases are means over the answers that went through them, not over those that reused a prefix. The first
-        prefill of a process is a warm-up and left out of the times where there are others.
-        """
-        paid = self._paid or self._warm_up
-        phases = {f"{phase}_s": _mean(times[phase] for times in paid if phase in times) for phase in PHASES}
-        return RunSummary(
-            questions=counters.questions,
-            failures=len(failures),
-            videos_decoded=counters.videos_decoded,
-            vision_passes=counters.vision_passes,
-            prefills=counters.prefills,
-            reduction_asked=int(config is not None),
-            reduced_share=self.reduced / max(1, self.answered),
-            requested_budget=getattr(config, "budget", None),
-            tokens_before=_mean(self._before),
-            tokens_after=_mean(self._after),
-            layer_tokens_mean=_mean(self._layer_tokens),
-            kv_share_mean=None if all(share == 1.0 for share in self._kv_shares) else _mean(self._kv_shares),
-            kept_share_mean=_mean(self._shares),
-            kept_share_min=min(self._shares, default=None),
-            kept_share_max=max(self._shares, default=None),
-            ttft_s=_mean(self._ttft[1:] if len(self._ttft) > 1 else self._ttft),
-            ttft_first_s=_mean(times["ttft"] for times in paid if "ttft" in times),
-            ttft_end_to_end_s=_mean(times["ttft_end_to_end"] for times in paid if "ttft_end_to_end" in times),
-            **phases,
-            decode_s_per_token=self._decode_seconds / self._decode_tokens if self._decode_tokens else None,
-            peak_memory_bytes=peak_memory,
-        )
+
+def _with_end_to_end(timing: Mapping[str, float]) -> dict[str, float]:
+    seen = sum(timing.get(phase, 0.0) for phase in ("video_decode", "preprocess", "vision"))
+    return {**timing, **({"ttft_end_to_end": seen + timing["ttft"]} if "ttft" in timing else {})}
+
+
+def _warm(processes: Sequence[Sequence[Mapping[str, float]]]) -> list[Mapping[str, float]]:
+    """All times but the first of each process; the first ones where there are no others."""
+    return [timing for own in processes for timing in own[1:]] or [own[0] for own in processes if own]
+
+
+def _mean_of(phase: str, times: Iterable[Mapping[str, float]]) -> float | None:
+    return _mean(timing[phase] for timing in times if phase in timing)
 
 
 def _mean(values: Iterable[float]) -> float | None:
