@@ -16,6 +16,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from sttm_lmms.families.assemble import as_plain_text, token_ids
+from sttm_lmms.families.template import control_tokens
 from sttm_lmms.runtime.requests import GenerationSettings
 
 
@@ -182,7 +184,8 @@ def answer_text(processor: Any, ids: Sequence[int], until: Sequence[str]) -> str
 
 def continuation_ids(processor: Any, text: str) -> torch.Tensor:
     """``[n]`` int64 ids of a text that is scored behind a prompt."""
-    return torch.tensor(tokenizer_of(processor)(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    plain = as_plain_text(text, control_tokens(processor))
+    return torch.tensor(token_ids(tokenizer_of(processor), plain), dtype=torch.long)
 
 
 def continuation_score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, bool]:
