@@ -276,6 +276,16 @@ def test_other_containers(tmp_path, make_videos, suffix):
     assert check(out, "videomme").complete
 
 
+def test_links_into_a_download_cache(tmp_path, make_videos):
+    """The files that these links point to have no ending."""
+    videos, out = make_videos("videomme"), tmp_path / "data"
+    for name in ("clip0", "clip1"):
+        blob = (videos / f"{name}.mp4").rename(tmp_path / f"blob-{name}")
+        (videos / f"{name}.mp4").symlink_to(blob)
+    assert prepare("videomme", write_release(tmp_path / "raw", "videomme"), videos, out).complete
+    assert (out / "videomme/videos/clip0.mp4").is_file()
+
+
 @pytest.mark.parametrize("benchmark", ["vnbench", "nextqa"])
 def test_a_byte_order_mark(tmp_path, make_videos, benchmark):
     raw = write_release(tmp_path / "raw", benchmark)

@@ -10,10 +10,9 @@ import typer
 
 from sttm_lmms.benchmarks.data import annotation_file, data_root
 from sttm_lmms.benchmarks.formats import FORMATS
-from sttm_lmms.benchmarks.prepare.check import check
 from sttm_lmms.benchmarks.prepare.convert import prepare
 from sttm_lmms.benchmarks.prepare.releases import RELEASES
-from sttm_lmms.benchmarks.prepare.report import Report
+from sttm_lmms.benchmarks.prepare.report import Report, check
 from sttm_lmms.errors import AnnotationError
 
 app = typer.Typer(
@@ -32,23 +31,13 @@ def _command(benchmark: str) -> Callable[..., None]:
         ] = False,
         ignore: Annotated[list[str] | None, typer.Option(help="A key of the release that does not matter.")] = None,
     ) -> None:
-        try:
-            report = prepare(
-                benchmark,
-                raw,
-                videos,
-                out or data_root(),
-                copy=copy,
-                skip_missing=skip_missing,
-                ignore=ignore or (),
-                progress=True,
-            )
-        except AnnotationError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
-        _show(report)
-        if report.annotations is None:
+        options = {"copy": copy, "skip_missing": skip_missing}
+        report = _run(
+            lambda: prepare(benchmark, raw, videos, out or data_root(), **options, ignore=ignore or (), progress=True)
+        )
+        if report is not None and report.annotations is None:
             typer.echo("find the videos and run this again, or pass --skip-missing", err=True)
+        if report is None or report.annotations is None:
             raise typer.Exit(1)
 
     return command
@@ -65,37 +54,31 @@ def check_command(
     read_videos: Annotated[bool, typer.Option("--read-videos", help="Also open every video.")] = False,
 ) -> None:
     """Say what a data folder lacks; without a benchmark, of every one whose annotations are there."""
-    root = root or data_root()
-    failed = False
-    for name in benchmark or _present(root):
-        try:
-            report = check(root, name, read_videos=read_videos, progress=True)
-        except (AnnotationError, ValueError) as error:
-            typer.echo(f"error: {error}", err=True)
-            failed = True
-            continue
-        _show(report)
-        failed |= not report.complete
-    if failed:
-        raise typer.Exit(1)
-
-
-def _present(root: Path) -> list[str]:
-    found = []
-    for name, fmt in FORMATS.items():
-        try:
-            annotation_file(root, fmt)
-        except AnnotationError:
-            continue
-        found.append(name)
-    if not found:
+    folder = root or data_root()
+    names = benchmark or [name for name in FORMATS if _is_present(folder, name)]
+    if not names:
         typer.echo(
-            f"error: no annotations of any benchmark in {root}; pass --root, or make some with prepare", err=True
+            f"error: no annotations of any benchmark in {folder}; pass --root, or make some with prepare", err=True
         )
+    reports = [_run(lambda name=name: check(folder, name, read_videos=read_videos, progress=True)) for name in names]
+    if not reports or not all(report is not None and report.complete for report in reports):
         raise typer.Exit(1)
-    return found
 
 
-def _show(report: Report) -> None:
+def _is_present(root: Path, benchmark: str) -> bool:
+    try:
+        return annotation_file(root, FORMATS[benchmark]).is_file()
+    except AnnotationError:
+        return False
+
+
+def _run(make: Callable[[], Report]) -> Report | None:
+    """The report, printed; None where there is an error instead."""
+    try:
+        report = make()
+    except (AnnotationError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        return None
     for line in report.lines():
         typer.echo(line)
+    return report

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from sttm_lmms.benchmarks.annotations import parse_questions
 from sttm_lmms.benchmarks.data import video_folder
 from sttm_lmms.benchmarks.formats import get_format
-from sttm_lmms.benchmarks.prepare.releases import (
-    RELEASES,
-    Converted,
-    Release,
-    convert_release,
-    egoschema_answers,
-    with_question_numbers,
-)
+from sttm_lmms.benchmarks.prepare.releases import RELEASES, convert_release
 from sttm_lmms.benchmarks.prepare.report import Report
-from sttm_lmms.benchmarks.prepare.sources import Record
-from sttm_lmms.benchmarks.prepare.videos import Durations, VideoIndex, duration_class, place_video
+from sttm_lmms.benchmarks.prepare.videos import duration_class, find_videos, measure, place_video, write_whole
 
 
 def prepare(
@@ -54,56 +45,34 @@ def prepare(
         AnnotationError: the release or the folder of the videos is not as expected.
     """
     fmt = get_format(benchmark)
-    release = RELEASES[benchmark]
-    converted = _converted(benchmark, raw, ignore)
-    sources = {item.video_id: item.source for item in converted}
+    measured = RELEASES[benchmark].measured
+    converted = convert_release(benchmark, raw, ignore)
+    to_be_measured = {"duration": ""} if measured else {}
+    parse_questions([record | to_be_measured for record, _ in converted], benchmark, raw)
 
-    index = VideoIndex(videos)
+    names = {record[fmt.video_key]: (source, record[fmt.video_key]) for record, source in converted}
+    found = find_videos(videos, names)
     folder = video_folder(out, benchmark)
     folder.mkdir(parents=True, exist_ok=True)
-    located = {video_id: index.find(source) or index.find(video_id) for video_id, source in sources.items()}
-    found = {video_id: path for video_id, path in located.items() if path is not None}
     placed = {video_id: folder / f"{video_id}{path.suffix.lower()}" for video_id, path in found.items()}
     for video_id, target in placed.items():
         place_video(found[video_id], target, copy=copy)
-    seconds, broken = Durations(out / benchmark / "durations.json").measure(placed, progress=progress)
+    seconds, broken = measure(placed, out / benchmark / "durations.json", progress=progress)
 
-    missing = tuple(video_id for video_id in sources if video_id not in found)
-    kept = [item for item in converted if item.video_id in seconds]
+    records = [record for record, _ in converted if record[fmt.video_key] in seconds]
     written = None
-    if kept and (skip_missing or len(kept) == len(converted)):
+    if records and (skip_missing or len(records) == len(converted)):
+        for record in records if measured else ():
+            length = seconds[record[fmt.video_key]]
+            record |= {"duration": duration_class(length), "video_second": length}
         written = out / benchmark / "annotations" / fmt.files[0]
-        _write(written, [_finished(item, seconds[item.video_id], release) for item in kept])
+        write_whole(written, json.dumps(records, indent=1, ensure_ascii=False))
     return Report(
         benchmark=benchmark,
         annotations=written,
         questions=len(converted),
-        videos=len(sources),
-        missing=missing,
+        videos=len(names),
+        missing=tuple(video_id for video_id in names if video_id not in found),
         broken=broken,
-        left_out=len(converted) - len(kept) if written else 0,
+        left_out=len(converted) - len(records) if written else 0,
     )
-
-
-def _converted(benchmark: str, raw: Path, ignore: Sequence[str]) -> list[Converted]:
-    converted = list(with_question_numbers(convert_release(RELEASES[benchmark], raw, ignore)))
-    if benchmark == "egoschema":
-        answers = egoschema_answers(raw)
-        converted = [replace(item, record={**item.record, "answer": answers.get(item.video_id)}) for item in converted]
-    measured = {"duration": ""} if RELEASES[benchmark].measured else {}
-    parse_questions([item.record | measured for item in converted], benchmark, raw)
-    return converted
-
-
-def _finished(item: Converted, seconds: float, release: Release) -> Record:
-    if not release.measured:
-        return item.record
-    return {**item.record, "duration": duration_class(seconds), "video_second": seconds}
-
-
-def _write(path: Path, records: Sequence[Record]) -> None:
-    """The file gets its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
-    part.replace(path)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sttm_lmms.benchmarks.prepare.sources import Record, check_keys, read_json_object, read_release, release_files
+import pandas as pd
+
 from sttm_lmms.benchmarks.question import LETTERS
 from sttm_lmms.errors import AnnotationError
 
+Record = dict[str, Any]
+Converted = tuple[Record, str]
+"""A record in the STTM format (without what is measured), and the path of its video in the release, without suffix: the
+name alone, or the last folder and the name."""
+
 _ACCOUNT = re.compile(r"^@.+-(?=\d)")
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A record in the STTM format, and where its video is in the release.
-
-    Attributes:
-        record: without ``duration`` and ``video_second`` where these are measured.
-        video_id: name of the video in our folder, without suffix.
-        source: its path in the release, without suffix: the name alone, or the last folder and the name.
-    """
-
-    record: Record
-    video_id: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -50,11 +42,11 @@ class Release:
     measured: bool = False
 
 
-def convert_release(release: Release, raw: Path, ignore: Sequence[str] = ()) -> list[Converted]:
+def convert_release(benchmark: str, raw: Path, ignore: Sequence[str] = ()) -> list[Converted]:
     """All records of a release, in the order of its files.
 
     Args:
-        release: one of :data:`RELEASES`.
+        benchmark: one of :data:`RELEASES`.
         raw: its annotation file, or the folder that holds its annotation files.
         ignore: unknown keys that do not matter.
 
@@ -62,109 +54,141 @@ def convert_release(release: Release, raw: Path, ignore: Sequence[str] = ()) -> 
         AnnotationError: a file cannot be read, or a record lacks a key, has an unknown one or a bad value; names the
             file and the record (from 0).
     """
+    release = RELEASES[benchmark]
+    files = [raw] if raw.is_file() else sorted({path for pattern in release.files for path in raw.glob(pattern)})
+    if not files:
+        raise AnnotationError(
+            f"{raw}: no {' or '.join(release.files)} here; pass the annotation file or its folder as --raw"
+        )
+    answers = _egoschema_answers(raw) if benchmark == "egoschema" else {}
+    count: Counter[str] = Counter()
     converted = []
-    for path in release_files(raw, release.files):
-        for number, record in enumerate(read_release(path)):
+    for path in files:
+        for number, record in enumerate(_read(path)):
             try:
-                check_keys(record, release.required, {*release.known, *ignore})
-                converted.append(release.convert(record, path))
+                _check_keys(record, release.required, {*release.known, *ignore})
+                ours, source = release.convert(record, path)
             except (ValueError, TypeError, IndexError) as error:
                 raise AnnotationError(f"{path}: record {number}: {error}") from error
+            if benchmark == "egoschema":
+                ours["answer"] = answers.get(ours["q_uid"])
+            elif "question_id" not in ours:  # the questions of a video are counted from 1
+                count[ours["video_id"]] += 1
+                ours["question_id"] = f"{ours['video_id']}-{count[ours['video_id']]}"
+            converted.append((ours, source))
     return converted
 
 
-def with_question_numbers(converted: Iterable[Converted]) -> Iterator[Converted]:
-    """Records without ``question_id`` get ``{video_id}-{n}``, n counting the questions of a video from 1."""
-    count: Counter[str] = Counter()
-    for item in converted:
-        if "question_id" not in item.record:
-            count[item.video_id] += 1
-            record = {
-                "video_id": item.video_id,
-                "question_id": f"{item.video_id}-{count[item.video_id]}",
-                **item.record,
-            }
-            item = Converted(record, item.video_id, item.source)
-        yield item
+def _read(path: Path) -> list[Record]:
+    """The records of a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, as plain Python values."""
+    try:
+        match path.suffix.lower():
+            case ".json":
+                records = json.loads(path.read_text(encoding="utf-8-sig"))
+            case ".jsonl":
+                lines = path.read_text(encoding="utf-8-sig").split("\n")
+                records = [json.loads(line) for line in lines if line.strip()]
+            case ".csv":
+                texts = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+                records = texts.to_dict("records")
+            case ".parquet":
+                records = json.loads(pd.read_parquet(path).to_json(orient="records"))
+            case _:
+                raise AnnotationError(f"{path}: expected a file ending in .json, .jsonl, .csv or .parquet")
+    except (ValueError, OSError) as error:
+        raise AnnotationError(f"{path}: not a readable {path.suffix} file ({error})") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise AnnotationError(f"{path}: expected a list of records")
+    return records
+
+
+def _check_keys(record: Record, required: Sequence[str], known: set[str]) -> None:
+    """``ValueError`` naming the keys that a record lacks, or those that the converter does not know."""
+    if lacking := [key for key in required if key not in record]:
+        raise ValueError(f"missing keys {', '.join(map(repr, lacking))}; the record has {', '.join(map(repr, record))}")
+    if strange := [key for key in record if key not in {*required, *known}]:
+        raise ValueError(
+            f"unknown keys {', '.join(map(repr, strange))}: is this the release the converter was made for? "
+            f"If they do not matter, pass {' '.join(f'--ignore {key!r}' for key in strange)}"
+        )
+
+
+def _egoschema_answers(raw: Path) -> dict[str, Any]:
+    """The published answers, ``{q_uid: index}``, from ``subset_answers.json`` beside the questions; {} without it."""
+    path = (raw if raw.is_dir() else raw.parent) / "subset_answers.json"
+    try:
+        answers = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    except (ValueError, OSError) as error:
+        raise AnnotationError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(answers, dict):
+        raise AnnotationError(f"{path}: expected a JSON object")
+    return answers
 
 
 def _vnbench(record: Record, path: Path) -> Converted:
     video_id = PurePosixPath(record["video"]).stem
     letters = LETTERS[: len(record["options"])]
-    return Converted(
-        {
-            "question": record["question"],
-            "options": [f"{letter}. {text}." for letter, text in zip(letters, record["options"], strict=True)],
-            "needle_time": record["needle_time"],
-            "answer": record["gt_option"],
-            "length": record["length"],
-            "task_type": record["type"],
-            "try": record["try"],
-            "videoID": video_id,
-            "question_id": f"{video_id}_try{record['try']}",
-        },
-        video_id,
-        video_id,
-    )
+    return {
+        "question": record["question"],
+        "options": [f"{letter}. {text}." for letter, text in zip(letters, record["options"], strict=True)],
+        "needle_time": record["needle_time"],
+        "answer": record["gt_option"],
+        "length": record["length"],
+        "task_type": record["type"],
+        "try": record["try"],
+        "videoID": video_id,
+        "question_id": f"{video_id}_try{record['try']}",
+    }, video_id
 
 
 def _videomme(record: Record, path: Path) -> Converted:
-    return Converted(dict(record), record["videoID"], record["videoID"])
+    return dict(record), record["videoID"]
 
 
 def _longvideobench(record: Record, path: Path) -> Converted:
     # Videos of accounts are called "@account-1234" in the release, and by their number alone in the published files.
     video_id, question_id = (_ACCOUNT.sub("", record[key]) for key in ("video_id", "id"))
-    return Converted(
-        {
-            "videoID": video_id,
-            "question_id": question_id,
-            "duration": record["duration_group"],
-            "task_type": record["question_category"],
-            "question": record["question"],
-            "options": record["candidates"],
-            "answer": record["correct_choice"],
-        },
-        video_id,
-        PurePosixPath(record["video_path"]).stem,
-    )
+    return {
+        "videoID": video_id,
+        "question_id": question_id,
+        "duration": record["duration_group"],
+        "task_type": record["question_category"],
+        "question": record["question"],
+        "options": record["candidates"],
+        "answer": record["correct_choice"],
+    }, PurePosixPath(record["video_path"]).stem
 
 
 def _mlvu(record: Record, path: Path) -> Converted:
     if record["answer"] not in record["candidates"]:
         raise ValueError(f"answer {record['answer']!r} is not among the candidates {record['candidates']!r}")
     name = PurePosixPath(record["video"]).stem
-    return Converted(
-        {
-            "question": record["question"],
-            "answer": LETTERS[record["candidates"].index(record["answer"])],
-            "options": record["candidates"],
-            "task_type": record["question_type"],
-        },
-        f"{path.stem}-{name}",
-        f"{path.stem}/{name}",
-    )
+    return {
+        "video_id": f"{path.stem}-{name}",
+        "question": record["question"],
+        "answer": LETTERS[record["candidates"].index(record["answer"])],
+        "options": record["candidates"],
+        "task_type": record["question_type"],
+    }, f"{path.stem}/{name}"
 
 
 def _nextqa(record: Record, path: Path) -> Converted:
     video_id = str(record["video"])
-    return Converted(
-        {
-            "video_id": video_id,
-            "question_id": f"{video_id}_{record['qid']}",
-            "question": record["question"],
-            "answer": LETTERS[int(record["answer"])],
-            "options": [record[f"a{i}"] for i in range(5)],
-            "task_type": record["type"],
-        },
-        video_id,
-        video_id,
-    )
+    return {
+        "video_id": video_id,
+        "question_id": f"{video_id}_{record['qid']}",
+        "question": record["question"],
+        "answer": LETTERS[int(record["answer"])],
+        "options": [record[f"a{i}"] for i in range(5)],
+        "task_type": record["type"],
+    }, video_id
+
+
+_EGOSCHEMA = ("q_uid", "question", *(f"option {i}" for i in range(5)))
 
 
 def _egoschema(record: Record, path: Path) -> Converted:
-    known = ("q_uid", "question", *(f"option {i}" for i in range(5)))
-    return Converted({key: record[key] for key in known}, record["q_uid"], record["q_uid"])
+    return {key: record[key] for key in _EGOSCHEMA}, record["q_uid"]
 
 
 def _keys(text: str) -> tuple[str, ...]:
@@ -210,15 +234,6 @@ RELEASES = {
         measured=True,
     ),
     "egoschema": Release(
-        files=("questions.json",),
-        required=("q_uid", "question", *(f"option {i}" for i in range(5))),
-        known=_keys("google_drive_id"),
-        convert=_egoschema,
+        files=("questions.json",), required=_EGOSCHEMA, known=_keys("google_drive_id"), convert=_egoschema
     ),
 }
-
-
-def egoschema_answers(raw: Path) -> dict[str, Any]:
-    """The published answers, ``{q_uid: index}``, from ``subset_answers.json`` beside the questions; {} without it."""
-    path = (raw if raw.is_dir() else raw.parent) / "subset_answers.json"
-    return read_json_object(path) if path.is_file() else {}

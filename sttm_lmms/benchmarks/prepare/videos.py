@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.progress import track
@@ -24,34 +23,33 @@ def duration_class(seconds: float) -> str:
     return "short" if seconds < SHORT else "medium" if seconds < MEDIUM else "long"
 
 
-class VideoIndex:
-    """The video files below a folder, by name or by last folder and name, both without suffix.
+def find_videos(folder: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str, Path]:
+    """The file of each video that lies somewhere below a folder.
+
+    Args:
+        names: video id -> what its file may be called: a name, or its last folder and its name, without suffix.
 
     Raises:
-        AnnotationError: the folder does not exist.
+        AnnotationError: the folder does not exist, or two different files have one name.
     """
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise AnnotationError(f"{folder}: no such folder; pass the folder of the videos as --videos")
-        self._paths: dict[str, list[Path]] = defaultdict(list)
-        for parent, _, names in os.walk(folder, followlinks=True):
-            for name in sorted(names):
-                path = Path(parent) / name
-                if path.suffix.lower() in VIDEO_SUFFIXES:
-                    self._paths[path.stem].append(path)
-                    self._paths[f"{path.parent.name}/{path.stem}"].append(path)
-
-    def find(self, source: str) -> Path | None:
-        """The file called ``source`` (see :class:`~sttm_lmms.benchmarks.prepare.releases.Converted`), None without one.
-
-        Raises:
-            AnnotationError: two different files have this name.
-        """
-        paths = sorted({path.resolve(): path for path in self._paths.get(source, [])}.values())
-        if len(paths) > 1:
-            raise AnnotationError(f"two videos are called {source}: {paths[0]} and {paths[1]}; pass a smaller folder")
-        return paths[0] if paths else None
+    if not folder.is_dir():
+        raise AnnotationError(f"{folder}: no such folder; pass the folder of the videos as --videos")
+    by_name: dict[str, dict[Path, Path]] = {}  # by the file itself, which links of a download cache name otherwise
+    for parent, _, files in os.walk(folder, followlinks=True):
+        for path in (Path(parent) / file for file in files):
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                for name in (path.stem, f"{path.parent.name}/{path.stem}"):
+                    by_name.setdefault(name, {})[path.resolve()] = path
+    found = {}
+    for video_id, candidates in names.items():
+        name = next((name for name in candidates if name in by_name), None)
+        if name is None:
+            continue
+        if len(by_name[name]) > 1:
+            first, second, *_ = sorted(by_name[name].values())
+            raise AnnotationError(f"two videos are called {name}: {first} and {second}; pass a smaller folder")
+        (found[video_id],) = by_name[name].values()
+    return found
 
 
 def place_video(source: Path, target: Path, *, copy: bool) -> None:
@@ -61,7 +59,7 @@ def place_video(source: Path, target: Path, *, copy: bool) -> None:
     """
     if target.exists() and (target.samefile(source) or target.stat().st_size == source.stat().st_size):
         return
-    target.unlink(missing_ok=True)  # a link whose target is gone
+    target.unlink(missing_ok=True)  # a link whose target is gone, or another video
     if copy:
         part = target.with_name(f"{target.name}.part")
         shutil.copyfile(source, part)
@@ -70,48 +68,38 @@ def place_video(source: Path, target: Path, *, copy: bool) -> None:
         target.symlink_to(source.absolute())
 
 
-class Durations:
-    """Seconds of each video, kept in a file so that an interrupted run goes on where it stopped.
+def measure(videos: Mapping[str, Path], cache: Path, *, progress: bool) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of each video by id, and the reason for each that cannot be read.
 
-    A measurement counts as long as the video has the size and the time of change it was made with.
+    Args:
+        cache: file of what is known, so that an interrupted run goes on where it stopped. A measurement counts as long
+            as the video has the size and the time of change it was made with.
+        progress: show a progress bar.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, tuple[int, int, float]] = {}
-        if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                self._known = {name: (int(size), int(at), float(s)) for name, (size, at, s) in content.items()}
-            except (ValueError, TypeError, AttributeError):
-                self._known = {}  # half written; everything is measured again
-
-    def measure(self, videos: dict[str, Path], *, progress: bool) -> tuple[dict[str, float], dict[str, str]]:
-        """Seconds of each video by id, and the reason for each that cannot be read."""
-        seconds: dict[str, float] = {}
-        broken: dict[str, str] = {}
-        for number, (video_id, path) in enumerate(_shown(videos.items(), len(videos), progress), start=1):
-            stat = path.stat()
-            *file, known = self._known.get(video_id, (0, 0, 0.0))
-            try:
-                same = file == [stat.st_size, stat.st_mtime_ns]
-                seconds[video_id] = known if same else probe(path).duration
-            except VideoError as error:
-                broken[video_id] = error.reason
-                continue
-            self._known[video_id] = (stat.st_size, stat.st_mtime_ns, seconds[video_id])
-            if number % SAVE_EVERY == 0:
-                self._save()
-        self._save()
-        return seconds, broken
-
-    def _save(self) -> None:
-        part = self._path.with_name(f"{self._path.name}.part")
-        part.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
-        part.replace(self._path)
+    try:
+        known = {name: tuple(entry) for name, entry in json.loads(cache.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        known = {}  # not there or half written; everything is measured again
+    seconds: dict[str, float] = {}
+    broken: dict[str, str] = {}
+    items = track(videos.items(), "measuring videos", transient=True) if progress else videos.items()
+    for number, (video_id, path) in enumerate(items, start=1):
+        stat = path.stat()
+        file = (stat.st_size, stat.st_mtime_ns)
+        try:
+            if known.get(video_id, ())[:2] != file:
+                known[video_id] = (*file, probe(path).duration)
+            seconds[video_id] = float(known[video_id][2])
+        except VideoError as error:
+            broken[video_id] = error.reason
+        if number % SAVE_EVERY == 0 or number == len(videos):
+            write_whole(cache, json.dumps(known, indent=0))
+    return seconds, broken
 
 
-def _shown(
-    items: Iterable[tuple[str, Path]], total: int, progress: bool
-) -> Iterator[tuple[str, Path]] | Iterable[tuple[str, Path]]:
-    return track(items, description="measuring videos", total=total, transient=True) if progress else items
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that gets its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
