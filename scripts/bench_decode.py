@@ -10,6 +10,7 @@ cache is cut back after each; "without" is the stock decoder. Operations are tho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -104,7 +105,7 @@ def _operations(run: Any) -> int:
     return counts[1] - counts[0]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "decode")
     parser.add_argument("--shape", choices=SHAPES, default="llava-video-7b")
     parser.add_argument("--frames", type=int, default=128)
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--start-layers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--attention", default="sdpa", help="sdpa, flash_attention_2 or eager")
     parser.add_argument("--tokens", type=int, default=64, help="decoded tokens in each run")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     shape, dtype = SHAPES[options.shape], dtype_of(options)
     decoder, _ = build_decoder(shape, attention=options.attention, dtype=dtype, device=options.device)
     inputs, span = video_prompt(shape, options.frames, dtype=dtype, device=options.device)

@@ -11,7 +11,7 @@ search. The ideal speed-up is that of the operation count: what would be left if
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -101,7 +101,7 @@ def run(shape: DecoderShape, options: argparse.Namespace) -> Iterator[dict[str, 
                     yield reduced_row(shape, full, common | row)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "prefill")
     parser.add_argument("--shape", choices=SHAPES, default="llava-video-7b")
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128, 256])
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--start-layers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--attention", nargs="+", default=["sdpa"], help="sdpa, flash_attention_2, eager")
     parser.add_argument("--warmup", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     shape, rows = SHAPES[options.shape], []
     for row in run(shape, options):
         rows.append(row)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,14 @@ def run(options: argparse.Namespace, video: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "reuse", repeats=3)
     parser.add_argument("--shape", choices=SHAPES, default="mid")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--budgets", type=float, nargs="+", default=[1.0, 0.5, 0.3], help="the first one has to be 1")
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 2, 3, 4, 8])
     parser.add_argument("--new-tokens", type=int, default=4)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "footage.mp4"
         write_video(video, footage(options.frames), 1.0)
