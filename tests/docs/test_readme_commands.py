@@ -31,7 +31,15 @@ SMALL = str(ROOT / "sttm_lmms" / "checkpoints" / "llava_video_tiny")
 
 HERE = "this file"
 """Run below, with small data and the shipped checkpoint put in."""
-MENTIONED = {"accelerate launch", "sttm-lmms eval", "sttm-lmms demo", "sttm-lmms compare", "make results"}
+MENTIONED = {
+    "accelerate launch",
+    "lmms-eval --use_cache",
+    "sttm-lmms eval --use_cache",
+    "sttm-lmms eval",
+    "sttm-lmms demo",
+    "sttm-lmms compare",
+    "make results",
+}
 """Names of commands, not commands."""
 NETWORK, TIME, GPU = (
     "needs the repository's address",
