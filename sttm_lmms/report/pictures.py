@@ -25,6 +25,7 @@ LEGEND = (
     "Faint shade of a frame's own colour: the token also stands for cells of other frames. Dark and crossed: dropped.",
 )
 _SHADE, _TINT, _DARK = 0.5, 0.22, 0.75
+_GAP, _HEAD, _CAPTION, _STRIP, _LINE = 10, 34, 22, 56, 18  # pixels
 
 
 @dataclass(frozen=True)
@@ -126,44 +127,55 @@ def draw_sheet(
         columns: frames in a row of the sheet; by default at most 6.
         width: of one frame in pixels.
     """
-    count, rows, cols = tokens.source.shape
-    columns = columns or min(count, 6)
-    pictures = [draw_frame(frames[n], tokens, n, width) for n in range(count)]
-    gap, head, caption, strip = 10, 34, 22, 56
-    lines = -(-count // columns)
-    cell = (width + gap, pictures[0].height + caption + gap)
-    height = head + lines * cell[1] + caption + strip + gap + 18 * len(LEGEND) + gap
-    sheet = Image.new("RGB", (max(columns * cell[0] + gap, 720), height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    kept = tokens.kept_per_frame
-    pen.text((gap, 8), f"{title}: {headline(tokens)}", fill=INK, font=_font(16))
-    for n, picture in enumerate(pictures):
-        x, y = gap + n % columns * cell[0], head + n // columns * cell[1]
-        _caption(pen, n, kept[n], rows * cols, (x, y))
-        sheet.paste(picture, (x, y + caption))
-    bottom = head + lines * cell[1]
-    pen.text((gap, bottom), f"tokens kept in each frame, of {rows * cols}", fill=INK, font=_font(12))
-    sheet.paste(draw_strip(kept, rows * cols, sheet.width - 2 * gap, strip), (gap, bottom + caption))
-    for n, line in enumerate(LEGEND):
-        pen.text((gap, bottom + caption + strip + gap + 18 * n), line, fill=QUIET, font=_font(12))
-    return sheet
+    panels = [_panel(frame, tokens, n, width) for n, frame in enumerate(frames)]
+    return _compose(panels, columns or min(len(panels), 6), tokens, title, legend=LEGEND)
 
 
 def draw_film(frames: np.ndarray, tokens: TokenMap, title: str, *, width: int = 480) -> Iterator[Image.Image]:
     """The frames one after another, each with title and strip: the pictures of a GIF or MP4 (even sides)."""
-    _, rows, cols = tokens.source.shape
-    gap, head, caption, strip = 10, 34, 22, 56
-    kept = tokens.kept_per_frame
     for n, frame in enumerate(frames):
-        picture = draw_frame(frame, tokens, n, width)
-        height = head + caption + picture.height + gap + strip + gap
-        page = Image.new("RGB", (width + 2 * gap, height + height % 2), PAPER)
-        pen = ImageDraw.Draw(page)
-        pen.text((gap, 9), _fitting(f"{title}: {headline(tokens)}", width, 15), fill=INK, font=_font(15))
-        _caption(pen, n, kept[n], rows * cols, (gap, head))
-        page.paste(picture, (gap, head + caption))
-        page.paste(draw_strip(kept, rows * cols, width, strip, n), (gap, head + caption + picture.height + gap))
-        yield page
+        yield _compose([_panel(frame, tokens, n, width)], 1, tokens, title, current=n)
+
+
+def _panel(frame: np.ndarray, tokens: TokenMap, number: int, width: int) -> Image.Image:
+    """One frame with its cells under a caption: its colour, its number, the tokens kept."""
+    picture = draw_frame(frame, tokens, number, width)
+    panel = Image.new("RGB", (width, _CAPTION + picture.height), PAPER)
+    pen = ImageDraw.Draw(panel)
+    kept, cells = tokens.kept_per_frame[number], tokens.source[number].size
+    pen.rectangle((0, 4, 11, 15), fill=frame_colour(number), outline=INK)
+    pen.text((17, 2), f"frame {number}: {kept} of {cells} kept", fill=INK, font=_font(12))
+    panel.paste(picture, (0, _CAPTION))
+    return panel
+
+
+def _compose(
+    panels: Sequence[Image.Image],
+    columns: int,
+    tokens: TokenMap,
+    title: str,
+    *,
+    current: int | None = None,
+    legend: Sequence[str] = (),
+) -> Image.Image:
+    """Title, panels in rows, the strip of tokens kept, legend; both sides are even, as video codecs want them."""
+    across, down = panels[0].width + _GAP, panels[0].height + _GAP
+    width = max(columns * across + _GAP, 720 if legend else 0)
+    strip_top = _HEAD + -(-len(panels) // columns) * down
+    legend_top = strip_top + _CAPTION + _STRIP + _GAP
+    height = legend_top + (_LINE * len(legend) + _GAP if legend else 0)
+    sheet = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, 8), _fitting(f"{title}: {headline(tokens)}", width - 2 * _GAP, 15), fill=INK, font=_font(15))
+    for n, panel in enumerate(panels):
+        sheet.paste(panel, (_GAP + n % columns * across, _HEAD + n // columns * down))
+    cells = tokens.source[0].size
+    pen.text((_GAP, strip_top), f"tokens kept in each frame, of {cells}", fill=INK, font=_font(12))
+    strip = draw_strip(tokens.kept_per_frame, cells, width - 2 * _GAP, _STRIP, current)
+    sheet.paste(strip, (_GAP, strip_top + _CAPTION))
+    for n, line in enumerate(legend):
+        pen.text((_GAP, legend_top + _LINE * n), line, fill=QUIET, font=_font(12))
+    return sheet
 
 
 def save_gif(pictures: Sequence[Image.Image], path: Path, seconds: float = 0.5) -> Path:
@@ -240,12 +252,6 @@ def _label(
             middle = ((int(xs[x]) + int(xs[x + 1])) / 2, (int(ys[y]) + int(ys[y + 1])) / 2)
             text = str(homes[y, x])
             pen.text(middle, text, fill=PAPER, font=_font(size), anchor="mm", stroke_width=1, stroke_fill=INK)
-
-
-def _caption(pen: ImageDraw.ImageDraw, frame: int, kept: int, cells: int, place: tuple[int, int]) -> None:
-    x, y = place
-    pen.rectangle((x, y + 4, x + 11, y + 15), fill=frame_colour(frame), outline=INK)
-    pen.text((x + 17, y + 2), f"frame {frame}: {kept} of {cells} kept", fill=INK, font=_font(12))
 
 
 def _fitting(text: str, width: int, size: int) -> str:
