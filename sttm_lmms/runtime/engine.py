@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Reuse = Literal["prefix", "features", "none"]
 OnError = Literal["skip", "raise"]
 Reply = TypeVar("Reply", Answer, LogLikelihood)
+Ready = TypeVar("Ready")
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ class Engine:
 
         def answers(reducer: TokenReducer, group: Group) -> Iterator[tuple[int, Answer]]:
             batch: dict[int, Prompt] = {}
-            for index, prompt in self._prompts(group, reducer):
+            for index, prompt in self._prompts(group, partial(self._prompt, reducer)):
                 if isinstance(prompt, str):
                     yield index, Answer(error=prompt)
                     continue
@@ -187,7 +189,7 @@ class Engine:
         """As :meth:`loglikelihood`, video by video: ``(index of the request, score)``."""
 
         def scores(reducer: TokenReducer, group: Group) -> Iterator[tuple[int, LogLikelihood]]:
-            for index, prompt in self._prompts(group, reducer):
+            for index, prompt in self._prompts(group, partial(self._prompt, reducer)):
                 if isinstance(prompt, str):
                     yield index, LogLikelihood(float("-inf"), False, 0, error=prompt)
                 else:
@@ -250,8 +252,11 @@ class Engine:
 
     # -- from a request to a prompt -----------------------------------------------------------------------------
 
-    def _prompts(self, group: Group, reducer: TokenReducer | None = None) -> Iterator[tuple[int, Any]]:
-        """Each request of a group, ready to be answered; or why its visuals, and those of all after it, are missing."""
+    def _prompts(
+        self, group: Group, make: Callable[[Request, Sequence[VisionFeatures], Phases], Ready]
+    ) -> Iterator[tuple[int, Ready | str]]:
+        """What ``make`` makes of each request of a group and its features; or why its visuals, and so those of all
+        requests after it, cannot be had."""
         self.counters.questions += len(group)
         for position, (index, request) in enumerate(group):
             phases = Phases(self._stopwatch)
@@ -265,7 +270,7 @@ class Engine:
                 logger.warning("skipped %d question(s): %s", len(unanswered), error)
                 yield from ((later, str(error)) for later, _ in unanswered)
                 return
-            yield index, self._prompt(reducer, request, features, phases)
+            yield index, make(request, features, phases)
 
     def _features(self, request: Request, phases: Phases) -> list[VisionFeatures]:
         return self._reader.features(request, self._video(request), phases, reuse=self.reuse != "none")

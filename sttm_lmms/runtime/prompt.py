@@ -55,13 +55,11 @@ def decoder_inputs(reducer: TokenReducer, batch: Sequence[Prompt]) -> Iterator[d
     if prefix is None:
         assert whole is not None
         reducer.expect(whole.spans, unpadded=True, deepstack=whole.deepstack)
-        positions = {} if whole.position_ids is None else {"position_ids": whole.position_ids}
-        ids = whole.input_ids
         yield {
-            "input_ids": ids,
+            "input_ids": whole.input_ids,
             "inputs_embeds": whole.inputs_embeds,
-            "attention_mask": torch.ones_like(ids),
-            **positions,
+            "attention_mask": torch.ones_like(whole.input_ids),
+            **({} if whole.position_ids is None else {"position_ids": whole.position_ids}),
         }
         return
     ids, mask = question_batch(prefix, [prompt.question for prompt in batch])

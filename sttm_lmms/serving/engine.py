@@ -92,7 +92,7 @@ class VLLMEngine(Engine):
         for group in self._groups(requests):
             check_served(self._config(group[0][1]), self.family.name)
             with self._lock:
-                prompts = list(self._prompts(group))
+                prompts = list(self._prompts(group, self._merge))
             for index, prompt in prompts:
                 if isinstance(prompt, str):
                     yield from self._yield_and_count([(index, Answer(error=prompt))], progress)
