@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
@@ -18,9 +18,9 @@ from torch import nn
 from tqdm import tqdm
 
 from sttm_lmms.benchmarks.annotations import video_seconds
-from sttm_lmms.errors import OutOfMemoryError, STTMError
-from sttm_lmms.explain import is_out_of_memory
+from sttm_lmms.errors import STTMError
 from sttm_lmms.families import get_family
+from sttm_lmms.families.placement import Placement
 from sttm_lmms.launched import end_with_launcher
 from sttm_lmms.model_wrappers import screen, sharding
 from sttm_lmms.model_wrappers.answers import AnswerCache
@@ -42,45 +42,20 @@ from sttm_lmms.model_wrappers.documents import (
 )
 from sttm_lmms.model_wrappers.finish import finish_run
 from sttm_lmms.model_wrappers.identity import question_identity, run_identity, source_identity, task_identity
-from sttm_lmms.model_wrappers.loading import load
-from sttm_lmms.model_wrappers.placement import Placement, make_reproducible, place
-from sttm_lmms.model_wrappers.results import Results
-from sttm_lmms.model_wrappers.rounds import Conversation
+from sttm_lmms.model_wrappers.load import explain_out_of_memory, load, make_reproducible, place
+from sttm_lmms.model_wrappers.results import Results, in_order, to_result
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
-from sttm_lmms.provenance import collect_provenance, sample_record
+from sttm_lmms.provenance import collect_provenance
 from sttm_lmms.runtime import Answer, Engine, Failure, LogLikelihood, Request
-from sttm_lmms.runtime.memory import Work, ways_out
 from sttm_lmms.runtime.stored import open_store
 from sttm_lmms.video import VideoSettings, available_backends
 from sttm_lmms.video.features import FeatureStore
 
 Reply = Answer | LogLikelihood
 Progress = Callable[[int], Any]
-T = TypeVar("T")
 
 _LOOKED_AT = 16
 """Documents of a task that are looked at, before a reduction of a task without any video is refused."""
-
-
-@dataclass
-class AnswerRecord(TokenCounts):
-    """Token counts that carry everything measured about an answer into lmms-eval's sample file."""
-
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.record
-
-
-class Score(tuple[float, bool]):
-    """What a loglikelihood request gets: the loss, and whether the text is what greedy decoding gives.
-
-    lmms-eval 0.7 turns a bare tuple into text, also when its response cache gives one back. So it travels inside of a
-    ``GenerationResult``; ``strip()`` returns "" so that the response cache skips it.
-    """
-
-    def strip(self) -> str:
-        return ""
 
 
 class STTMWrapper(lmms):
@@ -191,7 +166,7 @@ class STTMWrapper(lmms):
         with self._running("Answering", requests) as (documents, bar):
             self._check_reducible(documents)
             replies = self._stream(documents, bar.update)
-            yield from _in_order(requests, self._results(documents, replies, _first_of_tasks(documents)))
+            yield from in_order(requests, self._results(documents, replies, _first_of_tasks(documents)))
 
     def _sharded_answers(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers to all ranks' requests, whole videos on each of them."""
@@ -222,21 +197,30 @@ class STTMWrapper(lmms):
             results = {address: found[index] for index, address in enumerate(mine)}
             for others in sharding.gather({at: result for at, result in results.items() if at[0] != self.rank}):
                 results |= {at: result for at, result in others.items() if at[0] == self.rank}
-            return list(_in_order(requests, ((at[1], result) for at, result in results.items() if at[0] == self.rank)))
+            return list(in_order(requests, ((at[1], result) for at, result in results.items() if at[0] == self.rank)))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then the next."""
         with self._running("Answering in rounds", requests) as (documents, bar):
-            conversations = [Conversation.open(document) for document in documents]
-            active = conversations
-            while active:
-                asked = [replace(talk.document, first_turn=talk.turn) for talk in active]
-                answers = {position: reply.text for position, reply, _ in self._stream(asked)}
-                still = [talk for position, talk in enumerate(active) if talk.answer(answers[position])]
-                bar.update(len(active) - len(still))
-                active = still
-        outputs = (conversation.outputs for conversation in conversations)
-        return [[] if is_padding(instance) else next(outputs) for instance in requests]
+            outputs: list[list[str]] = [[] for _ in documents]
+            notes: list[Any] = [None] * len(documents)
+            asked, number = dict(enumerate(documents)), 0
+            while asked:
+                numbers, number = list(asked), number + 1
+                for position, answer, _ in self._stream(list(asked.values())):
+                    outputs[numbers[position]].append(answer.text)
+                following: dict[int, Document] = {}
+                for index, document in asked.items():
+                    if document.next_turn is None:
+                        continue
+                    turn, over, so_far, notes[index] = document.next_turn(number, outputs[index], notes[index])
+                    outputs[index] = list(so_far)
+                    if not over:
+                        following[index] = replace(document, first_turn=partial(list, turn or ()))
+                bar.update(len(asked) - len(following))
+                asked = following
+        finished = iter(outputs)
+        return [[] if is_padding(instance) else next(finished) for instance in requests]
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Mean negative log-likelihood per token of each continuation, and whether greedy decoding gives it.
@@ -247,7 +231,7 @@ class STTMWrapper(lmms):
         with self._running("Scoring", requests) as (documents, bar):
             self._check_reducible(documents)
             replies = self._stream(documents, bar.update, kind=LogLikelihood)
-            return list(_in_order(requests, self._results(documents, replies, _first_of_tasks(documents))))
+            return list(in_order(requests, self._results(documents, replies, _first_of_tasks(documents))))
 
     def clean(self) -> None:
         """End of a run: totals of all processes into the result file, the certificate checked, memory freed.
@@ -274,7 +258,7 @@ class STTMWrapper(lmms):
                     self._prepare_task(document)
                 yield documents, bar
         except Exception as caught:
-            error = self._explained(caught)
+            error = explain_out_of_memory(caught, self.arguments, list(self._task_settings.values()), self.device)
             if self.world_size == 1:
                 raise error from (None if error is caught else caught)
             # lmms-eval would print the error and end this process as if all were well, while the others wait for it
@@ -467,39 +451,12 @@ class STTMWrapper(lmms):
     # -- results and their description -------------------------------------------------------------------------
 
     def _results(
-        self, documents: Sequence[Document], replies: Iterator[tuple[int, Any, str]], described: set[int]
+        self, documents: Sequence[Document], replies: Iterable[tuple[int, Any, str]], described: set[int]
     ) -> Iterator[tuple[int, GenerationResult]]:
-        """Text and record of each reply, with a description of the run where the reply is to carry it."""
+        """Results of replies; those of the documents ``described`` carry a description of the run."""
         for index, reply, video in replies:
             provenance = self._provenance(documents[index].task) if index in described else None
-            if isinstance(reply, Answer):
-                record = sample_record(reply, video=video, reused=reply.reused, provenance=provenance)
-                counts = AnswerRecord(reply.input_tokens, reply.output_tokens, record=record)
-                yield index, GenerationResult(reply.text, counts)
-                continue
-            names = ("visual_tokens", "kept_tokens", "reduced", "layer_tokens", "error")
-            prompt = Answer(**{name: getattr(reply, name) for name in names})
-            record = sample_record(prompt, video=video, provenance=provenance)
-            loss = float("inf") if reply.error else -reply.logprob / max(1, reply.tokens)
-            score: Any = Score((loss, reply.is_greedy))
-            yield index, GenerationResult(score, AnswerRecord(record=record))
-
-    def _explained(self, error: Exception) -> Exception:
-        """``error``, or what is to be done about it where that depends on the settings."""
-        if not is_out_of_memory(error):
-            return error
-        arguments, settings = self.arguments, list(self._task_settings.values())
-        frames = max((known.video.max_frames for known in settings), default=arguments.max_frames)
-        reduced = arguments.method != "none"
-        work = Work(
-            (1, 1, 1),
-            kept=0.5 if reduced else 1.0,
-            batch_size=arguments.batch_size,
-            keep=arguments.keep,
-            eager=arguments.attn_implementation == "eager",
-        )
-        ways = ways_out(work, host_cache_gb=arguments.host_cache_gb, frames=frames)
-        return OutOfMemoryError(f"out of memory on {self.device} while answering: lower {' or '.join(ways)}")
+            yield index, to_result(reply, video=video, provenance=provenance)
 
     def _settings(self, task: str) -> TaskSettings:
         if task not in self._task_settings:
@@ -544,20 +501,3 @@ def _first_of_tasks(documents: Sequence[Document]) -> set[int]:
     for index, document in enumerate(documents):
         first.setdefault(document.task, index)
     return set(first.values())
-
-
-def _in_order(
-    requests: Sequence[Instance], results: Iterator[tuple[int, GenerationResult]]
-) -> Iterator[GenerationResult]:
-    """Results in the order of the requests that count, each as soon as it is there; padding gets an empty one."""
-    known: dict[int, GenerationResult] = {}
-    index = 0
-    for request in requests:
-        if is_padding(request):
-            yield GenerationResult("")
-            continue
-        while index not in known:
-            number, result = next(results)
-            known[number] = result
-        yield known.pop(index)
-        index += 1

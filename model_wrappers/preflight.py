@@ -9,8 +9,7 @@ from typing import Any
 from lmms_eval.utils import simple_parse_args_string
 
 from sttm_lmms.model_wrappers import WRAPPERS
-from sttm_lmms.model_wrappers.loading import check_family, check_packages
-from sttm_lmms.model_wrappers.placement import place
+from sttm_lmms.model_wrappers.load import check_family, check_packages, place
 
 
 def check_run(model: str, model_args: str, options: Mapping[str, Any]) -> None:

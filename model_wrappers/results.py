@@ -1,11 +1,81 @@
-"""Results that are computed as lmms-eval takes them."""
+"""What lmms-eval gets for its requests: results that are computed as it takes them, with records of what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+
+from sttm_lmms.model_wrappers.documents import is_padding
+from sttm_lmms.provenance import Provenance, sample_record
+from sttm_lmms.runtime import Answer, LogLikelihood
+
 T = TypeVar("T")
+
+
+@dataclass
+class AnswerRecord(TokenCounts):
+    """Token counts that carry everything measured about an answer into lmms-eval's sample file."""
+
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.record
+
+
+class Score(tuple[float, bool]):
+    """What a loglikelihood request gets: the loss, and whether the text is what greedy decoding gives.
+
+    lmms-eval 0.7 turns a bare tuple into text, also when its response cache gives one back. So it travels inside of a
+    ``GenerationResult``; ``strip()`` returns "" so that the response cache skips it.
+    """
+
+    def strip(self) -> str:
+        return ""
+
+
+def to_result(reply: Answer | LogLikelihood, *, video: str, provenance: Provenance | None) -> GenerationResult:
+    """A reply of the engine for lmms-eval.
+
+    Args:
+        video: name of the first video; intervals are clustered by it.
+        provenance: description of the run, for the reply that is to carry it.
+    """
+    if isinstance(reply, Answer):
+        record = sample_record(reply, video=video, reused=reply.reused, provenance=provenance)
+        return GenerationResult(reply.text, AnswerRecord(reply.input_tokens, reply.output_tokens, record=record))
+    prompt = Answer(
+        visual_tokens=reply.visual_tokens,
+        kept_tokens=reply.kept_tokens,
+        layer_tokens=reply.layer_tokens,
+        reduced=reply.reduced,
+        error=reply.error,
+    )
+    loss = float("inf") if reply.error else -reply.logprob / max(1, reply.tokens)
+    score: Any = Score((loss, reply.is_greedy))
+    return GenerationResult(score, AnswerRecord(record=sample_record(prompt, video=video, provenance=provenance)))
+
+
+def in_order(
+    requests: Sequence[Instance], results: Iterable[tuple[int, GenerationResult]]
+) -> Iterator[GenerationResult]:
+    """Results in the order of the requests, each as soon as it is there; padding gets an empty one.
+
+    Args:
+        results: each with the number of its request, padding not counted.
+    """
+    found, known, number = iter(results), dict[int, GenerationResult](), 0
+    for request in requests:
+        if is_padding(request):
+            yield GenerationResult("")
+            continue
+        while number not in known:
+            index, result = next(found)
+            known[index] = result
+        yield known.pop(number)
+        number += 1
 
 
 class Results(Sequence[T]):

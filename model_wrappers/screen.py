@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from sttm_lmms.explain import sentence
+from sttm_lmms.explain import format_error
 
 _HARNESS = "lmms_eval.__main__"
 _captured: ContextVar[list[str] | None] = ContextVar("sentences about failed runs", default=None)
@@ -31,10 +31,10 @@ def print_error(error: BaseException) -> None:
     """Print one sentence about ``error``, or hand it to :func:`capture_errors`."""
     captured = _captured.get()
     if captured is not None:
-        captured.append(sentence(error))
+        captured.append(format_error(error))
         return
     sys.stdout.flush()
-    print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+    print(f"error: {format_error(error)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def _capture(record: Any) -> None:
     captured = _captured.get()
     if captured is not None and record["name"] == _HARNESS and record["level"].name == "ERROR":
         error = sys.exc_info()[1]
-        captured.append(record["message"] if error is None else sentence(error))
+        captured.append(record["message"] if error is None else format_error(error))
 
 
 def _print_current() -> None:

@@ -12,10 +12,10 @@ from torch import nn
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.families.checkpoint import resolve_checkpoint
+from sttm_lmms.families.placement import Placement
 from sttm_lmms.model_wrappers.arguments import WrapperArguments, method_hints, parse_as
 from sttm_lmms.model_wrappers.base import STTMWrapper
-from sttm_lmms.model_wrappers.loading import load
-from sttm_lmms.model_wrappers.placement import Placement
+from sttm_lmms.model_wrappers.load import load
 from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings
 from sttm_lmms.runtime import Engine
 from sttm_lmms.serving.connection import check_vllm, open_vllm

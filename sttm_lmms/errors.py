@@ -13,10 +13,10 @@ class STTMError(Exception):
 class VideoError(STTMError):
     """A video could not be read. ``path`` names it."""
 
-    def __init__(self, path: object, reason: str, way_out: str = "") -> None:
+    def __init__(self, path: object, reason: str, hint: str = "") -> None:
         self.path = str(path)
         self.reason = reason
-        super().__init__(f"{path}: {reason}" + (f"; {way_out}" if way_out else ""))
+        super().__init__(f"{path}: {reason}" + (f"; {hint}" if hint else ""))
 
 
 class CheckpointError(STTMError):

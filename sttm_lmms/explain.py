@@ -8,7 +8,7 @@ from sttm_lmms.errors import STTMError
 from sttm_lmms.families.hub import data_set_sentence
 
 
-def sentence(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What to print last about the error that ended a run.
 
     Ours are sentences already. Of others, a data set that could not be had and exhausted memory are explained; the rest

@@ -26,6 +26,6 @@ def end_with_launcher() -> None:
 def _end_after(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_SECONDS)
-    with suppress(OSError, ValueError):  # who read this may be gone as well
+    with suppress(OSError, ValueError):  # stderr may be closed
         print(f"the launcher (process {parent}) is gone: process {os.getpid()} ends", file=sys.stderr, flush=True)
     os._exit(1)

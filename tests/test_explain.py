@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sttm_lmms.errors import CheckpointError
-from sttm_lmms.explain import is_out_of_memory, sentence
+from sttm_lmms.explain import format_error, is_out_of_memory
 from sttm_lmms.families.hub import closest_id, data_set_sentence, hub_sentence
 
 
@@ -65,7 +65,7 @@ def test_the_hub_is_offline(monkeypatch):
 
 def test_a_data_set_that_cannot_be_had():
     reached = ConnectionError("Couldn't reach 'lmms-lab/NExTQA' on the Hub (LocalEntryNotFoundError)")
-    text = sentence(reached)
+    text = format_error(reached)
     assert text.startswith("the data set lmms-lab/NExTQA could not be had (ConnectionError: Couldn't reach")
     assert "hf download lmms-lab/NExTQA --repo-type dataset" in text
     gated = data_set_sentence(
@@ -85,15 +85,17 @@ def test_a_retry_stands_for_its_last_attempt():
 
     with pytest.raises(tenacity.RetryError) as caught:
         download()
-    assert sentence(caught.value).startswith("the data set of a task could not be had (LocalEntryNotFoundError: no)")
+    assert format_error(caught.value).startswith(
+        "the data set of a task could not be had (LocalEntryNotFoundError: no)"
+    )
 
 
 def test_our_own_errors_are_their_own_sentence():
     error = CheckpointError("it is broken; download it again")
     error.__cause__ = hub_error("GatedRepoError")
-    assert sentence(error) == "it is broken; download it again"
-    assert sentence(ValueError("fps=0 is out of range")) == "fps=0 is out of range"
-    assert sentence(KeyError("x")) == "KeyError: 'x'"
+    assert format_error(error) == "it is broken; download it again"
+    assert format_error(ValueError("fps=0 is out of range")) == "fps=0 is out of range"
+    assert format_error(KeyError("x")) == "KeyError: 'x'"
 
 
 @pytest.mark.parametrize(
@@ -106,5 +108,5 @@ def test_our_own_errors_are_their_own_sentence():
 )
 def test_memory(error):
     assert is_out_of_memory(error)
-    assert "lower batch_size, keep, max_frames, budget or host_cache_gb" in sentence(error)
+    assert "lower batch_size, keep, max_frames, budget or host_cache_gb" in format_error(error)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))

@@ -83,8 +83,8 @@ def run_command(name: str, args: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "sttm_lmms":
             raise
-        way_out = f"'sttm-lmms[{command.extra}]'" if command.extra else error.name
-        raise STTMError(f"{name} needs {error.name}, which is not installed: pip install {way_out}") from None
+        package = f"'sttm-lmms[{command.extra}]'" if command.extra else error.name
+        raise STTMError(f"{name} needs {error.name}, which is not installed: pip install {package}") from None
 
 
 def _as_app(target: Any) -> typer.Typer:

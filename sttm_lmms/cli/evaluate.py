@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from sttm_lmms.cli.printed import shorter_tables
 from sttm_lmms.errors import STTMError
 from sttm_lmms.output import Output
 
@@ -47,8 +46,7 @@ def evaluate(args: Sequence[str]) -> None:
         if first:
             for output in outputs:
                 output.clear()
-        with shorter_tables():
-            reason = run_lmms_eval(planned)
+        reason = run_lmms_eval(planned)
     results = {output.folder: output.publish() if first else [] for output in outputs}
     if reason:
         raise STTMError(reason)

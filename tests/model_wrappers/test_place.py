@@ -7,7 +7,7 @@ import torch
 
 from sttm_lmms.families.placement import place_model
 from sttm_lmms.model_wrappers.arguments import parse_arguments
-from sttm_lmms.model_wrappers.placement import place
+from sttm_lmms.model_wrappers.load import place
 
 
 def placed(**given):

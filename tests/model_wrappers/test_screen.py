@@ -13,7 +13,7 @@ from wrapper_runs import lmms_eval
 
 from sttm_lmms.errors import OutOfMemoryError, STTMError
 from sttm_lmms.families import requirements
-from sttm_lmms.model_wrappers import placement, screen
+from sttm_lmms.model_wrappers import load, screen
 from sttm_lmms.model_wrappers.arguments import parse_arguments
 
 NONE = {"pretrained": "some/model", "method": "none"}
@@ -35,7 +35,7 @@ def test_a_device_or_kernel_that_is_not_there(given, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     with pytest.raises(STTMError, match="leave") as caught:
-        placement.place(parse_arguments({**NONE, **given}))
+        load.place(parse_arguments({**NONE, **given}))
     assert words in str(caught.value)
 
 

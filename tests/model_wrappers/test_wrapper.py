@@ -16,7 +16,7 @@ from PIL import Image
 
 from sttm_lmms.errors import CheckpointError, NothingReducedError, STTMError, VideoError
 from sttm_lmms.families import load_pretrained
-from sttm_lmms.model_wrappers import loading
+from sttm_lmms.model_wrappers import load
 from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
 from sttm_lmms.model_wrappers.models import (
     LlavaOneVision,
@@ -376,7 +376,7 @@ def test_four_bits_mean_the_same_as_in_load_pretrained(checkpoints, monkeypatch)
         raise InterruptedError
 
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", from_pretrained)
-    monkeypatch.setattr(loading, "check_packages", lambda arguments: None)  # bitsandbytes is not installed here
+    monkeypatch.setattr(load, "check_packages", lambda arguments: None)  # bitsandbytes is not installed here
     with pytest.raises(InterruptedError):
         LlavaVideo(pretrained=str(checkpoints["llava_video"]), method="none", device="cpu", load_in_4bit=True)
     with pytest.raises(InterruptedError):

@@ -1,17 +1,42 @@
-"""The checkpoint that was asked for, on the device of this process."""
+"""The checkpoint that was asked for, on the device of this process, and what is said where memory runs out."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from sttm_lmms.errors import CheckpointError, OutOfMemoryError
 from sttm_lmms.explain import is_out_of_memory
 from sttm_lmms.families import find_family, get_family, load_pretrained
+from sttm_lmms.families.placement import Placement, place_model
 from sttm_lmms.families.requirements import check_attention, check_quantization
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
-from sttm_lmms.model_wrappers.placement import Placement
+from sttm_lmms.model_wrappers.settings import TaskSettings
+from sttm_lmms.runtime.memory import Work, ways_out
+
+
+def place(arguments: WrapperArguments) -> Placement:
+    """:func:`~sttm_lmms.families.placement.place_model` for these arguments, with its errors."""
+    return place_model(
+        arguments.device,
+        arguments.dtype,
+        device_map=arguments.device_map,
+        attn_implementation=arguments.attn_implementation,
+    )
+
+
+def make_reproducible(seed: int = 0) -> None:
+    """Fix every seed and ask for deterministic kernels; an operation that has none warns. Lasts for the process."""
+    from transformers import set_seed
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when the first CUDA context is made
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 def check_family(arguments: WrapperArguments, family: str) -> None:
@@ -61,3 +86,21 @@ def load(arguments: WrapperArguments, placement: Placement, family: str, **optio
             f"it smaller, device_map=auto spreads it over all GPUs, and 'sttm-lmms rehearse {arguments.pretrained} "
             "--task TASK --gpus N' says what it needs"
         ) from error
+
+
+def explain_out_of_memory(
+    error: Exception, arguments: WrapperArguments, tasks: Sequence[TaskSettings], device: torch.device
+) -> Exception:
+    """``error`` itself; or, where memory ran out while answering, which settings to lower, with their values."""
+    if not is_out_of_memory(error):
+        return error
+    work = Work(
+        (1, 1, 1),
+        kept=0.5 if arguments.method != "none" else 1.0,
+        batch_size=arguments.batch_size,
+        keep=arguments.keep,
+        eager=arguments.attn_implementation == "eager",
+    )
+    frames = max((task.video.max_frames for task in tasks), default=arguments.max_frames)
+    ways = ways_out(work, host_cache_gb=arguments.host_cache_gb, frames=frames)
+    return OutOfMemoryError(f"out of memory on {device} while answering: lower {' or '.join(ways)}")
