@@ -13,29 +13,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    Qwen2Config,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLProcessor,
-    SiglipVisionConfig,
-)
+import transformers
+from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
+from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import unknown
 from sttm_lmms.families import lmms_lab
 from sttm_lmms.testing.export import save_original
-from sttm_lmms.testing.tiny_internvl import internvl
-from sttm_lmms.testing.tiny_qwen import qwen2_5_vl, qwen3_vl, qwen3_vl_moe
-from sttm_lmms.testing.tokens import QWEN_CHAT_TEMPLATE, QWEN_TOKENS, tiny_tokenizer
-
-__all__ = ["QWEN_CHAT_TEMPLATE", "TinySizes", "build_tiny_checkpoint", "tiny_model", "tiny_tokenizer"]
 
 LLAVA_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+QWEN_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+INTERNVL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+INTERNVL_NAMES = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+def _chat_template(image: str, video: str, system: str = "") -> str:
+    """A ChatML template in Jinja: what stands for an image and a video, and a system prompt where none is given."""
+    default = f"<|im_start|>system\n{system}<|im_end|>\n"
+    first = "{% if loop.first and message['role'] != 'system' %}" + default + "{% endif %}" if system else ""
+    visual = "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'video' %}" + video
+    return (
+        "{% for message in messages %}" + first + "<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        + visual
+        + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+_QWEN_PADS = ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
+QWEN_CHAT_TEMPLATE = _chat_template(*_QWEN_PADS, system="You are a helpful assistant.")
+QWEN3_CHAT_TEMPLATE = _chat_template(*_QWEN_PADS)
+INTERNVL_CHAT_TEMPLATE = _chat_template("<IMG_CONTEXT>\n", "<video>\n")
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,11 @@ class TinySizes:
             "max_window_layers": self.layers,
             "tie_word_embeddings": tie,
         }
+
+    def rope(self, head: int | None = None, parts: tuple[int, int, int] = (2, 3, 3)) -> dict[str, Any]:
+        """Multimodal rotary positions; a real head of 128 channels has eight units: sections 16, 24 and 24."""
+        unit = (head or self.hidden_size // self.heads) // 16
+        return {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [part * unit for part in parts]}
 
 
 def build_tiny_checkpoint(
@@ -127,10 +153,10 @@ def tiny_model(
         "llava_video": partial(_llava, "llava_video"),
         "llava_onevision": partial(_llava, "llava_onevision"),
         "qwen2_vl": _qwen2_vl,
-        "qwen2_5_vl": qwen2_5_vl,
-        "qwen3_vl": qwen3_vl,
-        "qwen3_vl_moe": qwen3_vl_moe,
-        "internvl": internvl,
+        "qwen2_5_vl": _qwen2_5_vl,
+        "qwen3_vl": _qwen3_vl,
+        "qwen3_vl_moe": _qwen3_vl_moe,
+        "internvl": _internvl,
     }
     if family not in builders:
         raise unknown("model family", family, builders)
@@ -141,13 +167,29 @@ def tiny_model(
     return model.eval(), processor
 
 
+def tiny_tokenizer(special_tokens: tuple[str, ...], **kwargs: Any) -> transformers.Qwen2Tokenizer:
+    """Qwen2's tokenizer with one token per byte (ids 0 to 255) and the given special tokens after them."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*letters, *special_tokens])}
+    return transformers.Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(special_tokens[1:]),
+        model_max_length=32768,
+        **kwargs,
+    )
+
+
 def _llava(family: str, sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
     tokenizer: Any = tiny_tokenizer(LLAVA_TOKENS)
     image_id, video_id, end = tokenizer.convert_tokens_to_ids(["<image>", "<video>", "<|im_end|>"])
     video = family == "llava_video"
     extras: dict[str, Any] = {"mm_newline_position": "grid" if video else "one_token", "add_time_instruction": video}
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=transformers.SiglipVisionConfig(
             hidden_size=sizes.vision_hidden_size,
             intermediate_size=2 * sizes.vision_hidden_size,
             num_hidden_layers=sizes.vision_layers,
@@ -156,7 +198,7 @@ def _llava(family: str, sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
             patch_size=sizes.patch_size,
             vision_use_head=False,
         ),
-        text_config=Qwen2Config(
+        text_config=transformers.Qwen2Config(
             **sizes.text(tie),
             rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             bos_token_id=None,
@@ -168,23 +210,17 @@ def _llava(family: str, sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
         tie_word_embeddings=tie,
         **extras,
     )
-    return LlavaOnevisionForConditionalGeneration(config), lmms_lab.build_processor(tokenizer, config)
+    return transformers.LlavaOnevisionForConditionalGeneration(config), lmms_lab.build_processor(tokenizer, config)
 
 
 def _qwen2_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
     tokenizer: Any = tiny_tokenizer(QWEN_TOKENS)
-    ids = dict(zip(QWEN_TOKENS, tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS)), strict=True))
-    unit = sizes.hidden_size // sizes.heads // 16  # real head dimension 128: sections 16, 24, 24
-    config = Qwen2VLConfig(
+    config = transformers.Qwen2VLConfig(
         text_config={
             **sizes.text(tie),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [2 * unit, 3 * unit, 3 * unit],
-            },
+            "rope_parameters": sizes.rope(),
             "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
+            "eos_token_id": tokenizer.eos_token_id,
         },
         vision_config={
             "depth": sizes.vision_layers,
@@ -193,16 +229,152 @@ def _qwen2_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
             "num_heads": 2,
             "mlp_ratio": 2,
         },
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
+        **_visual_ids(tokenizer),
         tie_word_embeddings=tie,
     )
-    processor = Qwen2VLProcessor(
+    processor = transformers.Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         video_processor=Qwen2VLVideoProcessor(),
         tokenizer=tokenizer,
         chat_template=QWEN_CHAT_TEMPLATE,
     )
-    return Qwen2VLForConditionalGeneration(config), processor
+    return transformers.Qwen2VLForConditionalGeneration(config), processor
+
+
+def _qwen2_5_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
+    """Windows of 4x4 tokens in the vision tower but for its last layer, positions that count in time."""
+    tokenizer: Any = tiny_tokenizer(QWEN_TOKENS)
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            **sizes.text(tie),
+            "rope_parameters": sizes.rope(),
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "depth": sizes.vision_layers,
+            "hidden_size": sizes.vision_hidden_size,
+            "intermediate_size": 2 * sizes.vision_hidden_size,
+            "num_heads": 2,
+            "out_hidden_size": sizes.hidden_size,
+            "fullatt_block_indexes": [sizes.vision_layers - 1],
+            "window_size": 112,
+            "tokens_per_second": 2,
+        },
+        **_visual_ids(tokenizer),
+        tie_word_embeddings=tie,
+    )
+    processor = transformers.Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        video_processor=Qwen2VLVideoProcessor(),
+        tokenizer=tokenizer,
+        chat_template=QWEN_CHAT_TEMPLATE,
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _qwen3_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
+    """Features of three vision layers for the decoder's first three, heads wider than their share of the channels."""
+    tokenizer: Any = tiny_tokenizer(QWEN_TOKENS)
+    config = transformers.Qwen3VLConfig(**_qwen3(sizes, tie, tokenizer))
+    return transformers.Qwen3VLForConditionalGeneration(config), _qwen3_processor(tokenizer)
+
+
+def _qwen3_vl_moe(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
+    """As :func:`_qwen3_vl`, with four experts, of which each token takes two."""
+    tokenizer: Any = tiny_tokenizer(QWEN_TOKENS)
+    parts = _qwen3(sizes, tie, tokenizer)
+    parts["text_config"] |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": sizes.hidden_size}
+    config = transformers.Qwen3VLMoeConfig(**parts)
+    return transformers.Qwen3VLMoeForConditionalGeneration(config), _qwen3_processor(tokenizer)
+
+
+def _qwen3(sizes: TinySizes, tie: bool, tokenizer: Any) -> dict[str, Any]:
+    head = 2 * sizes.hidden_size // sizes.heads  # 4B: 32 heads of 128 channels for 2560
+    # Published: sections 24, 20 and 20, of every third frequency each.
+    rope = sizes.rope(head, (4, 2, 2)) | {"rope_theta": 5e6, "mrope_interleaved": True}
+    return {
+        "text_config": {
+            **sizes.text(tie),
+            "head_dim": head,
+            "rope_parameters": rope,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        "vision_config": {
+            "depth": max(4, sizes.vision_layers),
+            "hidden_size": sizes.vision_hidden_size,
+            "intermediate_size": 2 * sizes.vision_hidden_size,
+            "num_heads": 2,
+            "out_hidden_size": sizes.hidden_size,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1, 2],
+        },
+        **_visual_ids(tokenizer),
+        "tie_word_embeddings": tie,
+    }
+
+
+def _qwen3_processor(tokenizer: Any) -> Any:
+    return transformers.Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(
+            patch_size=16,
+            size={"shortest_edge": 65536, "longest_edge": 16777216},
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+        ),
+        video_processor=Qwen3VLVideoProcessor(size={"shortest_edge": 4096, "longest_edge": 25165824}),
+        tokenizer=tokenizer,
+        chat_template=QWEN3_CHAT_TEMPLATE,
+    )
+
+
+def _visual_ids(tokenizer: Any) -> dict[str, Any]:
+    ids = dict(zip(QWEN_TOKENS, tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS)), strict=True))
+    return {
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+    }
+
+
+def _internvl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
+    """A Qwen2 decoder as in InternVL3, square tiles of 32 pixels."""
+    tokenizer: Any = tiny_tokenizer(INTERNVL_TOKENS, extra_special_tokens=INTERNVL_NAMES)
+    patch, side = 4, 32
+    config = transformers.InternVLConfig(
+        text_config={
+            "model_type": "qwen2",
+            **sizes.text(tie),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "hidden_size": sizes.vision_hidden_size,
+            "intermediate_size": 2 * sizes.vision_hidden_size,
+            "num_hidden_layers": sizes.vision_layers,
+            "num_attention_heads": 2,
+            "attention_bias": True,
+            "image_size": [side, side],
+            "patch_size": [patch, patch],
+            "use_absolute_position_embeddings": True,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=16,
+        tie_word_embeddings=tie,
+    )
+    pixels: dict[str, Any] = {
+        "size": {"height": side, "width": side},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    processor = transformers.InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(**pixels),
+        video_processor=InternVLVideoProcessor(**pixels),
+        tokenizer=tokenizer,
+        image_seq_length=16,
+        chat_template=INTERNVL_CHAT_TEMPLATE,
+    )
+    return transformers.InternVLForConditionalGeneration(config), processor

