@@ -77,7 +77,7 @@ def _images(
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    timer = threading.Timer(deadline.left or threading.TIMEOUT_MAX, process.kill)
+    timer = threading.Timer(threading.TIMEOUT_MAX if deadline.left is None else deadline.left, process.kill)
     timer.daemon = True
     timer.start()
     done = 0

@@ -5,40 +5,47 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from queue import Empty, Queue
+from typing import Any, TypeVar
 
 from sttm_lmms.errors import VideoError
 
-Result = TypeVar("Result")
+Item = TypeVar("Item")
 
+# Seconds that a loop which looks at the clock itself gets to say where it was.
 _GRACE = 2.0
-"""Seconds that a loop which looks at the clock itself gets to say where it was."""
 
 
-@dataclass(frozen=True)
 class Deadline:
     """The moment at which reading a video is given up.
 
-    Attributes:
-        seconds: the limit as the user set it; 0 is none.
-        end: when it is over, on the monotonic clock.
+    Args:
+        seconds: from now on, as the user set it; 0 is no limit.
     """
 
-    seconds: float
-    end: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Deadline:
-        """``seconds`` from now; 0 is never."""
-        return cls(seconds, time.monotonic() + seconds if seconds else math.inf)
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds if seconds else math.inf
+        self._paused_at: float | None = None
 
     @property
     def left(self) -> float | None:
-        """Seconds left, at least 0; None without a limit."""
-        return max(0.0, self.end - time.monotonic()) if self.seconds else None
+        """Seconds left, negative when it is over; None without a limit."""
+        return self._end - (self._paused_at or time.monotonic()) if self.seconds else None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Work in here does not count, because it is not the file that takes the time."""
+        self._paused_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._end += time.monotonic() - self._paused_at
+            self._paused_at = None
 
     def error(self, path: str | Path) -> VideoError:
         """What to raise when it is over."""
@@ -47,32 +54,54 @@ class Deadline:
 
     def check(self, path: str | Path) -> None:
         """Raise ``VideoError`` if it is over."""
-        if time.monotonic() > self.end:
+        if self.left is not None and self.left < 0:
             raise self.error(path)
 
-    def run(self, path: str | Path, call: Callable[[], Result]) -> Result:
-        """What ``call`` returns or raises, or ``VideoError`` if it does not come back in time.
+    def run(self, path: str | Path, call: Callable[[], Item]) -> Item:
+        """What ``call`` returns or raises, or ``VideoError`` if it does not come back in time."""
+        return next(self.iterate(path, (call() for _ in range(1))))
 
-        A thread cannot be killed: a call that loops inside of a C library is left behind and keeps one core busy
-        until the process ends. It does not keep the process from ending.
+    def iterate(self, path: str | Path, items: Iterator[Item]) -> Iterator[Item]:
+        """``items``, made in a thread; ``VideoError`` if one does not come in time.
+
+        A thread cannot be killed: one that loops inside of a C library is left behind and keeps a core busy until the
+        process ends. It does not keep the process from ending.
         """
-        left = self.left
-        if left is None:
-            return call()
-        result: list[Result] = []
-        raised: list[BaseException] = []
+        if self.left is None:
+            yield from items
+            return
+        ready: Queue[Callable[[], Item]] = Queue(maxsize=1)
+        stop = threading.Event()
 
         def work() -> None:
             try:
-                result.append(call())
-            except BaseException as error:
-                raised.append(error)
+                for item in items:
+                    ready.put(partial(_same, item))
+                    if stop.is_set():
+                        return
+                ready.put(partial(_raised, StopIteration()))
+            except BaseException as error:  # raised where the item is asked for
+                ready.put(partial(_raised, error))
 
-        thread = threading.Thread(target=work, name="sttm-video", daemon=True)
-        thread.start()
-        thread.join(left + _GRACE)
-        if raised:
-            raise raised[0]
-        if not result:
-            raise self.error(path)
-        return result[0]
+        threading.Thread(target=work, name="sttm-video", daemon=True).start()
+        try:
+            while True:
+                try:
+                    item = ready.get(timeout=max(self.left, 0) + _GRACE)()
+                except Empty:
+                    raise self.error(path) from None
+                except StopIteration:
+                    return
+                yield item
+        finally:
+            stop.set()
+            with suppress(Empty):
+                ready.get_nowait()  # room for the item that the thread may be holding
+
+
+def _same(item: Item) -> Item:
+    return item
+
+
+def _raised(error: BaseException) -> Any:
+    raise error

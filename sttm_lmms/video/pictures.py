@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _WHAT = (
     "[T, H, W, 3] or [T, 3, H, W]"
 )
 # Frames are resized in chunks of about so many bytes.
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 16 << 20
 
 
 def picture_files(folder: str | Path) -> list[Path]:
@@ -94,12 +95,14 @@ def stack_frames(
     images: Iterable[np.ndarray],
     total: int,
     resize: Callable[[int, int], Resize | None] | None = None,
+    deadline: Deadline | None = None,
 ) -> np.ndarray:
     """uint8 ``[T, h, w, 3]`` of images ``[H, W, 3]``, made small a few at a time.
 
     Args:
         total: number of images.
         resize: from height and width to a :data:`Resize`, or to None where they stay.
+        deadline: does not go on while frames are resized.
 
     Raises:
         VideoError: images of different sizes, or of a size that ``resize`` refuses with ``ValueError``.
@@ -119,7 +122,9 @@ def stack_frames(
         chunk.append(image)
         if shrink is not None and done + len(chunk) < total and len(chunk) * image.nbytes < _CHUNK_BYTES:
             continue
-        part = np.stack(chunk) if shrink is None else shrink(np.stack(chunk))
+        with deadline.paused() if deadline else nullcontext():
+            part = np.stack(chunk) if len(chunk) > 1 else chunk[0][None]
+            part = part if shrink is None else shrink(part)
         if frames is None:
             frames = np.empty((total, *part.shape[1:]), np.uint8)
         frames[done : done + len(part)] = part

@@ -43,7 +43,7 @@ def probe(path: str | Path, backend: str = "auto", *, timeout: float = TIMEOUT) 
             or without frames, or takes too long.
     """
     check_backend(backend)
-    deadline = Deadline.after(timeout)
+    deadline = Deadline(timeout)
     return deadline.run(path, partial(_probe, path, deadline))
 
 
@@ -86,10 +86,11 @@ def read_frames(
     assert info.index is not None
     numbers = _check_indices(info, indices)
     unique, inverse = np.unique(numbers, return_inverse=True)
-    deadline = Deadline.after(timeout)
-    images = _reader(backend, info.index)(info.path, info.index, unique.tolist(), deadline)
+    deadline = Deadline(timeout)
+    read = _reader(backend, info.index)(info.path, info.index, unique.tolist(), deadline)
     exact: list[bool] = []
-    frames = deadline.run(info.path, lambda: stack_frames(info.path, _noting(images, exact), len(unique), resize))
+    images = _noting(deadline.iterate(info.path, read), exact)
+    frames = stack_frames(info.path, images, len(unique), resize, deadline)
     _warn(info, len(unique) - sum(exact), len(unique))
     if len(unique) != len(numbers) or numbers != unique.tolist():
         frames = frames[inverse]
