@@ -92,7 +92,7 @@ def _images(
             if len(data) < np.prod(message["shape"]):
                 break
             done += message["shape"][0]
-            yield from np.frombuffer(data, np.uint8).reshape(message["shape"])
+            yield from np.frombuffer(bytearray(data), np.uint8).reshape(message["shape"])
     finally:
         timer.cancel()
         process.kill()

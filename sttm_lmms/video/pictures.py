@@ -75,7 +75,7 @@ def video_of_frames(
     elif isinstance(source, (list, tuple)) and source and all(hasattr(one, "convert") for one in source):
         if len(sizes := {one.size for one in source}) > 1:
             raise VideoError(path, f"the images have {len(sizes)} sizes: {sorted(sizes)[:4]}", _WHAT)
-        images = (np.asarray(one.convert("RGB")) for one in source)
+        images = (np.array(one.convert("RGB")) for one in source)
     else:
         images = _array(source)
     frames = stack_frames(path, images, len(numbers), partial(resize, len(numbers)) if resize else None)
@@ -138,7 +138,7 @@ def stack_frames(
 def _open_picture(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoError(path, f"not a picture ({error})", "copy or download it again") from error
 
@@ -198,4 +198,4 @@ def read_webp(
         for number in numbers:
             deadline.check(path)
             image.seek(number)
-            yield np.asarray(image.convert("RGB")), True
+            yield np.array(image.convert("RGB")), True

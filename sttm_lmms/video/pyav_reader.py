@@ -88,7 +88,7 @@ def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndar
         interpolation="BILINEAR",
     )
     array = rgb.to_ndarray()
-    return np.flip(array.swapaxes(0, 1) if swapped else array, flipped)
+    return np.ascontiguousarray(np.flip(array.swapaxes(0, 1) if swapped else array, flipped))
 
 
 def _display(frame: av.VideoFrame) -> tuple[bool, tuple[int, ...]]:
