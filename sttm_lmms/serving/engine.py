@@ -120,7 +120,7 @@ class VLLMEngine(Engine):
 
     # -- one pack ----------------------------------------------------------------------------------------------
 
-    def _prompt(self, reducer: Any, request: Request, features: Sequence[VisionFeatures], phases: Phases) -> VLLMPrompt:
+    def _merge(self, request: Request, features: Sequence[VisionFeatures], phases: Phases) -> VLLMPrompt:
         sampling = sampling_fields(request.generation, self.model.generation_config, self._ends)
         prepared = self._prepare(request, features)
         key = self._prefix_key(request, prepared)

@@ -259,7 +259,7 @@ def test_certificate_and_throughput_in_the_result_file(build, vllm, videos):
 
 
 def test_a_run_that_reduced_nothing_fails(build, vllm, videos):
-    wrapper = build(VLLM, budget=1.0)
+    wrapper = build(VLLM, method="sttm", spatial_threshold=1.5, temporal_threshold=1.5)
     ask(wrapper, [(videos[0], "Why?")])
     with pytest.raises(NothingReducedError):
         wrapper.clean()
