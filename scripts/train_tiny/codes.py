@@ -18,8 +18,6 @@ OBJECT_NORM = 4.0
 TIME_NORM = 1.0
 MAX_FRAMES = 16
 COLOUR_GAIN = 1.4
-SPREAD = 0.15
-WAVES = 12
 
 
 @dataclass(frozen=True)
@@ -44,25 +42,6 @@ class Codes:
         return OBJECT_NORM * torch.nn.functional.normalize(vector, dim=-1)
 
 
-@dataclass(frozen=True)
-class SpreadCodes(Codes):
-    """Codes in which surfaces of different colours are as good as orthogonal, as in the published models' features.
-
-    The similarity of two backgrounds falls with the distance of their colours like a Gaussian of width ``SPREAD``.
-
-    Attributes:
-        waves: orthonormal rows ``[2 n, C]``; rates: ``[n, 3]``, of the waves over red, green and blue.
-    """
-
-    waves: torch.Tensor
-    rates: torch.Tensor
-
-    def background_target(self, rgb: torch.Tensor) -> torch.Tensor:
-        phase = rgb @ self.rates.T
-        wave = torch.cat((phase.cos(), phase.sin()), -1) / len(self.rates) ** 0.5
-        return OBJECT_NORM * torch.nn.functional.normalize(0.35 * self.background + wave @ self.waves, dim=-1)
-
-
 def make_codes() -> Codes:
     """The codes, the same in every stage and run."""
     generator = torch.Generator().manual_seed(7)
@@ -70,15 +49,3 @@ def make_codes() -> Codes:
     basis = torch.linalg.qr(torch.randn(HIDDEN, total, generator=generator)).Q.T.contiguous()
     k = len(OBJECTS)
     return Codes(basis[:k], basis[k], basis[k + 1 : k + 4], basis[k + 4 :])
-
-
-def make_spread_codes() -> SpreadCodes:
-    """The same objects, background and time, with waves in directions that were free."""
-    codes = make_codes()
-    known = torch.cat((codes.objects, codes.background[None], codes.colour, codes.time))
-    generator = torch.Generator().manual_seed(8)
-    fresh = torch.randn(2 * WAVES, HIDDEN, generator=generator)
-    fresh = fresh - fresh @ known.T @ known
-    waves = torch.linalg.qr(fresh.T).Q.T.contiguous()
-    rates = torch.randn(WAVES, 3, generator=generator) / SPREAD
-    return SpreadCodes(codes.objects, codes.background, codes.colour, codes.time, waves, rates)

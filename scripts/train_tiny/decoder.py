@@ -1,8 +1,7 @@
 """The Qwen2 decoder and a forward pass of it for training: one video, several questions that do not see each other.
 
-The weights live in transformers' Qwen2ForCausalLM; Qwen2-VL's decoder has the same ones. This forward pass differs from
-its own in three ways: questions of one video share the video, hidden states and attention of the text come out, and
-positions may have three axes, as Qwen2-VL's have (three equal ones are the same as one).
+The weights live in transformers' Qwen2ForCausalLM. This forward pass differs from its own in two ways: questions of one
+video share the video, and hidden states and attention of the text come out.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ FRONT = 2
 HEADS, KV_HEADS = 4, 2
 VOCABULARY = 320
 THETA = 1_000_000.0
-SECTIONS = (4, 6, 6)
-"""Rotary frequencies that turn with time, row and column; the published models have 16, 24 and 24."""
 
 
 def decoder_config() -> Qwen2Config:
@@ -74,35 +71,10 @@ class Trace:
         return self.attention[layer][..., prefix : self.context[layer].shape[1]].sum(-1).mean()
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Where the tokens of a batch stand.
-
-    Attributes:
-        context: ``[3, B or 1, C']``: time, row and column of the tokens before the questions.
-        text: position of the first token of every question, on all axes.
-    """
-
-    context: torch.Tensor
-    text: int
-
-    def with_text(self, offsets: torch.Tensor) -> torch.Tensor:
-        """Positions ``[3, B or 1, C' + L]``, of the text as well."""
-        text = (self.text + offsets).expand(3, self.context.shape[1], -1)
-        return torch.cat((self.context, text), -1)
-
-
-def in_a_row(size: int) -> Positions:
-    """0, 1, 2, ... on all axes: how the LLaVA family counts."""
-    return Positions(torch.arange(size).expand(3, 1, -1), size)
-
-
 def rotation(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin ``[B or 1, 1, n, width]`` of (multimodal) rotary position embeddings of positions ``[3, ..., n]``."""
+    """cos and sin ``[n, width]`` of rotary position embeddings of positions ``[n]``."""
     rates = THETA ** (-torch.arange(0, width, 2).float() / width)
-    parts = (positions.float()[..., None] * rates).split(SECTIONS, -1)
-    angles = torch.cat([part[axis] for axis, part in enumerate(parts)], -1)
-    angles = torch.cat((angles, angles), -1)[:, None]
+    angles = (positions.float()[:, None] * rates).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
@@ -131,28 +103,14 @@ def run(
     lengths: list[int],
     *,
     layers: range = range(LAYERS),
-    positions: Positions | None = None,
-    blank: torch.Tensor | None = None,
 ) -> Trace:
-    """Run ``layers``.
-
-    Args:
-        context: ``[B, C, D]``: the tokens before the video and the video.
-        text: ``[B, L, D]``: the questions one after the other, ``lengths`` long.
-        positions: by default those of :func:`in_a_row`.
-        blank: ``[B, C]`` bool, true where ``context`` only fills up (after everything real); text does not look there.
-    """
+    """Run ``layers`` over ``context`` ``[B, C, D]`` (what stands before the video, and the video) and the questions
+    ``text`` ``[B, L, D]``, one after the other, ``lengths`` long."""
     trace = Trace({}, {}, {})
     size = context.shape[1]
-    mask = text_mask(lengths)
-    if blank is not None:
-        unseen = torch.zeros(blank.shape).masked_fill(blank, -torch.inf)
-        unseen = unseen[:, None, None].expand(-1, 1, len(mask), -1)
-        mask = torch.cat((unseen, mask.expand(len(unseen), 1, -1, -1)), -1)
-    else:
-        mask = F.pad(mask, (size, 0))
-    places = (positions or in_a_row(size)).with_text(text_offsets(lengths))
-    turns = rotation(places, model.config.hidden_size // HEADS)
+    mask = F.pad(text_mask(lengths), (size, 0))
+    positions = torch.cat((torch.arange(size), size + text_offsets(lengths)))
+    turns = rotation(positions, model.config.hidden_size // HEADS)
     hidden = torch.cat((context, text), 1)
     for number in layers:
         layer = model.model.layers[number]

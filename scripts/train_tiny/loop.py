@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-Step = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run keeps its state and its log."""
-
-    folder: Path
-    log: Path
+Report = tuple[torch.Tensor, dict[str, float]]
+"""A loss and what is logged beside it."""
+Step = Callable[[int, np.random.Generator], Report]
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,11 @@ class Schedule:
     warmup: int = 50
     final: float = 0.02
 
+    def scaled(self, scale: float) -> Schedule:
+        return replace(self, steps=max(1, round(self.steps * scale)))
+
     def at(self, step: int) -> float:
+        """The learning rate of a step."""
         wave = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.rate * min(1.0, (step + 1) / self.warmup) * (self.final + (1 - self.final) * wave)
 
@@ -52,25 +50,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def train(
+def train_stage(
     name: str,
     schedule: Schedule,
     module: nn.Module,
     parameters: Iterable[nn.Parameter],
     step_fn: Step,
-    place: Place,
+    folder: Path,
     *,
     seed: int,
     every: int = 50,
 ) -> None:
-    """Train ``module`` in place; a stage that was interrupted goes on from ``{name}.pt`` in the folder of ``place``.
+    """Train ``module`` in place; a stage that was interrupted goes on from ``{name}.pt`` in ``folder``.
 
     The random stream of a step depends on (seed, step) alone, so that a resumed run sees what an unbroken one sees.
     ``every`` so many steps the state is kept and the log gets a JSON line: running means of what ``step_fn`` reports.
     """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    path = place.folder / f"{name}.pt"
+    path = folder / f"{name}.pt"
     first = 0
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -93,7 +91,7 @@ def train(
         if done % every == 0 or done == schedule.steps:
             line = {"stage": name, "step": done, "seconds": round(time.monotonic() - began, 1)}
             line |= {key: round(value, 4) for key, value in sorted(means.items())}
-            with place.log.open("a") as file:
+            with (folder / "train.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(line, flush=True)
             save(path, {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": done})

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from .codes import HIDDEN
 from .decoder import FRONT, LAYERS, Trace
-from .stream import Batch
 from .student import ORDINALS, Student
+from .videos import Batch
 
 
 def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str, tuple[torch.Tensor, ...]]:

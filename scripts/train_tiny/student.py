@@ -1,21 +1,20 @@
-"""Everything that is trained, and where its weights may come from."""
+"""Everything that is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import Qwen2ForCausalLM
 
-from sttm_lmms.benchmarks.mini.objects import OBJECTS
+from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS
 
-from .codes import HIDDEN, MAX_FRAMES, Codes
-from .decoder import FRONT, LAYERS, VOCABULARY, Positions, build_decoder
-from .shapes import Shape
-from .stream import Batch
-from .text import build_tokenizer
+from .codes import HIDDEN, MAX_FRAMES, Codes, make_codes
+from .decoder import FRONT, LAYERS, VOCABULARY, build_decoder
+from .text import PREFIX, build_tokenizer
+from .videos import Batch
+from .vision import Vision
 
 SEED = 20
 ORDINALS = 5
@@ -37,22 +36,20 @@ class Heads(nn.Module):
 class Student(nn.Module):
     """Everything that is trained: vision side, decoder, and the heads that are dropped in the end."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(SEED)
-        self.shape = shape
-        self.codes: Codes = shape.codes()
-        self.tokenizer = build_tokenizer(shape.special)
+        self.codes: Codes = make_codes()
+        self.tokenizer = build_tokenizer()
         ids = self.tokenizer.convert_tokens_to_ids(list(OBJECTS))
-        self.vision = shape.eye.build()
+        self.vision = Vision()
         self.decoder: Qwen2ForCausalLM = build_decoder(self.codes, ids)
         self.heads = Heads()
         object_of = torch.full((VOCABULARY,), -1)
         object_of[ids] = torch.arange(len(OBJECTS))
         self.object_of = object_of
         self.period: int = self.tokenizer.convert_tokens_to_ids(".")
-        prefix = torch.tensor(self.tokenizer(shape.opening)["input_ids"])
-        self.prefix = prefix
+        self.prefix = torch.tensor(self.tokenizer(PREFIX)["input_ids"])
 
     def layers(self, numbers: range) -> Iterator[nn.Parameter]:
         for number in numbers:
@@ -71,34 +68,7 @@ class Student(nn.Module):
         start = self.decoder.model.embed_tokens(self.prefix)
         return torch.cat((start[None].expand(len(visual), -1, -1), visual), 1)
 
-    def positions(self, batch: Batch) -> Positions | None:
-        return self.shape.positions(batch, len(self.prefix))
-
     def time_code(self, batch: Batch) -> torch.Tensor:
         """What the front layers have to add to the visual tokens ``[B, N, C]``."""
-        return self.codes.time_code(self.shape.time(batch.step, batch.cell / batch.grid**2))
-
-
-def warm_start(student: Student, decoder: Qwen2ForCausalLM, tokenizer: Any, first: int = FRONT) -> None:
-    """Take over the layers from ``first`` on, and the words by what they say; the heads and layers before stay fresh.
-
-    Args:
-        student: to be started.
-        decoder: trained by the same stages.
-        tokenizer: of ``decoder``.
-    """
-    theirs = tokenizer.get_vocab()
-    # The new tokens around the video stand where the other model has a line break.
-    stand_ins = {"<|vision_start|>": "Ċ", "<|vision_end|>": "Ċ"}
-    pairs = [
-        (number, theirs[stand_ins.get(word, word)])
-        for word, number in student.tokenizer.get_vocab().items()
-        if stand_ins.get(word, word) in theirs
-    ]
-    ours, old = torch.tensor(pairs).T
-    with torch.no_grad():
-        for name in ("model.embed_tokens", "lm_head"):
-            student.decoder.get_submodule(name).weight[ours] = decoder.get_submodule(name).weight[old]
-    student.decoder.model.norm.load_state_dict(decoder.model.norm.state_dict())
-    for number in range(first, LAYERS):
-        student.decoder.model.layers[number].load_state_dict(decoder.model.layers[number].state_dict())
+        # With one axis of positions, time is the place in the full sequence.
+        return self.codes.time_code(batch.step + batch.cell / GRID**2 - 0.5)

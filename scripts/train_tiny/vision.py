@@ -11,58 +11,50 @@ from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from sttm_lmms.benchmarks.mini.footage import Footage, Scene
-from sttm_lmms.benchmarks.mini.objects import OBJECTS, paint
+from sttm_lmms.benchmarks.mini.objects import GRID, OBJECTS, paint
 from sttm_lmms.benchmarks.mini.questions import SIZES
-from sttm_lmms.benchmarks.mini.scenery import Scenery
+from sttm_lmms.benchmarks.mini.scenery import TEXTURED
 
-from .codes import HIDDEN, Codes
+from .codes import HIDDEN, MAX_FRAMES, Codes
 
 PATCH = 4
 CELL = 2 * PATCH
 """Pixels a side of a visual token: the family pools two by two patches."""
+IMAGE = GRID * CELL
 WIDTH = 64
 
 
-def vision_config(grid: int) -> SiglipVisionConfig:
-    """The tower of a model with ``grid x grid`` tokens a frame."""
+def vision_config() -> SiglipVisionConfig:
     return SiglipVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=192,
         num_hidden_layers=2,
         num_attention_heads=4,
-        image_size=grid * CELL,
+        image_size=IMAGE,
         patch_size=PATCH,
         vision_use_head=False,
     )
 
 
 class Vision(nn.Module):
-    """Frames ``[n, 3, 8 G, 8 G]`` in [-1, 1] to visual tokens ``[n, G * G, C]``, as LLaVA-Video does it."""
+    """Frames ``[n, 3, 56, 56]`` in [-1, 1] to visual tokens ``[n, 49, C]``, as LLaVA-Video does it."""
 
-    def __init__(self, grid: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.grid = grid
-        self.tower = SiglipVisionModel(vision_config(grid))
+        self.tower = SiglipVisionModel(vision_config())
         self.projector = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN))
         inner = self.inner
-        inner.embeddings.position_embedding.weight.data.copy_(grid_waves(2 * grid, WIDTH))
+        inner.embeddings.position_embedding.weight.data.copy_(grid_waves(2 * GRID, WIDTH))
 
     @property
     def inner(self) -> nn.Module:
         return getattr(self.tower, "vision_model", self.tower)
 
-    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Output of the last encoder layer ``[n, 4 G * G, C_v]``, before any post layer norm."""
-        hidden = self.inner.embeddings(pixels)
-        return self.inner.encoder(inputs_embeds=hidden).last_hidden_state
-
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.pool(self.projector(self.patches(pixels)))
-
-    def pool(self, projected: torch.Tensor) -> torch.Tensor:
-        """Projected patches ``[n, 4 G * G, C]`` to tokens ``[n, G * G, C]``."""
-        grid = projected.unflatten(1, (2 * self.grid, -1)).permute(0, 3, 1, 2)
-        pooled = F.interpolate(grid, (self.grid, self.grid), mode="bilinear", align_corners=False)
+        # The last encoder layer's output, before any post layer norm, as the family takes it.
+        patches = self.inner.encoder(inputs_embeds=self.inner.embeddings(pixels)).last_hidden_state
+        grid = self.projector(patches).unflatten(1, (2 * GRID, -1)).permute(0, 3, 1, 2)
+        pooled = F.interpolate(grid, (GRID, GRID), mode="bilinear", align_corners=False)
         return pooled.flatten(2).transpose(1, 2)
 
 
@@ -87,47 +79,46 @@ def degrade(frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return ((frames * gain).clamp(0, 1) * 255).round() / 255
 
 
-def random_cell(rng: np.random.Generator, size: float, grid: int) -> tuple[int, int]:
+def random_cell(rng: np.random.Generator, size: float) -> tuple[int, int]:
     """Row and column of the cell in which a needle of ``size`` cells may have its centre."""
     low = 0 if size <= 1.5 else 1
-    return int(rng.integers(low, grid - low)), int(rng.integers(low, grid - low))
+    return int(rng.integers(low, GRID - low)), int(rng.integers(low, GRID - low))
 
 
-def scatter(rng: np.random.Generator, grid: int) -> Iterator[tuple[int, int, int, float, float, float]]:
-    """Needles apart from each other, up to four for every 49 cells.
+def scatter(rng: np.random.Generator) -> Iterator[tuple[int, int, int, float, float, float]]:
+    """Up to four needles apart from each other.
 
     Yields:
         Row and column of the centre's cell, object, x, y, size.
     """
     taken: list[tuple[int, int]] = []
-    for _ in range(int(rng.integers(0, grid * grid * 4 // 49 + 1))):
+    for _ in range(int(rng.integers(0, 5))):
         size = float(rng.uniform(*SIZES))
-        row, column = random_cell(rng, size, grid)
+        row, column = random_cell(rng, size)
         if any(max(abs(row - r), abs(column - c)) < 3 for r, c in taken):
             continue
         taken.append((row, column))
         index = int(rng.integers(len(OBJECTS)))
         dx, dy = rng.uniform(-0.25, 0.25, 2).tolist()
-        yield row, column, index, (column + 0.5 + dx) / grid, (row + 0.5 + dy) / grid, size
+        yield row, column, index, (column + 0.5 + dx) / GRID, (row + 0.5 + dy) / GRID, size
 
 
 def frame_batch(
-    rng: np.random.Generator, scenery: Scenery, batch: int, shots: int
+    rng: np.random.Generator, batch: int = 64, shots: int = 16
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A few fresh shots: ``(frames [n, 3, 8 G, 8 G] in [-1, 1], labels [n, G * G], mean cell colours [n, G * G, 3])``.
+    """A few fresh shots: ``(frames [n, 3, 56, 56] in [-1, 1], labels [n, 49], mean cell colours [n, 49, 3])``.
 
     A label is the object whose centre lies in the cell, or ``len(OBJECTS)`` for background.
     """
-    grid, image = scenery.grid, scenery.grid * CELL
-    scenes = [scenery.scene(rng) for _ in range(shots)]
-    frames, labels = [], torch.full((batch, grid, grid), len(OBJECTS))
+    scenes = [TEXTURED.scene(rng) for _ in range(shots)]
+    frames, labels = [], torch.full((batch, GRID, GRID), len(OBJECTS))
     for i in range(batch):
         scene = scenes[int(rng.integers(len(scenes)))]
         scale = 2 if rng.random() < 0.3 else 1
         time = torch.tensor([float(rng.uniform(0, 8))])
-        frame = scene.render(time, image * scale, image * scale)
-        for row, column, index, x, y, size in scatter(rng, grid):
-            frame = paint(frame, index, x, y, size, grid)
+        frame = scene.render(time, IMAGE * scale, IMAGE * scale)
+        for row, column, index, x, y, size in scatter(rng):
+            frame = paint(frame, index, x, y, size)
             labels[i, row, column] = index
         frames.append(F.avg_pool2d(frame, scale) if scale > 1 else frame)
     images = degrade(torch.cat(frames), rng)
@@ -135,20 +126,14 @@ def frame_batch(
     return images * 2 - 1, labels.flatten(1), colours
 
 
-def clip(rng: np.random.Generator, footage: Footage, *, grid: int, steps: int) -> torch.Tensor:
-    """``steps`` frames, one a second."""
-    return footage.render(np.arange(steps) + 0.01, grid * CELL, grid * CELL)
+def clip(footage: Footage) -> torch.Tensor:
+    """Sixteen frames, one a second."""
+    return footage.render(np.arange(MAX_FRAMES) + 0.01, IMAGE, IMAGE)
 
 
-def view(rng: np.random.Generator, scene: Scene, *, grid: int) -> torch.Tensor:
+def view(rng: np.random.Generator, scene: Scene) -> torch.Tensor:
     """One frame of a shot."""
-    return scene.render(torch.tensor([float(rng.uniform(0, 8))]), grid * CELL, grid * CELL)
-
-
-def paint_view(
-    rng: np.random.Generator, frame: torch.Tensor, index: int, x: float, y: float, size: float, *, grid: int
-) -> torch.Tensor:
-    return paint(frame, index, x, y, size, grid)
+    return scene.render(torch.tensor([float(rng.uniform(0, 8))]), IMAGE, IMAGE)
 
 
 def prepare(frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

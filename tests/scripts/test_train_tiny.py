@@ -1,4 +1,4 @@
-"""The training of the embedded checkpoints: the forward pass is the models' own; it learns, resumes, exports."""
+"""The recipe of the embedded checkpoint: its forward pass is the model's own; it learns, resumes, exports."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from train_tiny.decoder import run
+from train_tiny.export import as_llava, export
+from train_tiny.loop import Schedule, train_stage
+from train_tiny.student import Student
+from train_tiny.text import SUFFIX, phrases
+from train_tiny.train import SCHEDULES, drop_background, stillness, train_model
+from train_tiny.videos import draw, make_batch, synthetic_features
 
+from sttm_lmms import load_pretrained
 from sttm_lmms.benchmarks.mini.objects import OBJECTS
 from sttm_lmms.benchmarks.prompt import build_prompt
 
 STEPS = 8
 
 
-@pytest.fixture(scope="module", params=["llava_video", "qwen2_vl"])
-def student(request):
-    from train_tiny.shapes import SHAPES
-    from train_tiny.student import Student
-
-    made = Student(SHAPES[request.param]).eval()
+@pytest.fixture(scope="module")
+def student():
+    made = Student().eval()
     with torch.no_grad():  # front layers start as the identity; here they must matter
         for layer in made.decoder.model.layers[:2]:
             torch.nn.init.normal_(layer.self_attn.o_proj.weight, std=0.05)
@@ -29,58 +34,31 @@ def student(request):
 
 @pytest.fixture
 def batch(student):
-    from train_tiny.stream import draw, make_batch, synthetic_features
-
     rng = np.random.default_rng(5)
-    grid = student.shape.grid
-    drawn = [draw(rng, "ord", STEPS - 1, grid) for _ in range(2)]
-    features = torch.stack([synthetic_features(rng, student.codes, video, STEPS, grid) for video in drawn])
-    return make_batch(rng, student.tokenizer, drawn, features, grid**2, student.shape.lead)
+    drawn = [draw(rng, "ord", STEPS - 1) for _ in range(2)]
+    features = torch.stack([synthetic_features(rng, student.codes, video, STEPS) for video in drawn])
+    return make_batch(rng, student.tokenizer, drawn, features, 49)
 
 
 @torch.no_grad()
 def test_the_forward_pass_is_that_of_transformers(student, batch):
     """All questions of a video at once give the logits that each gives alone in the exported model's decoder."""
-    from train_tiny.decoder import run
-    from train_tiny.export import as_llava, as_qwen2_vl
-
-    model = (as_llava if student.shape.family == "llava_video" else as_qwen2_vl)(student)
+    model = as_llava(student)
     embed = student.decoder.model.embed_tokens
-    positions = student.positions(batch)
-    trace = run(student.decoder, student.context(batch.visual), embed(batch.ids), batch.lengths, positions=positions)
+    trace = run(student.decoder, student.context(batch.visual), embed(batch.ids), batch.lengths)
     ours = student.decoder.lm_head(student.decoder.model.norm(trace.text[6]))
     start = 0
     for length in batch.lengths:
         question = batch.ids[:1, start : start + length]
         sequence = torch.cat((student.context(batch.visual[:1]), embed(question)), 1)
-        places = positions and positions.with_text(torch.arange(length))[:, :1]
-        states = model.model.language_model(inputs_embeds=sequence, position_ids=places).last_hidden_state
+        states = model.model.language_model(inputs_embeds=sequence).last_hidden_state
         theirs = model.lm_head(states)[:, -length:]
         torch.testing.assert_close(ours[:1, start : start + length], theirs, atol=1e-4, rtol=1e-4)
         start += length
 
 
 @torch.no_grad()
-def test_dropped_tokens_leave_the_positions_of_others_alone(student, batch):
-    """With three axes; with one, what is left is counted anew."""
-    from train_tiny.stages import drop_background
-
-    stay = drop_background(batch, np.random.default_rng(0), 0.3)
-    kept, whole = student.positions(batch.keep(stay)), student.positions(batch)
-    if student.shape.family == "llava_video":
-        assert kept is None
-        return
-    size = len(student.prefix)
-    assert kept.text == whole.text == size + max(STEPS, 7)
-    torch.testing.assert_close(
-        kept.context[..., size:], whole.context[..., size:].gather(2, stay.expand(3, -1, -1)), atol=0, rtol=0
-    )
-
-
-@torch.no_grad()
-def test_dropping_background_keeps_every_needle(student, batch):
-    from train_tiny.stages import drop_background
-
+def test_dropping_background_keeps_every_needle(batch):
     stay = drop_background(batch, np.random.default_rng(0), 0.2)
     assert stay.shape[1] == round(0.2 * batch.needle.shape[1])
     for row in range(len(stay)):
@@ -89,9 +67,7 @@ def test_dropping_background_keeps_every_needle(student, batch):
 
 
 @torch.no_grad()
-def test_what_changes_least_goes_first(student, batch):
-    from train_tiny.stages import drop_background, stillness
-
+def test_what_changes_least_goes_first(batch):
     still = torch.randn(batch.visual.shape, generator=torch.Generator().manual_seed(0)).unflatten(1, (STEPS, 49))
     still[:, 4, :20] = still[:, 3, :20]
     made = replace(batch, visual=still.flatten(1, 2), needle=torch.full_like(batch.needle, -1))
@@ -108,8 +84,6 @@ def test_needles_stand_where_the_events_are(batch):
 
 
 def test_every_phrase_is_one_token_and_any_text_comes_back(student):
-    from train_tiny.text import SUFFIX, phrases
-
     tokenizer = student.tokenizer
     for phrase in phrases():
         assert len(tokenizer(phrase, add_special_tokens=False)["input_ids"]) == 1, phrase
@@ -120,7 +94,8 @@ def test_every_phrase_is_one_token_and_any_text_comes_back(student):
 
 
 def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
-    from train_tiny.loop import Place, Schedule, train
+    class Stopped(Exception):
+        pass
 
     def fit(folder, stop):
         torch.manual_seed(0)
@@ -130,9 +105,6 @@ def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
             x = torch.from_numpy(rng.standard_normal((8, 4))).float()
             return (module(x) - x.sum(1, keepdim=True)).pow(2).mean(), {}
 
-        class Stopped(Exception):
-            pass
-
         def stopping(number, rng):
             if number == stop:
                 raise Stopped
@@ -141,12 +113,8 @@ def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
         folder.mkdir(exist_ok=True)
         for fn in (stopping, step):
             try:
-                train(
-                    *("fit", Schedule(60, 0.05, warmup=5), module, module.parameters(), fn),
-                    Place(folder, folder / "log.jsonl"),
-                    seed=1,
-                    every=10,
-                )
+                schedule = Schedule(60, 0.05, warmup=5)
+                train_stage("fit", schedule, module, module.parameters(), fn, folder, seed=1, every=10)
             except Stopped:
                 torch.nn.init.zeros_(module.weight)  # what was in memory is lost
         return module.weight.detach().clone()
@@ -159,56 +127,22 @@ def test_a_stopped_stage_goes_on_as_if_unbroken(tmp_path):
 @torch.no_grad()
 def test_the_export_loads_and_sees_what_was_trained(student, tmp_path):
     """In the published layout, through the family's own code: frames in, visual tokens out."""
-    from train_tiny.export import export
-
-    from sttm_lmms import load_pretrained
     from sttm_lmms.families import family_of
     from sttm_lmms.video import Video
 
     model, processor = load_pretrained(export(student, tmp_path / "out"), dtype=torch.float32, device_map="cpu")
-    qwen = student.shape.family == "qwen2_vl"
-    side = 196 if qwen else 56
-    frames = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-    if qwen:
-        from train_tiny.pairs import normalise
-
-        pixels = normalise(pixels.unflatten(0, (2, 2)))
-    else:
-        pixels = pixels * 2 - 1
+    frames = np.random.default_rng(0).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
     family = family_of(model)
     video = Video(frames, [0.0, 0.5, 1.0, 1.5], [0, 1, 2, 3], 2.0, 2.0, "made.mp4", 2.0)
     theirs = family.project(model, family.vision_features(model, processor, video)).tensor.flatten(1, 2)
-    torch.testing.assert_close(student.vision(pixels), theirs, atol=1e-4, rtol=1e-4)
+    ours = student.vision(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert processor.tokenizer.convert_tokens_to_ids("red disc") == student.tokenizer.convert_tokens_to_ids("red disc")
 
 
-def test_the_second_model_starts_from_what_the_first_one_learned(tmp_path):
-    from train_tiny.shapes import LLAVA_VIDEO, QWEN2_VL
-    from train_tiny.student import Student, warm_start
-
-    first, second = Student(LLAVA_VIDEO), Student(QWEN2_VL)
-    torch.nn.init.normal_(first.decoder.lm_head.weight)
-    fresh = second.decoder.model.layers[1].state_dict()["mlp.up_proj.weight"].clone()
-    warm_start(second, first.decoder, first.tokenizer)
-    for word in (OBJECTS[7], "A. ", "<|im_end|>"):
-        ours, theirs = (s.tokenizer.convert_tokens_to_ids(word) for s in (second, first))
-        assert ours != theirs or word == "<|im_end|>"
-        torch.testing.assert_close(second.decoder.lm_head.weight[ours], first.decoder.lm_head.weight[theirs])
-    for name in ("self_attn.q_proj.weight", "mlp.up_proj.weight"):
-        ours, theirs = (s.decoder.model.layers[4].state_dict()[name] for s in (second, first))
-        torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(second.decoder.model.layers[1].state_dict()["mlp.up_proj.weight"], fresh)
-
-
 @pytest.mark.slow
-def test_the_command_trains_all_models_and_has_nothing_left_to_do_the_second_time(tmp_path):
-    from train_tiny.train import PLANS, train_model
-
-    from sttm_lmms import load_pretrained
-
+def test_the_command_trains_and_has_nothing_left_to_do_the_second_time(tmp_path):
     for _ in range(2):
-        for name, plan in PLANS.items():
-            folder = train_model(name, tmp_path, scale=0.001)
-            assert len((tmp_path / name / "train.jsonl").read_text().splitlines()) == len(plan.stages)
-            load_pretrained(folder, device_map="cpu")
+        folder = train_model(tmp_path, scale=0.001)
+        assert len((tmp_path / "train.jsonl").read_text().splitlines()) == len(SCHEDULES)
+        load_pretrained(folder, device_map="cpu")
