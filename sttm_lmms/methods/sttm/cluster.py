@@ -95,7 +95,7 @@ def _leaves(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The tokens of the spatial step at a threshold, or at each of B: levels ``[T, B, H*W]``, and flat over these
     the anchors and the cells 0, 1, 2, ..."""
-    level = leaf_level(similarities.min_child_similarity, grid, spatial)
+    level = leaf_level(similarities.running_max_similarity, spatial)
     cell = torch.arange(level.numel(), device=level.device)
     return level, cell - grid.offset[level, grid.cell].view(-1), cell
 

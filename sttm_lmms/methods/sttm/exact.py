@@ -57,7 +57,7 @@ def _split_nodes(labels: Labels, similarities: Similarities, grid: Grid, count: 
         nodes = ((anchors(level) == cell) & (level < grid.levels - 1)).nonzero().squeeze(1)
         if not len(nodes):
             break
-        similarity = min_child[level[nodes], nodes].nan_to_num(nan=-torch.inf)
+        similarity = min_child[level[nodes], nodes]
         nodes = nodes[similarity.sort(stable=True).indices]
         more = grid.children[level[nodes], local[nodes]] - 1
         whole = nodes[more.cumsum(0) <= missing]

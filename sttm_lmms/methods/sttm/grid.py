@@ -49,7 +49,7 @@ class Grid:
         sizes: the L level sizes ``(h, w)``; the last one is the grid.
         dense: whether similarities are measured as matrix products of all nodes of a row block, and nothing waits for
             the device before the end: on accelerators, where launches and waiting cost more than bytes.
-        level, cell: ``[L, 1, 1]`` and ``[H*W]`` int64, 0, 1, 2, ...
+        cell: ``[H*W]`` int64, 0, 1, 2, ...
         anchor: ``[L, H*W]`` int64, top-left cell of the node over each cell at each level.
         offset: ``[L, H*W]`` int64, how far that is before the cell.
         box: ``[L, H*W, 5]`` int64, ``(0, y0, x0, y1, x1)`` of that node, ends exclusive.
@@ -72,7 +72,6 @@ class Grid:
 
     sizes: tuple[tuple[int, int], ...]
     dense: bool
-    level: torch.Tensor
     cell: torch.Tensor
     anchor: torch.Tensor
     offset: torch.Tensor
@@ -167,7 +166,6 @@ def grid_for(height: int, width: int, root_level: int, odd_edge: OddEdge, device
         return Grid(
             sizes,
             dense,
-            put(np.arange(levels)[:, None, None]),
             put(np.arange(cells)),
             put(anchor),
             put(np.arange(cells) - anchor),

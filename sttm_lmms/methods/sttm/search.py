@@ -12,6 +12,7 @@ points until one fits the larger budget only, and that point keeps more than the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 
@@ -39,6 +40,7 @@ TOLERANCE = 0.01
 _CLOSE = 0.002  # a share in (budget - _CLOSE, budget] ends the bisection
 _STEPS = 2**25  # points on each part of the diagonal: as fine as float32 similarities near 1
 MAX_SWEEPS = 4  # lines that a coordinate search tries
+PATIENCE = 16  # pairs of thresholds that are counted before looking which of them give the same tokens
 LOOKAHEAD = 4  # steps of a bisection that are announced at once: 15 points
 
 
@@ -144,19 +146,6 @@ def _segment(low: Thresholds, high: Thresholds) -> Line:
     return lambda i: Thresholds(*(start + (end - start) * i / _STEPS for start, end in ends))
 
 
-def turning_points(
-    min_child_similarity: torch.Tensor, frame_similarity: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The spatial and the temporal thresholds at which a share can change, ascending: where similarities lie."""
-    (spatial, temporal), (spatial_end, temporal_end) = LOWEST, HIGHEST
-    return _between(spatial, min_child_similarity, spatial_end), _between(temporal, frame_similarity, temporal_end)
-
-
-def _between(low: float, values: torch.Tensor, high: float) -> torch.Tensor:
-    inner = values[(values > low) & (values < high)].unique()
-    return torch.cat((inner.new_tensor([low]), inner, inner.new_tensor([high])))
-
-
 def _along_space(spatial: torch.Tensor, temporal: float) -> Line:
     return lambda i: Thresholds(float(spatial[i]), temporal)
 
@@ -165,12 +154,43 @@ def _along_time(spatial: float, temporal: torch.Tensor) -> Line:
     return lambda i: Thresholds(spatial, float(temporal[i]))
 
 
+class TurningPoints:
+    """The thresholds at which the tokens of a video can change: where its similarities lie.
+
+    Attributes:
+        spatial, temporal: float64 on the host, ascending, from the lowest to the highest thresholds of a search.
+    """
+
+    def __init__(self, similarities: Similarities) -> None:
+        frame = similarities.frame_similarity
+        (spatial, temporal), (spatial_end, temporal_end) = LOWEST, HIGHEST
+        self.spatial = _between(spatial, similarities.min_child_similarity, spatial_end)
+        self.temporal = _between(temporal, torch.empty(0) if frame is None else frame, temporal_end)
+
+    def next(self, point: Thresholds) -> Thresholds:
+        """The highest thresholds with the same tokens: no similarity lies between them and ``point``."""
+        # Thresholds are compared with similarities as float32 numbers.
+        place = zip((self.spatial, self.temporal), torch.tensor(point).double(), strict=True)
+        return Thresholds(
+            *(float(values[min(int(torch.searchsorted(values, x)), len(values) - 1)]) for values, x in place)
+        )
+
+
+def _between(low: float, values: torch.Tensor, high: float) -> torch.Tensor:
+    inner = values[(values > low) & (values < high)].unique().double().cpu()
+    return torch.cat((inner.new_tensor([low]), inner, inner.new_tensor([high])))
+
+
 def search_thresholds(similarities: Similarities, grid: Grid, count: int) -> Thresholds:
     """The thresholds that keep most of one video's tokens out of those that keep at most ``count``; the lowest ones if
     none do."""
     cells = len(similarities.min_child_similarity) * grid.cells
+    turning_points = cache(lambda: TurningPoints(similarities))
 
     def share(point: Thresholds) -> float:
+        if len(similarities.counts) >= PATIENCE and not grid.dense:
+            # Still and flat videos have few similarities, and a search that asks for the same tokens again and again.
+            point = turning_points().next(point)
         count_tokens(similarities, grid, [point])
         return similarities.counts[point].kept / cells
 
@@ -181,10 +201,8 @@ def search_thresholds(similarities: Similarities, grid: Grid, count: int) -> Thr
     search = Search(share, count / cells, prefetch)
     above = search.search_diagonal()
     if search.best_share is not None and not search.within():
-        frame = similarities.frame_similarity
-        frame = torch.empty(0) if frame is None else frame.cpu()
-        spatial, temporal = turning_points(similarities.min_child_similarity.cpu(), frame)
+        lines = turning_points()
         for start in (HIGHEST, above, search.best):
             for space_first in (True, False):
-                search.coordinate_search(start, spatial, temporal, space_first=space_first)
+                search.coordinate_search(start, lines.spatial, lines.temporal, space_first=space_first)
     return search.best

@@ -51,7 +51,9 @@ class Similarities:
 
     Attributes:
         min_child_similarity: ``[T, L - 1, 1, H*W]`` float32, cosine similarity between the coarse node over each cell
-            and the least similar of its children.
+            and the least similar of its children; -inf where that is not a number.
+        running_max_similarity: the same shape, the largest of it and of those of the nodes above: a threshold up to
+            that stops the descent there or before.
         frame_similarity: ``[T - 1, P]`` float32, cosine similarity of each pair of :class:`Grid` in consecutive
             frames; None where it was not asked for.
         feature_bytes: of the features that were measured, which bounds the memory that counting takes.
@@ -59,6 +61,7 @@ class Similarities:
     """
 
     min_child_similarity: torch.Tensor
+    running_max_similarity: torch.Tensor
     frame_similarity: torch.Tensor | None
     feature_bytes: int
     counts: dict[Thresholds, TokenCount] = field(default_factory=dict)
@@ -93,22 +96,20 @@ def measure(
     else:
         spatial = thresholds.spatial if thresholds else None
         child, frame = _measure_by_gather(features, grid, weighted_avg, head_dim, temporal, spatial)
-    return Similarities(_over_cells(child, grid), frame, feature_bytes)
+    return Similarities(*_over_cells(child, grid), frame, feature_bytes)
 
 
-def leaf_level(min_child_similarity: torch.Tensor, grid: Grid, spatial: float | torch.Tensor) -> torch.Tensor:
+def leaf_level(running_max_similarity: torch.Tensor, spatial: float | torch.Tensor) -> torch.Tensor:
     """``[T, B, H*W]`` int64, level of the token over each cell at a spatial threshold (or at ``[B, 1]`` of them): the
     coarsest node that is similar enough to each of its children, or else the cell."""
-    if grid.levels == 1:
-        points = spatial.numel() if isinstance(spatial, torch.Tensor) else 1
-        return grid.cell.new_zeros(len(min_child_similarity), points, grid.cells)
-    # What is not a number is similar to nothing: the comparison is false.
-    return torch.where(min_child_similarity >= spatial, grid.level[:-1], grid.level[-1]).amin(1)
+    return (running_max_similarity < spatial).sum(1)
 
 
-def _over_cells(child: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """``[T, n]`` similarities of the coarse nodes, on the cells: ``[T, L - 1, 1, H*W]``."""
-    return child[:, grid.over].unsqueeze(2)
+def _over_cells(child: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[T, n]`` similarities of the coarse nodes on the cells, and their running maxima; see :class:`Similarities`."""
+    # A node that is not a number is similar to nothing; in a running maximum it would spread to all nodes below.
+    min_child = child.nan_to_num_(nan=-torch.inf)[:, grid.over].unsqueeze(2)
+    return min_child, min_child.cummax(1).values if grid.levels > 1 else min_child
 
 
 def _pool(features: torch.Tensor, grid: Grid, weighted_avg: bool) -> list[torch.Tensor]:
@@ -201,7 +202,7 @@ def _pairs_at(child: torch.Tensor, grid: Grid, spatial: float | None) -> torch.T
     them where none is given."""
     wanted = torch.full((len(child) - 1, grid.pairs.shape[1]), spatial is None, device=child.device)
     if spatial is not None:
-        level = leaf_level(_over_cells(child, grid), grid, spatial).squeeze(1)
+        level = leaf_level(_over_cells(child.clone(), grid)[1], spatial).squeeze(1)
         wanted.scatter_(1, grid.pair[level[:-1], level[1:], grid.cell], True)
     return wanted
 

@@ -52,7 +52,7 @@ def test_the_least_similar_leave_first() -> None:
     grid, cell = grid_for(1, 2, 0, "reference", torch.device("cpu")), torch.arange(6)
     link = torch.tensor([0.9, 0.7, 0.8, 0.95])
     labels = Labels(torch.zeros(6, dtype=torch.long), cell, torch.tensor([0, 1, 0, 1, 0, 1]), 2, 6, link)
-    similarities = Similarities(torch.empty(3, 0, 1, 2), None, 0)
+    similarities = Similarities(torch.empty(3, 0, 1, 2), torch.empty(3, 0, 1, 2), None, 0)
     owners = [split_to_count(labels, similarities, grid, 2 + number).owner.tolist() for number in (0, 1, 2, 4)]
     assert owners == [[0, 1, 0, 1, 0, 1], [0, 1, 0, 3, 0, 1], [0, 1, 0, 3, 4, 1], [0, 1, 2, 3, 4, 5]]
 
@@ -64,7 +64,7 @@ def test_nodes_split_from_the_least_similar_on_and_the_last_one_in_part() -> Non
     labels = Labels(torch.zeros(16, dtype=torch.long), anchor, anchor, 4, 4)
 
     def owners(number: int) -> list[int]:
-        return split_to_count(labels, Similarities(min_child, None, 0), grid, 4 + number).owner.tolist()
+        return split_to_count(labels, Similarities(min_child, min_child, None, 0), grid, 4 + number).owner.tolist()
 
     for number, expected in {
         3: [0, 0, 2, 3, 0, 0, 6, 7, 8, 8, 10, 10, 8, 8, 10, 10],

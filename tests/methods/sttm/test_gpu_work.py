@@ -60,12 +60,12 @@ def work_of(size: Size, config: STTMConfig, monkeypatch: pytest.MonkeyPatch, kep
 @pytest.mark.parametrize(
     ("size", "operations", "views"),
     [
-        ((1, 14, 14, 3584), 45, 27),
-        ((16, 14, 14, 3584), 81, 46),
-        ((128, 14, 14, 3584), 84, 46),
-        ((128, 13, 17, 3584), 84, 46),
-        ((128, 27, 27, 3584), 113, 101),
-        ((128, 14, 14, 896), 94, 52),
+        ((1, 14, 14, 3584), 46, 25),
+        ((16, 14, 14, 3584), 82, 44),
+        ((128, 14, 14, 3584), 85, 44),
+        ((128, 13, 17, 3584), 85, 44),
+        ((128, 27, 27, 3584), 114, 99),
+        ((128, 14, 14, 896), 95, 50),
     ],
     ids=str,
 )
@@ -95,7 +95,7 @@ def test_few_channels_do_not_make_a_budget_dear(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("budget", [0.5, 0.3])
 def test_budget(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
     work, reads = work_of((128, 14, 14, 3584), STTMConfig(budget=budget), monkeypatch)
-    assert (work.total, work.views, reads) == (205, 90, 3)
+    assert (work.total, work.views, reads) == (203, 82, 3)
     assert work.peak <= 1.5 * INPUT
 
 
