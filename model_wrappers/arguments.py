@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from sttm_lmms.config import check_integer, check_number
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from sttm_lmms.errors import unknown
 from sttm_lmms.families.base import Family
 from sttm_lmms.methods import get_method, method_names
+
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,31 @@ class WrapperArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None
     device_map: str | None = None
-    batch_size: int = 1
-    max_batch_size: int | None = None
+    batch_size: AtLeastOne = 1
+    max_batch_size: AtLeastOne | None = None
     video_backend: Literal["auto", "pyav", "torchcodec", "decord"] = "auto"
     video_timeout: float = 120.0
     reproduce: bool = False
     on_error: Literal["skip", "raise"] = "skip"
     reuse: Literal["prefix", "features", "none"] = "prefix"
-    keep: int = 1
-    host_cache_gb: float = 0.0
-    prefetch: int = 2
-    prefetch_workers: int | None = None
+    keep: AtLeastOne = 1
+    host_cache_gb: Annotated[float, Field(ge=0)] = 0.0
+    prefetch: Annotated[int, Field(ge=0)] = 2
+    prefetch_workers: AtLeastOne | None = None
     features: Path | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     cache: Path | None = None
     load_in_4bit: bool = False
     method_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reduction(self) -> str | None:
+        """The reduction that was asked for, in words; None for the baseline."""
+        if self.method == "none":
+            return None
+        settings = {**({"preset": self.preset} if self.preset else {}), **self.method_settings}
+        return ",".join(f"{name}={value}" for name, value in {"method": self.method, **settings}.items())
 
 
 Arguments = TypeVar("Arguments", bound=WrapperArguments)
@@ -101,7 +112,6 @@ def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Colle
     Raises:
         ValueError: a name or value is unknown, of the wrong type, or does not go with the others.
     """
-    hints = get_type_hints(kind)
     own = [f.name for f in fields(kind) if f.name != "method_settings" and f.name not in refused]
     method = str(values.get("method", "sttm"))
     settings = method_hints(method)
@@ -118,16 +128,12 @@ def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Colle
         raise unknown("argument", name, {*own, *elsewhere})
     if not values.get("pretrained"):
         raise ValueError("pretrained is missing: give a hub id or a checkpoint folder, --model_args pretrained=...")
-    parsed = {name: parse_value(name, values[name], hints[name]) for name in values if name in own}
-    chosen = {name: parse_value(name, values[name], settings[name]) for name in values if name in settings}
-    for name in ("batch_size", "keep"):
-        check_integer(name, parsed.get(name, 1), 1)
-    check_integer("prefetch", parsed.get("prefetch", 2), 0)
-    for name in ("prefetch_workers", "max_batch_size"):
-        if parsed.get(name) is not None:
-            check_integer(name, parsed[name], 1)
-    check_number("host_cache_gb", parsed.get("host_cache_gb", 0.0), 0.0, 1e6)
-    arguments = kind(**parsed, method_settings=chosen)
+    chosen = {name: values[name] for name in values if name in settings}
+    # A TypedDict, because the method's own class may want settings together that only a preset completes.
+    read_settings = _validate(TypedDict("Settings", settings, total=False), chosen, settings)  # type: ignore[operator]
+    given = {name: values[name] for name in values if name in own}
+    arguments: Arguments = _validate(kind, given, get_type_hints(kind))
+    arguments = replace(arguments, method_settings=read_settings)
     _validate_budget_source(arguments)
     return arguments
 
@@ -140,9 +146,8 @@ def refused_arguments(family: Family) -> tuple[str, ...]:
 
 def _validate_budget_source(arguments: WrapperArguments) -> None:
     """STTM needs to know how much to merge, from exactly one source; so do the frames."""
-    budget = arguments.method_settings.get("budget")
-    if budget is not None and budget >= 1:
-        raise ValueError(f"budget={budget:g} keeps all tokens, so nothing is reduced; method=none is that baseline")
+    if arguments.method_settings.get("budget") == 1:
+        raise ValueError("budget=1 keeps all tokens, so nothing is reduced; method=none is that baseline")
     if arguments.preset and arguments.video:
         raise ValueError(
             f"preset={arguments.preset!r} holds the frames that its thresholds were found with: leave out "
@@ -171,64 +176,42 @@ def method_hints(method: str) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in fields(cls) if f.init}
 
 
-def parse_value(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as the type ``hint``: bool, int, float, str, Path, a Literal, or one of these ``| None``.
+def _validate(kind: Any, values: Mapping[str, Any], hints: Mapping[str, Any]) -> Any:
+    """``values`` as a ``kind``, each read from its text by the type of its name.
 
     Raises:
         ValueError: naming the argument, its value and what it may be.
     """
-    if get_origin(hint) in (Union, types.UnionType):
-        if value in (None, "None"):
-            return None
-        (hint,) = (option for option in get_args(hint) if option is not type(None))
-    if get_origin(hint) is Literal:
-        if str(value) not in get_args(hint):
-            raise unknown(name, value, get_args(hint))
-        return str(value)
+    texts = {name: _text(value, hints[name]) for name, value in values.items()}
+    for name, text in texts.items():
+        if hints[name] is bool and str(text).lower() not in ("true", "false"):  # pydantic takes 1 and "on" as well
+            raise ValueError(f"{name}={values[name]!r} is not valid; it must be True or False")
     try:
-        return _READERS[hint](value)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{name}={value!r} is not valid; it must be {_MEANS[hint]}") from None
+        return TypeAdapter(kind).validate_strings({name: text for name, text in texts.items() if text is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        raise _explain(name, values[name], problem, hints[name]) from None
 
 
-def _read_bool(value: Any) -> bool:
-    return {"true": True, "false": False}[str(value).lower()] if str(value).lower() in ("true", "false") else _fail()
+def _text(value: Any, hint: Any) -> Any:
+    if value in (None, "None") and type(None) in get_args(hint):
+        return None  # which is the default of all that may be None
+    return str(value).strip("()[]").split(":") if hint == tuple[int, ...] else str(value)
 
 
-def _read_int(value: Any) -> int:
-    number = _read_float(value)
-    return int(number) if number == int(number) else _fail()
-
-
-def _read_float(value: Any) -> float:
-    return _fail() if isinstance(value, bool) else float(value)
-
-
-def _read_str(value: Any) -> str:
-    return _fail() if isinstance(value, bool) or not str(value).strip() else str(value)
-
-
-def _fail() -> Any:
-    raise ValueError
-
-
-def _read_numbers(value: Any) -> tuple[int, ...]:
-    return tuple(_read_int(part) for part in str(value).strip("()[]").split(":"))
-
-
-_READERS = {
-    tuple[int, ...]: _read_numbers,
-    bool: _read_bool,
-    int: _read_int,
-    float: _read_float,
-    str: _read_str,
-    Path: lambda v: Path(_read_str(v)),
-}
-_MEANS = {
-    tuple[int, ...]: "integers with colons between them, such as 0:2:4",
-    bool: "True or False",
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
-}
+def _explain(name: str, value: Any, problem: Mapping[str, Any], hint: Any) -> ValueError:
+    kind = problem["type"]
+    if kind == "literal_error":
+        choices = {
+            choice for option in (hint, *get_args(hint)) for choice in get_args(option) if isinstance(choice, str)
+        }
+        return unknown(name, value, choices)
+    meanings = {"int": "an integer", "float": "a number", "path": "a path"}
+    meaning = next((meaning for part, meaning in meanings.items() if kind.startswith(part)), "a text")
+    if hint == tuple[int, ...]:
+        meaning = "integers with colons between them, such as 0:2:4"
+    elif kind == "greater_than_equal":
+        least = problem["ctx"]["ge"]
+        meaning = f"{'an integer' if isinstance(least, int) else 'a number'} >= {least:g}"
+    return ValueError(f"{name}={value!r} is not valid; it must be {meaning}")

@@ -26,7 +26,7 @@ from sttm_lmms.model_wrappers import screen, sharding
 from sttm_lmms.model_wrappers.answers import AnswerCache
 from sttm_lmms.model_wrappers.arguments import WrapperArguments, parse_arguments, refused_arguments
 from sttm_lmms.model_wrappers.documents import (
-    DEFAULT_NEW_TOKENS,
+    STOCK_WRAPPERS,
     Document,
     Messages,
     first_video,
@@ -68,10 +68,6 @@ class STTMWrapper(lmms):
 
     is_simple = False
     family: ClassVar[str]
-    stock_wrappers: ClassVar[tuple[str, ...]] = ()
-    """lmms-eval's own wrappers of the family: where a task words its prompt for one of them, ours gets that."""
-    max_new_tokens: ClassVar[int] = DEFAULT_NEW_TOKENS
-    """Of an answer where the task does not say it, as in lmms-eval's own wrapper."""
     opened_at_once: ClassVar[int] = 1
     """Requests with images, or with videos that are no files, that are in memory at a time."""
 
@@ -239,7 +235,9 @@ class STTMWrapper(lmms):
         lmms-eval calls this once on every process when the last request is answered, by the model or from its cache.
         """
         try:
-            finish_run(self._engine, asked=self._asked(), output_tokens=self._output_tokens, seconds=self._seconds)
+            finish_run(
+                self._engine, asked=self.arguments.reduction, output_tokens=self._output_tokens, seconds=self._seconds
+            )
         finally:
             del self._engine, self.processor
             super().clean()
@@ -274,7 +272,8 @@ class STTMWrapper(lmms):
         if document.task in self._prepared_tasks:
             return
         self._prepared_tasks.add(document.task)
-        if not self.is_simple and (entry := use_prompt_of(document.source, self.stock_wrappers)):
+        wrappers, max_new_tokens = STOCK_WRAPPERS[self._family]
+        if not self.is_simple and (entry := use_prompt_of(document.source, wrappers)):
             logger.info("{}: prompt as for lmms-eval's own wrapper {}", document.task, entry)
         given = document.gen_kwargs
         if given is None:
@@ -284,7 +283,7 @@ class STTMWrapper(lmms):
                 "{}: at most {} new tokens, as in lmms-eval's own wrapper (the task does not say; --gen_kwargs "
                 "max_new_tokens=N does)",
                 document.task,
-                self.max_new_tokens,
+                max_new_tokens,
             )
         if idle := without_effect(given):
             logger.warning(
@@ -313,8 +312,8 @@ class STTMWrapper(lmms):
         for task, known in reducible.items():
             if not known:
                 raise STTMError(
-                    f"{self._asked()}: task {task} shows no videos, so nothing in it can be reduced; run it with "
-                    "method=none"
+                    f"{self.arguments.reduction}: task {task} shows no videos, so nothing in it can be reduced; run it "
+                    "with method=none"
                 )
 
     def _moving_video(self, document: Document, messages: Messages | str) -> tuple[tuple[str, ...] | None, float]:
@@ -338,7 +337,7 @@ class STTMWrapper(lmms):
 
     def _request(self, document: Document, messages: Messages) -> Request:
         settings = self._settings(document.task)
-        generation = generation_settings(document.gen_kwargs or {}, max_new_tokens=self.max_new_tokens)
+        generation = generation_settings(document.gen_kwargs or {}, max_new_tokens=STOCK_WRAPPERS[self._family][1])
         return Request(messages, generation, settings.config, settings.video)
 
     def _stream(
@@ -462,14 +461,6 @@ class STTMWrapper(lmms):
         if task not in self._task_settings:
             self._task_settings[task] = task_settings(self.arguments, self._family, task)
         return self._task_settings[task]
-
-    def _asked(self) -> str | None:
-        """The reduction that was asked for, in words; None for the baseline."""
-        arguments = self.arguments
-        if arguments.method == "none":
-            return None
-        settings = {**({"preset": arguments.preset} if arguments.preset else {}), **arguments.method_settings}
-        return ",".join(f"{name}={value}" for name, value in {"method": arguments.method, **settings}.items())
 
     def _provenance(self, task: str) -> Any:
         settings = self._settings(task)

@@ -25,7 +25,18 @@ Turn = tuple[Messages | None, bool, Sequence[str], Any]
 """Messages of a round, whether the conversation is over, the answers so far, and the task's own notes."""
 
 DEFAULT_NEW_TOKENS = 1024
-"""``max_new_tokens`` where neither the task nor the family says it, as in most of lmms-eval's own wrappers."""
+"""``max_new_tokens`` where the task does not say it, in most of lmms-eval's own wrappers."""
+QWEN_NEW_TOKENS = 128
+
+STOCK_WRAPPERS: Mapping[str, tuple[tuple[str, ...], int]] = {
+    "llava_video": (("llava_vid",), DEFAULT_NEW_TOKENS),
+    "llava_onevision": (("llava_onevision", "llava_hf"), DEFAULT_NEW_TOKENS),
+    "qwen2_vl": (("qwen2_vl",), QWEN_NEW_TOKENS),
+    "qwen2_5_vl": (("qwen2_5_vl",), QWEN_NEW_TOKENS),
+    "qwen3_vl": (("qwen3_vl",), QWEN_NEW_TOKENS),
+    "internvl": (("internvl_hf", "internvl3_5", "internvl3"), DEFAULT_NEW_TOKENS),
+}
+"""Family -> lmms-eval's own wrappers of it, and their ``max_new_tokens`` where the task does not say it."""
 
 # What tasks of lmms-eval write among their generation settings without meaning ``generate``.
 _OF_TASKS = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sttm_lmms.benchmarks import FORMATS, build_prompt, load_benchmark, order_for_world, split_groups
+from sttm_lmms.benchmarks import FORMATS, build_prompt, load_benchmark
 from sttm_lmms.benchmarks.data import video_folder
 from sttm_lmms.benchmarks.documents import documents, process_results
 
@@ -18,9 +18,6 @@ SIZES = {  # questions, videos, most options
     "mlvu": (2174, 1242, 4),
     "nextqa": (8564, 1000, 5),
 }
-# Videos that must be cut where the ranks' shares are no sums of video sizes (4 questions each, 3 questions each).
-UNAVOIDABLE = {("vnbench", 4): 2, ("vnbench", 7): 3, ("vnbench", 8): 6, ("videomme", 7): 4, ("videomme", 8): 4}
-
 PROMPT = re.compile(
     r"Select the best answer to the following multiple-choice question based on the video and the subtitles\. "
     r"Respond with only the letter \(A, B(, C)?(, D)?(, E)?(, F)?, or [C-F]\) of the correct option\.\n"
@@ -58,18 +55,6 @@ def test_vnbench_categories_by_file_name(real):
     if benchmark == "vnbench":
         assert set(Counter(q.categories["task_type"] for q in questions).values()) == {600}
         assert all(q.video_id.endswith(q.categories["task_type"]) for q in questions)
-
-
-@pytest.mark.parametrize("world_size", range(1, 9))
-def test_questions_of_a_video_stay_on_a_rank(real, world_size):
-    benchmark, questions = real
-
-    def video(question):
-        return question.video_id
-
-    ordered = order_for_world(questions, video, world_size)
-    assert sorted(q.question_id for q in ordered) == sorted(q.question_id for q in questions)
-    assert len(split_groups(ordered, video, world_size)) == UNAVOIDABLE.get((benchmark, world_size), 0)
 
 
 def test_every_right_answer_scores(real):

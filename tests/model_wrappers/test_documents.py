@@ -14,8 +14,8 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from PIL import Image
 
 from sttm_lmms.errors import NothingAnsweredError, STTMError
-from sttm_lmms.model_wrappers import models
-from sttm_lmms.model_wrappers.documents import generation_settings, read_instance, user_turn
+from sttm_lmms.model_wrappers import WRAPPERS, models
+from sttm_lmms.model_wrappers.documents import STOCK_WRAPPERS, generation_settings, read_instance, user_turn
 from sttm_lmms.model_wrappers.models import LlavaVideo, Qwen2VL, SimpleLlavaVideo
 from sttm_lmms.runtime import GenerationSettings
 
@@ -72,20 +72,28 @@ def video(data):
 
 
 @pytest.mark.parametrize(
-    ("cls", "tokens"),
-    [
-        ("LlavaVideo", 1024),
-        ("LlavaOneVision", 1024),
-        ("Qwen2VL", 128),
-        ("Qwen25VL", 128),
-        ("Qwen3VL", 128),
-        ("InternVL", 1024),
-    ],
+    ("cls", "given", "tokens"), [(LlavaVideo, {}, 1024), (Qwen2VL, {}, 128), (Qwen2VL, {"max_new_tokens": 7}, 7)]
 )
-def test_where_the_task_is_silent_an_answer_is_as_long_as_in_lmms_evals_wrapper(cls, tokens):
-    assert getattr(models, cls).max_new_tokens == tokens
-    assert generation_settings({}, max_new_tokens=tokens) == GenerationSettings(max_new_tokens=tokens)
-    assert generation_settings({"max_new_tokens": 7}, max_new_tokens=tokens).max_new_tokens == 7
+def test_where_the_task_is_silent_an_answer_is_as_long_as_in_lmms_evals_wrapper(cls, given, tokens, wrapper, video):
+    model, seen = wrapper(cls, method="none"), []
+    stream = model._engine.stream
+    model._engine.stream = lambda requests, **more: (seen.extend(requests), stream([], **more))[1]
+    task = Task(lambda doc: [str(video)])
+    silent = request(task)
+    silent.arguments = (*silent.args[:2], given, *silent.args[3:])
+    results = model.generate_until([silent])
+    with pytest.raises(RuntimeError):  # there is no answer
+        results[0]
+    assert [one.generation for one in seen] == [GenerationSettings(max_new_tokens=tokens)]
+
+
+def test_every_family_has_a_wrapper_in_lmms_eval_to_follow():
+    from lmms_eval.models import AVAILABLE_CHAT_TEMPLATE_MODELS, AVAILABLE_SIMPLE_MODELS
+
+    families = {getattr(models, name.split(".")[1]).family for name in WRAPPERS.values() if "vllm" not in name}
+    assert set(STOCK_WRAPPERS) == families
+    for wrappers, _ in STOCK_WRAPPERS.values():
+        assert wrappers[0] in {**AVAILABLE_SIMPLE_MODELS, **AVAILABLE_CHAT_TEMPLATE_MODELS}
 
 
 def test_a_seed_among_the_generation_settings_of_a_task():
