@@ -100,6 +100,10 @@ class Method:
         """Reduce the tokens of one video at one of the stages; None leaves them as they are."""
         raise NotImplementedError
 
+    def count(self, grid: tuple[int, int, int]) -> int | None:
+        """The exact number of tokens kept of a ``(T, H, W)`` video whatever it shows; None if that depends on it."""
+        return None
+
     # -- for methods that change what decode steps or queries see; the others leave these alone -------------------
 
     def cache_stages(self, layers: int) -> Sequence[int]:

@@ -4,6 +4,9 @@ Thresholds alone cannot give every number of tokens. What the search leaves of t
 an earlier one, least similar to the frame before first: each becomes a token of its own again. Where not enough tokens
 joined one (single frames), the quadtree nodes that are least similar to their children are replaced by these; of the
 last one, children that would be too many stay with their first sibling.
+
+Below a video's floor, where even the lowest thresholds keep too many, ``floor="join"`` goes on: tokens join the frame
+before, most similar first; then, as only the first frame's are left, neighbours in sequence order join.
 """
 
 from __future__ import annotations
@@ -74,3 +77,47 @@ def _split_nodes(labels: Labels, similarities: Similarities, grid: Grid, count: 
             owner[torch.isin(owner, children[missing:])] = children[0]
     anchor = anchors(level)
     return replace(labels, level=level, anchor=anchor, owner=anchor if owner is None else owner, kept=count)
+
+
+def join_to_count(labels: Labels, grid: Grid, count: int) -> Labels:
+    """Join tokens until there are ``count``, at least 1; ``labels`` itself if there are no more.
+
+    A token that joins goes on as part of the one that it joins, which keeps its place. Each of them joins the token
+    that is most similar to it in the frame before, whatever the similarity; NaN comes last.
+    """
+    if labels.kept <= count:
+        return labels
+    cell = torch.arange(labels.cells, device=labels.owner.device)
+    survivor = (labels.owner == cell).nonzero().squeeze(1)
+    in_first_frame = int((survivor < grid.cells).sum())
+    parent = cell.clone()
+    if labels.kept > in_first_frame:
+        similarity, partner = _most_similar_before(labels, grid)
+        later = survivor[in_first_frame:]
+        order = similarity[later].sort(descending=True, stable=True).indices
+        joins = later[order[: labels.kept - max(count, in_first_frame)]]
+        parent[joins] = partner[joins]
+    if count < in_first_frame:
+        rank = torch.arange(in_first_frame, device=cell.device)
+        # Rank i goes to group i * count // n, whose first member is the smallest rank that does.
+        first = -(-(rank * count // in_first_frame) * in_first_frame // count)
+        parent[survivor[:in_first_frame]] = survivor[first]
+    # A token may join one that joins another: always an earlier one, at most one a frame.
+    for _ in range((labels.cells // grid.cells).bit_length() + 1):
+        parent = parent[parent]
+    return replace(labels, owner=parent[labels.owner], kept=count)
+
+
+def _most_similar_before(labels: Labels, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each anchor of a later frame: the similarity of the token that overlaps it in the frame before and is most
+    similar to it, and the anchor of the token that stands for that one. Both ``[N]``."""
+    earlier, later = labels.owner[: -grid.cells], labels.anchor[grid.cells :]
+    if labels.frame_similarity is None:
+        link = torch.zeros(len(later), device=later.device)
+    else:
+        link = labels.frame_similarity.nan_to_num(nan=-torch.inf)
+    best = link.new_full(labels.anchor.shape, -torch.inf).scatter_reduce(0, later, link, "amax")
+    # First among equals.
+    candidate = torch.where(link == best[later], earlier, labels.cells)
+    partner = torch.full_like(labels.anchor, labels.cells).scatter_reduce(0, later, candidate, "amin")
+    return best, partner

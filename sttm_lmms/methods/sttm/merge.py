@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -14,11 +15,13 @@ from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetWarning, DecodePositions, Method, Probe, Scratch, Stage, max_tokens
 from sttm_lmms.methods.sttm.average import average
 from sttm_lmms.methods.sttm.cluster import Labels, cluster
-from sttm_lmms.methods.sttm.exact import split_to_count
+from sttm_lmms.methods.sttm.exact import join_to_count, split_to_count
 from sttm_lmms.methods.sttm.grid import OddEdge, grid_for
 from sttm_lmms.methods.sttm.search import search_thresholds
 from sttm_lmms.methods.sttm.similarity import Thresholds, measure
 from sttm_lmms.types import Kept, MergedTokens, Tokens
+
+Floor = Literal["keep", "join"]
 
 
 @register_method("sttm")
@@ -42,6 +45,8 @@ class STTMConfig(Method):
             top-left child as well (the published code), ``"masked"`` ignores the missing children (the paper's text).
         decode_positions: see :class:`~sttm_lmms.methods.base.LayerMethod`.
         budget: kept visual tokens / all visual tokens, in (0, 1]; thresholds are then searched for each video.
+        floor: what to do with a video whose lowest thresholds keep more than the budget: ``"keep"`` them, with a
+            :class:`BudgetWarning`, or ``"join"`` tokens that are not similar until the count is met.
 
     Raises:
         ValueError: a value is out of range, or thresholds and budget are mixed.
@@ -56,6 +61,7 @@ class STTMConfig(Method):
     odd_edge: OddEdge = "reference"
     decode_positions: DecodePositions = "continue"
     budget: float | None = None
+    floor: Floor = "keep"
 
     def __post_init__(self) -> None:
         thresholds = (self.spatial_threshold, self.temporal_threshold)
@@ -77,6 +83,9 @@ class STTMConfig(Method):
         check_flag("per_head", self.per_head)
         check_choice("odd_edge", self.odd_edge, get_args(OddEdge))
         check_choice("decode_positions", self.decode_positions, get_args(DecodePositions))
+        check_choice("floor", self.floor, get_args(Floor))
+        if self.floor == "join" and self.budget is None:
+            raise ValueError("floor='join' needs a budget: thresholds keep what they keep")
 
     @property
     def thresholds(self) -> Thresholds | None:
@@ -87,6 +96,11 @@ class STTMConfig(Method):
 
     def stages(self, layers: int) -> Sequence[int | Stage]:
         return (self.start_layer,)
+
+    def count(self, grid: tuple[int, int, int]) -> int | None:
+        if self.budget is None or self.floor == "keep":
+            return None
+        return max_tokens(self.budget, math.prod(grid))
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
         """Merge one video; :func:`merge_video_tokens` on its grid."""
@@ -112,7 +126,8 @@ def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int
     With ``config.budget`` exactly ``max_tokens(budget, T*H*W)`` tokens are kept: those of the thresholds that
     :mod:`~sttm_lmms.methods.sttm.search` finds, which keep at most one point less wherever there are such, and of which
     :mod:`~sttm_lmms.methods.sttm.exact` splits the least similar ones. A budget below the video's floor, the share that
-    the lowest thresholds keep, gives that floor and a :class:`BudgetWarning`.
+    the lowest thresholds keep, gives that floor and a :class:`BudgetWarning`, or with ``floor="join"`` joins tokens
+    until the count is met.
 
     Args:
         features: ``[T, H, W, C]``, any float dtype and device, T, H, W >= 1.
@@ -142,6 +157,8 @@ def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int
     thresholds = config.thresholds or search_thresholds(similarities, grid, count)
     labels = cluster(similarities, grid, thresholds)  # section 3.2 in space, 3.3 in time
     labels = split_to_count(labels, similarities, grid, count)  # does nothing where there are as many already
+    if config.floor == "join":
+        labels = join_to_count(labels, grid, count)
     merged = average(features, grid, labels, config.weighted_avg)
     return replace(merged, info=_info(config, thresholds, labels, len(similarities.counts)))
 
@@ -166,7 +183,7 @@ def _info(config: STTMConfig, thresholds: Thresholds, labels: Labels, evaluation
     if config.budget is None:
         return info
     share = labels.kept / labels.cells
-    if share > config.budget:
+    if share > config.budget and config.floor == "keep":
         kept = f"{labels.kept} of {labels.cells} tokens ({share:.4f})"
         reason = f"is below what this video allows: its lowest thresholds keep {kept}"
         warnings.warn(f"budget={config.budget} {reason}", BudgetWarning, stacklevel=3)

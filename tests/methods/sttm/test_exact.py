@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sttm_lmms.methods.base import max_tokens
 from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
 from sttm_lmms.methods.sttm.cluster import Labels
-from sttm_lmms.methods.sttm.exact import split_to_count
+from sttm_lmms.methods.sttm.exact import join_to_count, split_to_count
 from sttm_lmms.methods.sttm.grid import grid_for
 from sttm_lmms.methods.sttm.search import LOWEST
 from sttm_lmms.methods.sttm.similarity import Similarities
@@ -83,3 +83,53 @@ def test_what_is_not_a_number_is_counted_exactly_and_merges_with_nothing(budget:
     assert len(merged) == max_tokens(budget, 780)
     spoiled = ~merged.features.isfinite().all(-1)
     assert merged.counts[spoiled].tolist() == [1, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore::sttm_lmms.methods.sttm.BudgetWarning")
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.sampled_from([1, 2, 3, 9]), st.integers(1, 9), st.integers(1, 9)),
+    budget=st.floats(0.001, 1.0),
+    kind=st.sampled_from(["noise", "natural", "nan"]),
+    weighted_avg=st.booleans(),
+)
+def test_below_the_floor_tokens_join_until_the_count_is_met(
+    size: tuple[int, int, int], budget: float, kind: str, weighted_avg: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = natural_features(*size, 8) if kind == "natural" else torch.randn(*size, 8, generator=generator)
+    if kind == "nan":
+        features[0, 0, 0], features[-1] = math.nan, math.nan
+    config = STTMConfig(budget=budget, floor="join", weighted_avg=weighted_avg)
+    merged = merge_video_tokens(features, config)
+    assert len(merged) == max_tokens(budget, math.prod(size)) == config.count(size)
+    assert torch.equal(torch.bincount(merged.source_map.flatten(), minlength=len(merged)), merged.counts)
+    for number, (t, y0, x0, y1, x1) in enumerate(merged.boxes.tolist()):
+        assert (merged.source_map[t, y0:y1, x0:x1] == number).all(), "a token stands for the cells of its own box"
+    if weighted_avg:
+        cells = torch.stack([features[merged.source_map == i].mean(0) for i in range(len(merged))])
+        torch.testing.assert_close(merged.features, cells, atol=1e-5, rtol=0, equal_nan=True)
+    above = merge_video_tokens(features, STTMConfig(*LOWEST))
+    if len(merged) >= len(above):  # at or above the floor nothing changes
+        kept = merge_video_tokens(features, STTMConfig(budget=budget, weighted_avg=weighted_avg))
+        assert torch.equal(kept.source_map, merged.source_map)
+
+
+def test_the_most_similar_tokens_join_first_along_time_and_neighbours_last() -> None:
+    """Three frames of two cells that nothing merges, and what each of the last four is like in the frame before."""
+    grid, cell = grid_for(1, 2, 0, "reference", torch.device("cpu")), torch.arange(6)
+    labels = Labels(torch.zeros(6, dtype=torch.long), cell, cell, 6, 6, torch.tensor([-0.9, -0.7, math.nan, -0.95]))
+    owners = [join_to_count(labels, grid, count).owner.tolist() for count in (6, 5, 4, 3, 2, 1)]
+    assert owners == [
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 1, 4, 5],
+        [0, 1, 0, 1, 4, 5],
+        [0, 1, 0, 1, 4, 1],
+        [0, 1, 0, 1, 0, 1],
+        [0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_joining_needs_a_budget() -> None:
+    with pytest.raises(ValueError, match="floor='join' needs a budget"):
+        STTMConfig(0.9, 0.6, floor="join")
