@@ -21,7 +21,7 @@ from sttm_lmms.runtime import Engine
 from sttm_lmms.serving.connection import check_vllm, open_vllm
 from sttm_lmms.serving.decoder_cache import cached_decoder
 from sttm_lmms.serving.engine import VLLMEngine
-from sttm_lmms.serving.limits import check_served, served_family, unknowns
+from sttm_lmms.serving.limits import check_served, served_family, untested_features
 
 _REFUSED = ("min_pixels", "max_pixels", "attn_implementation", "device_map", "host_cache_gb", "load_in_4bit")
 
@@ -88,10 +88,14 @@ class VLLM(STTMWrapper):
         model, processor = load(self.arguments, placement, self._family, with_decoder=False)
         settings = self._llm_settings(placement)
         self._llm = open_vllm(settings)
-        known = unknowns(self._llm.version, placement.dtype, placement.device, self.arguments.tensor_parallel_size)
+        untested = untested_features(
+            self._llm.version, placement.dtype, placement.device, self.arguments.tensor_parallel_size
+        )
         logger.info("vLLM {} with the decoder in {}", self._llm.version, settings["model"])
-        if known:
-            logger.warning("vLLM was compared with our own engine on a CPU in float32; not with {}", "; ".join(known))
+        if untested:
+            logger.warning(
+                "vLLM was compared with our own engine on a CPU in float32; not with {}", "; ".join(untested)
+            )
         return model, processor
 
     def _llm_settings(self, placement: Placement) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class RunSummary:
         questions_per_s: the same a second, decoding, vision and all else included, over all processes.
         failures: videos that could not be read.
         videos_decoded, vision_passes, prefills: work done; reuse makes them smaller than ``questions``.
-        reduction_asked: 1 if the run was asked to reduce tokens, else 0 (half of the certificate).
-        reduced_share: share of the answers whose visual tokens were reduced (the other half).
+        reduction_asked: 1 if the run was asked to reduce tokens, else 0: one of the two flags of the activity check.
+        reduced_share: share of the answers whose visual tokens were reduced: the other flag.
         requested_budget: kept / all visual tokens that was asked for; None if thresholds were given.
         tokens_before, tokens_after: visual tokens per answer, mean.
         layer_tokens_mean: visual tokens that a decoder layer's attention sees at the prefill, mean over layers and

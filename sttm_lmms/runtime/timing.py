@@ -1,4 +1,4 @@
-"""Clocks that are honest about asynchronous devices and do not slow them down."""
+"""Timing that accounts for asynchronous CUDA execution without waiting for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at a video once, ask about it many times."""
+"""A video that is encoded and prefilled once and asked many times."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class VideoPrefix:
         self._engine, self._video, self._system = engine, video, system
         # What the video is now: later questions are about it, whatever becomes of its file or of the frames' buffer.
         self._key = with_key(self._request(" ", GenerationSettings()), {}).visuals_key
-        self.opening = self.answer(" ", max_new_tokens=1)
-        """The answer that paid for the prefix; its ``timing`` is the cost of looking."""
+        self.prefill_answer = self.answer(" ", max_new_tokens=1)
+        """The answer that paid for the prefix; its ``timing`` includes decoding, encoding and prefill."""
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens before reduction."""
-        return self.opening.visual_tokens
+        return self.prefill_answer.visual_tokens
 
     @property
     def kept_tokens(self) -> int:
         """Visual tokens after reduction."""
-        return self.opening.kept_tokens
+        return self.prefill_answer.kept_tokens
 
     def ask(self, question: str, **generation: Any) -> str:
         """Answer a question; keyword arguments are those of :meth:`GenerationSettings.of`."""

@@ -25,12 +25,12 @@ def served_family(checkpoint: str | Path, revision: str | None = None) -> Family
     found, _ = find_family(checkpoint, revision=revision)
     if isinstance(found, LlavaFamily):
         return found
-    way_out = f"use --model sttm_{found.name}"
+    hint = f"use --model sttm_{found.name}"
     if found.name == "internvl":
-        raise STTMError(f"{checkpoint}: the decoder of InternVL is not exported for vLLM yet; {way_out}")
+        raise STTMError(f"{checkpoint}: the decoder of InternVL is not exported for vLLM yet; {hint}")
     raise STTMError(
         f"{checkpoint} is a {found.name} checkpoint, whose decoder rotates by (t, h, w): vLLM treats prompt embeddings "
-        f"as text, with one position a token; {way_out}"
+        f"as text, with one position a token; {hint}"
     )
 
 
@@ -51,10 +51,10 @@ def check_served(method: Method | None, family: str = "llava_video") -> None:
     if stages != [Stage(0)]:
         layer = getattr(method, "start_layer", None)
         what = f"method={name}" if layer in (None, 0) else f"start_layer={layer}"
-        way_out = elsewhere[3:] if layer in (None, 0) else f"say start_layer=0, {elsewhere}"
+        hint = elsewhere[3:] if layer in (None, 0) else f"say start_layer=0, {elsewhere}"
         raise ValueError(
             f"{what} acts inside of the decoder, but vLLM gets merged tokens as its input, in front of layer 0 (the "
-            f"published setting of the 72B model): {way_out}"
+            f"published setting of the 72B model): {hint}"
         )
     if method.positions == "keep":
         raise ValueError(f"method={name} keeps rotary positions, but vLLM numbers its input from 0 on: {elsewhere[3:]}")
@@ -65,8 +65,8 @@ def check_served(method: Method | None, family: str = "llava_video") -> None:
         )
 
 
-def unknowns(version: str, dtype: torch.dtype, device: torch.device, tensor_parallel_size: int) -> list[str]:
-    """What about a run with this vLLM was never measured here."""
+def untested_features(version: str, dtype: torch.dtype, device: torch.device, tensor_parallel_size: int) -> list[str]:
+    """Which features of a run with this vLLM no test has covered."""
     found = []
     if device.type != "cpu":
         found.append(f"device {device.type}")
