@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from footage import VIDEO, moving_squares
+from footage import moving_squares
 from PIL import Image
 
 from sttm_lmms import STTMConfig, encode_video
@@ -17,19 +17,20 @@ from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
 from sttm_lmms.runtime.identity import content_key
 from sttm_lmms.types import VisionFeatures
-from sttm_lmms.video import write_video
+from sttm_lmms.video import VideoSettings, write_video
 from sttm_lmms.video.source_file import file_record
 
 CONFIG = STTMConfig(budget=0.3)
+VIDEO = VideoSettings(max_frames=4, fps=1.0)
 
 
 def clip(seed: int) -> np.ndarray:
-    return moving_squares(seed, 8)
+    return moving_squares(seed, 4)
 
 
 def request(source, text: str = "What moves?", **changes) -> Request:
     content = [{"type": "video", "video": source}, {"type": "text", "text": text}]
-    return Request([{"role": "user", "content": content}], GenerationSettings(max_new_tokens=6), **changes)
+    return Request([{"role": "user", "content": content}], GenerationSettings(max_new_tokens=4), **changes)
 
 
 class Buffers:
@@ -96,17 +97,37 @@ SOURCES = {
 }
 
 
+SEEDS = range(3)
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny, tmp_path_factory):
+    """``fresh(form)``: the answer to each seed's clip by an engine that has seen nothing else. Forms that lose nothing
+    show the same clip."""
+    known: dict[str, list[str]] = {}
+
+    def answers(form: str) -> list[str]:
+        shown = form if "path" in form or "str" in form or "animation" in form else "array"
+        if shown not in known:
+            buffers = Buffers(tmp_path_factory.mktemp("fresh"))
+            engines = [Engine(*tiny("llava_video"), CONFIG, video=VIDEO) for _ in SEEDS]
+            known[shown] = [
+                engine.generate([request(SOURCES[shown](buffers, seed))])[0].text
+                for seed, engine in zip(SEEDS, engines, strict=True)
+            ]
+        return known[shown]
+
+    return answers
+
+
 @pytest.mark.parametrize("form", SOURCES)
-def test_every_question_is_answered_about_the_video_that_was_given(tiny, tmp_path, form):
+def test_every_question_is_answered_about_the_video_that_was_given(tiny, tmp_path, fresh, form):
     """Sources live no longer than their call, so that the next one may get their place in memory."""
-    model, processor = tiny("llava_video")
-    buffers, engine, found, fresh = Buffers(tmp_path), Engine(*tiny("llava_video"), CONFIG, video=VIDEO), [], []
-    for seed in range(4):
-        found.append(engine.generate([request(SOURCES[form](buffers, seed))])[0])
-        fresh.append(Engine(model, processor, CONFIG, video=VIDEO).generate([request(SOURCES[form](buffers, seed))])[0])
-    assert [a.text for a in found] == [a.text for a in fresh]
-    assert not any(a.reused for a in found)
-    assert engine.counters.vision_passes == 4
+    buffers, engine = Buffers(tmp_path), Engine(*tiny("llava_video"), CONFIG, video=VIDEO)
+    found = [engine.generate([request(SOURCES[form](buffers, seed))])[0] for seed in SEEDS]
+    assert [answer.text for answer in found] == fresh(form)
+    assert not any(answer.reused for answer in found)
+    assert engine.counters.vision_passes == len(SEEDS)
 
 
 @pytest.mark.parametrize("form", SOURCES)
@@ -124,7 +145,7 @@ FRAMES = clip(1)
 DIFFERENT = {
     "other frames": (FRAMES, clip(2)),
     "one byte": (FRAMES, np.where(np.arange(FRAMES.size).reshape(FRAMES.shape) == 77, FRAMES ^ 1, FRAMES)),
-    "other shape": (FRAMES, FRAMES.reshape(4, 2 * 96, 128, 3)),
+    "other shape": (FRAMES, FRAMES.reshape(2, 2 * 96, 128, 3)),
     "other dtype": (FRAMES, FRAMES.view(np.int8)),
     "fewer frames": (FRAMES, FRAMES[:-1]),
     "frames apart": (list(FRAMES), list(FRAMES[::-1])),
@@ -213,12 +234,12 @@ def test_an_encoded_video_stays_what_it_was(tiny, tmp_path, kind):
 
 def test_a_prefix_is_asked_from_several_threads(tiny):
     prefix = encode_video(*tiny("llava_video"), clip(0), CONFIG, settings=VIDEO)
-    questions = [f"{number}?" for number in range(6)]
-    expected = [prefix.ask(question, max_new_tokens=12) for question in questions]
+    questions = [f"{number}?" for number in range(4)]
+    expected = [prefix.ask(question, max_new_tokens=8) for question in questions]
     found: dict[str, str] = {}
 
     def ask(question):
-        found[question] = prefix.ask(question, max_new_tokens=12)
+        found[question] = prefix.ask(question, max_new_tokens=8)
 
     threads = [threading.Thread(target=ask, args=(question,)) for question in questions]
     for thread in threads:
