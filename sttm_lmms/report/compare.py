@@ -11,23 +11,33 @@ import pandas as pd
 from sttm_lmms.report.names import model_names, setting_words
 from sttm_lmms.report.runs import Run, TaskRun
 
-# Fields of the provenance that change answers or times for a reason other than the method.
+# Field of the provenance -> its name, and whether it alone may explain other answers and other times. Newline tokens
+# are part of a baseline's own setting and 7% of a frame; neither reuse nor the device changes what is asked, and reuse
+# not the seconds of a whole prefill.
 COMPARABLE = {
-    "frames": "frame limit",
-    "fps": "frames per second",
-    "sampling": "frame sampling",
-    "video_backend": "video backend",
-    "newline": "newline mode",
-    "attention": "attention backend",
-    "dtype": "dtype",
-    "checkpoint_commit": "checkpoint commit",
-    "device": "device",
-    "reuse": "reuse",
+    "frames": ("frame limit", True, True),
+    "fps": ("frames per second", True, True),
+    "sampling": ("frame sampling", True, True),
+    "video_backend": ("video backend", True, False),
+    "newline": ("newline mode", False, False),
+    "attention": ("attention backend", True, True),
+    "dtype": ("dtype", True, True),
+    "checkpoint_commit": ("checkpoint commit", True, False),
+    "device": ("device", False, True),
+    "reuse": ("reuse", False, False),
 }
-# Of these, newline tokens (7% of a frame) and reuse leave the seconds of a whole prefill comparable.
-_TIMING = ("frames", "fps", "sampling", "attention", "dtype", "device")
-# Newline tokens are part of a baseline's own setting, and neither reuse nor the device changes what is asked.
-_ANSWERS = ("frames", "fps", "sampling", "video_backend", "attention", "dtype", "checkpoint_commit")
+
+
+class Difference(NamedTuple):
+    """Something else than the method in which a run differs from its baseline, in words.
+
+    Attributes:
+        answers, times: whether it alone may explain other answers, and other times.
+    """
+
+    words: str
+    answers: bool
+    times: bool
 
 
 class NamedRun(NamedTuple):
@@ -76,22 +86,21 @@ def find_baseline(one: NamedRun, all_runs: Sequence[NamedRun]) -> NamedRun | Non
     return min(newest_first, key=lambda b: len(differences(one, b)), default=None)
 
 
-def differences(one: NamedRun, baseline: NamedRun) -> list[str]:
-    """What differs from the baseline besides the method, in words; unknown values are no difference."""
-    asked = [f"{key} {a} (baseline {b})" for key, a, b in _asked_otherwise(one, baseline)]
-    return asked + [f"{COMPARABLE[field]} {a} (baseline {b})" for field, a, b in _ran_otherwise(one, baseline)]
-
-
-def times_comparable(one: NamedRun, baseline: NamedRun) -> bool:
-    """False if another device, attention backend or frame limit alone could explain a speed-up."""
-    return not any(field in _TIMING for field, _, _ in _ran_otherwise(one, baseline))
-
-
-def answers_comparable(one: NamedRun, baseline: NamedRun) -> bool:
-    """False if other frames, another way to generate, another backend or checkpoint could explain other answers."""
-    if _asked_otherwise(one, baseline):
-        return False
-    return not any(field in _ANSWERS for field, _, _ in _ran_otherwise(one, baseline))
+def differences(one: NamedRun, baseline: NamedRun) -> list[Difference]:
+    """What differs from the baseline besides the method; unknown values are no difference."""
+    # How replies were generated, and what else of the command line decides them.
+    ours, theirs = dict(one.run.options), dict(baseline.run.options)
+    if one.task.generation and baseline.task.generation:
+        ours |= one.task.generation
+        theirs |= baseline.task.generation
+    asked = [(key, str(ours.get(key, "not set")), str(theirs.get(key, "not set"))) for key in sorted({*ours, *theirs})]
+    found = [Difference(f"{key} {a} (baseline {b})", True, False) for key, a, b in asked if a != b]
+    ran, other = one.task.provenance, baseline.task.provenance
+    for field, (name, answers, times) in COMPARABLE.items() if ran and other else ():
+        a, b = getattr(ran, field), getattr(other, field)
+        if a != b and a is not None and b is not None:
+            found.append(Difference(f"{name} {a} (baseline {b})", answers, times))
+    return found
 
 
 def certificate_problem(one: NamedRun) -> str | None:
@@ -145,24 +154,6 @@ def _key(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
             if not any(samples.duplicated(key).any() for samples in both):
                 return key
     return ["doc_id"]
-
-
-def _ran_otherwise(one: NamedRun, baseline: NamedRun) -> list[tuple[str, object, object]]:
-    ours, theirs = one.task.provenance, baseline.task.provenance
-    if ours is None or theirs is None:
-        return []
-    pairs = [(field, getattr(ours, field), getattr(theirs, field)) for field in COMPARABLE]
-    return [(field, a, b) for field, a, b in pairs if a != b and a is not None and b is not None]
-
-
-def _asked_otherwise(one: NamedRun, baseline: NamedRun) -> list[tuple[str, str, str]]:
-    """How replies were generated and what else of the command line decides them, where the two runs differ."""
-    ours, theirs = dict(one.run.options), dict(baseline.run.options)
-    if one.task.generation and baseline.task.generation:
-        ours |= one.task.generation
-        theirs |= baseline.task.generation
-    pairs = [(key, str(ours.get(key, "not set")), str(theirs.get(key, "not set"))) for key in sorted({*ours, *theirs})]
-    return [(key, a, b) for key, a, b in pairs if a != b]
 
 
 def _checkpoint(run: Run, task: TaskRun) -> str:

@@ -12,13 +12,11 @@ import pandas as pd
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.report.compare import (
     NamedRun,
-    answers_comparable,
     certificate_problem,
     differences,
     find_baseline,
     name_runs,
     pair,
-    times_comparable,
 )
 from sttm_lmms.report.flops import DecoderShape, prefill_flops
 from sttm_lmms.report.paper import paper_rows
@@ -202,6 +200,7 @@ def _compare(
     if baseline is one:
         alone = {"relative": 1.0 if accuracy else None, "speed_up": 1.0 if ttft else None}
         return {**alone, "baseline": _run_name(one.run), "comparable": True}, []
+    differing = differences(one, baseline)
     pairs, problems = pair(one.task.samples, baseline.task.samples)
     logged = one.task.samples is not None and baseline.task.samples is not None
     ours, theirs = (fmean(pairs[name]) if len(pairs) else None for name in ("ours", "theirs"))
@@ -214,10 +213,10 @@ def _compare(
         "lost": lost if len(pairs) else None,
         "won": won if len(pairs) else None,
         "mcnemar_p": mcnemar_exact(lost, won) if len(pairs) else None,
-        "speed_up": _ratio(_ttft(baseline), ttft) if times_comparable(one, baseline) else None,
+        "speed_up": None if any(one.times for one in differing) else _ratio(_ttft(baseline), ttft),
         "baseline": _run_name(baseline.run),
-        "comparable": answers_comparable(one, baseline) and not refused,
-    }, differences(one, baseline) + problems
+        "comparable": not refused and not any(one.answers for one in differing),
+    }, [one.words for one in differing] + problems
 
 
 def _against(one: NamedRun, reference: str, shown: Iterable[NamedRun]) -> dict[str, Any]:

@@ -108,6 +108,9 @@ COVERED: dict[str, str] = {
     f"sttm-lmms visualize video.mp4 --model {BIG} --out pictures/": HERE,
     "sttm-lmms leaderboard RUN_DIR... --out leaderboard.md": HERE,
     "sttm-lmms leaderboard RUN_DIR... --out leaderboard.html --paper --plots plots/": HERE,
+    "sttm-lmms leaderboard RUN_DIR... --reference sttm": (
+        "tests/report/test_leaderboard_command.py::test_methods_at_equal_budgets"
+    ),
     "sttm-lmms leaderboard RUN_DIR... --check leaderboard.md": HERE,
     "sttm-lmms visualize VIDEO --model CHECKPOINT --out pictures/ --setting budget=0.5 --setting budget=0.3": HERE,
     "sttm-lmms visualize VIDEO --pixels --out pictures/": HERE,

@@ -67,6 +67,15 @@ def test_check_of_no_file(recorded, tmp_path):
     assert "no such file" in result.stdout
 
 
+def test_methods_at_equal_budgets(recorded, tmp_path):
+    result = invoke(recorded, "--reference", "sttm")
+    assert result.exit_code == 0, result.output
+    header = next(line for line in result.stdout.splitlines() if line.startswith("| Model"))
+    assert header.startswith("| Model | Method | Budget | vnbench | sttm_videomme | Relative | Kept | ")
+    assert invoke(recorded, "--reference", "sttm", "--out", tmp_path / "board.html").exit_code == 0
+    assert invoke(recorded, "--reference", "sttm", "--check", tmp_path / "board.html").exit_code == 0
+
+
 def test_a_column_can_be_renamed(recorded):
     result = invoke(recorded, "--name", "vnbench=Mini-VNBench", "--paper")
     header = next(line for line in result.stdout.splitlines() if line.startswith("| Model"))
