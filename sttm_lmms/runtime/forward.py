@@ -59,6 +59,12 @@ class Plan:
         return cls(method, frozenset(stages), frozenset(edits))
 
     @property
+    def needs_end_of_prompt(self) -> bool:
+        """True if what the method does depends on which token is the last one of the prompt."""
+        positions = getattr(self.method, "decode_positions", "continue")
+        return self.reads_attention or bool(self.edits) or positions == "reference"
+
+    @property
     def reads_attention(self) -> bool:
         """True if the method asks for attention weights at its stages."""
         return self.method is not None and self.method.reads == "attention"

@@ -24,12 +24,14 @@ class Given:
         input_ids: ``[B, L]``, None if there were only embeddings.
         positions: whether the caller gave ``position_ids``; a model around a decoder makes its own otherwise.
         chosen_logits: whether ``logits_to_keep`` names places in the sequence.
+        last_logits: of how many last tokens logits are wanted; 1 or fewer where only the next token counts.
         visuals: whether there was anything to see: pixels, features, or embeddings that may hold some.
     """
 
     input_ids: torch.Tensor | None = None
     positions: bool = False
     chosen_logits: bool = False
+    last_logits: int = 0
     visuals: bool = False
 
 
@@ -90,6 +92,7 @@ class ModelInputs:
             input_ids=first if ids is None else ids,
             positions=kwargs.get("position_ids") is not None,
             chosen_logits=isinstance(kwargs.get("logits_to_keep"), torch.Tensor),
+            last_logits=wanted if isinstance(wanted := kwargs.get("logits_to_keep"), int) else 0,
             visuals=any(kwargs.get(name) is not None for name in _VISUALS),
         )
         self._noted.calls = {**self._calls, depth: given}
@@ -112,6 +115,7 @@ class ModelInputs:
             input_ids=own if own is not None else ids[-1] if ids else None,
             positions=calls[0].positions if calls else kwargs.get("position_ids") is not None,
             chosen_logits=any(call.chosen_logits for call in calls),
+            last_logits=max((call.last_logits for call in calls), default=0),
             visuals=any(call.visuals for call in calls),
         )
 
@@ -138,6 +142,11 @@ class ModelInputs:
             )
         prompt = _Prompt(input_ids.cpu(), None if position_ids is None else axes_of(position_ids).cpu())
         before = self._prompts.get(cache) if cache is not None and past else None
+        if before is not None and prompt.repeats(before.first(past)):
+            raise UnsupportedModelError(
+                "these tokens are in the KV cache already: prompt lookup and assisted decoding begin with the whole "
+                "sequence, so they cannot continue a cache; leave past_key_values out, or generate without them"
+            )
         if before is not None and before.continued_by(prompt):
             prompt = before.first(past).and_then(prompt)
         if cache is not None:
@@ -170,6 +179,11 @@ class _Prompt:
         if self.positions is None or new.positions is None:
             return rows and self.positions is new.positions
         return rows
+
+    def repeats(self, before: _Prompt) -> bool:
+        """Whether this begins with all tokens of ``before``."""
+        length = before.input_ids.shape[1]
+        return length > 1 and torch.equal(self.input_ids[:, :length], before.input_ids)
 
     def first(self, length: int) -> _Prompt:
         """The first tokens: a caller may have cut the cache back."""

@@ -45,7 +45,8 @@ class CachedSequence:
         merged: ``(start, end)`` of each stretch that cannot be cut in two, because its tokens were merged.
         videos: for methods that edit the cache: ``(state, entries, visual tokens before)`` of each video.
         new_tokens: length of the forward pass that is running, before reduction; None outside of one.
-        length: tokens after the last pass or roll-back that is known of; 0 for a cache like any other.
+        length: tokens after the last pass or roll-back that ended.
+        started: False as long as no pass has begun; then the cache is like any other.
     """
 
     def __init__(self, method: Method | None) -> None:
@@ -61,7 +62,7 @@ class CachedSequence:
         self.merged: list[tuple[int, int]] = []
         self.videos: tuple[tuple[dict[str, Any], range, int], ...] = ()
         self.new_tokens: int | None = None
-        self.length = 0
+        self.length, self.started = 0, False
         self._next: torch.Tensor | None = None
 
     @property
@@ -106,10 +107,16 @@ class CachedSequence:
 
     def begin(self, past: int, new_tokens: int) -> None:
         """A pass over ``new_tokens`` begins behind the first ``past`` ones."""
-        self.length, self.new_tokens = past + new_tokens, new_tokens
+        self.started, self.length, self.new_tokens = True, past, new_tokens
 
-    def check_cut_by_hand(self, length: int) -> None:
-        """Take note of layers that were cut to ``length`` tokens one by one; raises if that lost merged tokens."""
+    def end(self) -> None:
+        """The pass has ended."""
+        self.length += self.new_tokens or 0
+        self.new_tokens = None
+
+    def notice(self, length: int) -> bool:
+        """Take note of layers that hold ``length`` tokens, perhaps because they were cut one by one; False if a pass
+        was interrupted."""
         if length < self.length:
             lost = [(start, end) for start, end in self.merged if length < end]
             if lost:
@@ -118,6 +125,7 @@ class CachedSequence:
                     "which were reduced together; use the `crop` of the cache"
                 )
             self.crop(length)
+        return length <= self.length
 
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
@@ -193,7 +201,7 @@ class ReducedCache(Cache):
             missing = sequence.new_tokens - key_states.shape[-2]
             if missing:
                 self.removals[layer_idx].append((sequence.merged[-1][0], missing))
-        elif sequence.length:
+        elif sequence.started:
             raise UnsupportedModelError(
                 "this KV cache holds reduced tokens and can be continued inside of reduce_tokens(...) alone, with the "
                 "settings that filled it; here the context was left, or the decoder's hooks were bypassed"
@@ -261,17 +269,16 @@ def reduced(cache: Cache | None) -> ReducedCache | None:
     """
     if cache is None or not cache.layers:
         return None
-    if isinstance(cache, ReducedCache) and cache.sequence.length:
+    if isinstance(cache, ReducedCache) and cache.sequence.started:
         lengths = cache.lengths()
-        if len(lengths) == 1:
-            cache.sequence.check_cut_by_hand(*lengths)
+        if len(lengths) == 1 and cache.sequence.notice(*lengths):
             return cache
     else:
         lengths = {layer.get_seq_length() for layer in cache.layers if isinstance(layer, CacheLayerMixin)}
         if len(lengths - {0}) <= 1:  # layers that use the keys and values of others stay empty
             return None
     raise UnsupportedModelError(
-        f"the layers of this KV cache have seen sequences of {min(lengths)} to {max(lengths)} tokens: it was rebuilt "
-        "from keys and values of reduced tokens, some of its layers were cut by hand, or a forward pass was "
-        "interrupted; copy caches with copy.deepcopy, cut them with `crop`, or begin a new one"
+        f"the layers of this KV cache have seen {' or '.join(map(str, sorted(lengths)))} tokens: it was rebuilt from "
+        "keys and values of reduced tokens, some of its layers were cut by hand, or a forward pass was interrupted; "
+        "copy caches with copy.deepcopy, cut them with `crop`, or begin a new one"
     )

@@ -212,13 +212,17 @@ class TokenReducer:
             self.report.prefills += 1
             if self._deepstack is not None:
                 kwargs.update(self._deepstack.inputs(*embeds.shape[:2]))
-        if known is None and not spans and self.method is not None:
+        stock = known is None and not spans and self.method is not None
+        self._check_inputs(kwargs, given, past, stock=stock, has_video=bool(spans))
+        if stock:
             return (), kwargs  # text only, in a cache that was never reduced: nothing to do
         return (), self._general_pass(kwargs, given, known, past, spans)
 
     def _after_decoder(self, _: nn.Module, __: object, output: object) -> None:
         forward = self._forward
         try:
+            if self._sequence is not None and output is not None:
+                self._sequence.end()
             if forward is not None and output is not None:
                 forward.finish()
                 if self._plain and forward.inputs.cache is not None:
@@ -260,7 +264,7 @@ class TokenReducer:
     def _decode_step(self, kwargs: dict[str, Any], given: Given, cache: ReducedCache) -> dict[str, Any]:
         """Arguments of the decoder for one token of sequences without padding."""
         past = cache.get_seq_length()
-        self._check_inputs(kwargs, given, past, has_video=False)
+        self._check_inputs(kwargs, given, past, stock=False, has_video=False)
         positions, hooks = self._steps.step(cache, kwargs["inputs_embeds"])
         if given.positions and not self._expecting:
             ids = kwargs["position_ids"]
@@ -285,7 +289,6 @@ class TokenReducer:
         rows, length = embeds.shape[:2]
         check_cache(kwargs[CACHE])
         check_spans(spans, length, rows)
-        self._check_inputs(kwargs, given, past, has_video=bool(spans))
         cache = known
         if known is None and kwargs[CACHE] is not None:
             cache = self._take_over(kwargs[CACHE], kwargs.get("attention_mask"), past)
@@ -319,12 +322,13 @@ class TokenReducer:
             kwargs[CACHE] = DynamicCache(config=decoder.config)
         return kwargs
 
-    def _check_inputs(self, kwargs: dict[str, Any], given: Given, past: int, has_video: bool) -> None:
-        """Refuse what a reduced sequence cannot honour."""
+    def _check_inputs(self, kwargs: dict[str, Any], given: Given, past: int, *, stock: bool, has_video: bool) -> None:
+        """Refuse what a reduced sequence cannot honour; ``stock`` means that the pass needs no hooks."""
         mask, length = kwargs.get("attention_mask"), past + kwargs["inputs_embeds"].shape[1]
-        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
+        flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
+        if mask is not None and not flat and not stock:
             raise UnsupportedModelError("reduced tokens need a 2-D attention_mask [B, L] (1 = real token) or none")
-        if mask is not None and mask.shape[1] != length:
+        if flat and mask.shape[1] != length and (past > 0 or not stock):
             raise UnsupportedModelError(
                 f"attention_mask has {mask.shape[1]} columns, but the KV cache has seen {past} tokens and "
                 f"{length - past} are new"
@@ -333,6 +337,12 @@ class TokenReducer:
             raise UnsupportedModelError(
                 "logits_to_keep names places of the full sequence, of which tokens are taken out; give a number (the "
                 "logits of that many last tokens) instead of a tensor"
+            )
+        if has_video and given.last_logits > 1 and self._plan.needs_end_of_prompt and not self._expecting:
+            raise UnsupportedModelError(
+                f"{self._plan.method} has to know where the prompt ends, but the last {given.last_logits - 1} tokens "
+                "may be candidates (prompt lookup, assisted decoding) or an answer (logits_to_keep); feed them after "
+                "the prompt"
             )
 
     def _find_spans(self, kwargs: dict[str, Any], given: Given, past: int) -> Sequence[VideoSpan]:

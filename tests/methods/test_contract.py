@@ -154,7 +154,7 @@ def test_mrope_decoders_always_keep_positions(name: str) -> None:
     try:
         with torch.inference_mode(), reduce_tokens(model, method(name), spans=[SPAN]) as report:
             cache = model(inputs_embeds=embeds[None], position_ids=positions, use_cache=True).past_key_values
-            model(input_ids=torch.tensor([[7]]), past_key_values=cache, position_ids=torch.zeros(3, 1, 1).long())
+            model(input_ids=torch.tensor([[7]]), past_key_values=cache)
     finally:
         hook.remove()
     kept = torch.cat((torch.arange(TEXT), TEXT + report.latest[0].index, torch.arange(SPAN.end, len(embeds))))
