@@ -22,7 +22,7 @@ EDITS_CACHE = ("dycoke", "streaming_llm")
 OUT_OF_ORDER = ("tome", "dycoke_stage1", "dycoke")
 """Methods whose survivors go on in another order than that of their places, as in the published code."""
 
-MERGING = ("sttm", "pool", "tome", "octree", "framefusion_merge")
+MERGING = ("sttm", "pool", "tome", "octree", "framefusion_merge", "cluster")
 """Methods in which no cell is dropped: every one of them has a token that stands for it."""
 
 

@@ -204,6 +204,13 @@ def max_tokens(budget: float, total: int) -> int:
     return max(1, count + ((count + 1) / total <= budget))
 
 
+def check_exactly_one(**settings: Any) -> None:
+    """Raise ``ValueError`` unless exactly one of the settings is given, that is, not None."""
+    given = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(settings)}, not {' and '.join(given) or 'none of them'}")
+
+
 def check_ratio_or_budget(ratio: float | None, budget: float | None) -> None:
     """Raise ``ValueError`` unless exactly one of the published ``ratio`` and our ``budget`` is given, in range."""
     if (ratio is None) == (budget is None):

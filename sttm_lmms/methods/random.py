@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,9 @@ class RandomConfig(BudgetMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("seed", self.seed, 0)
+
+    def count(self, grid: tuple[int, int, int]) -> int:
+        return max_tokens(self.budget, math.prod(grid))
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
         """Keep as many tokens as the budget allows, drawn without replacement; drop the others."""
