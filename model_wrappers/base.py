@@ -373,7 +373,7 @@ class STTMWrapper(lmms):
 
     def _lost(self, document: Document, error: str, kind: type[Reply]) -> Reply:
         self._engine.failures.append(Failure(document.task, error, 1))
-        return Answer(error=error) if kind is Answer else LogLikelihood(float("-inf"), False, 0, error=error)
+        return kind(error=error)
 
     def _ask(
         self, documents: Sequence[Document], opened: Mapping[int, Messages | str], progress: Progress, kind: type[Reply]

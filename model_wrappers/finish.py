@@ -12,8 +12,8 @@ from loguru import logger
 
 from sttm_lmms.errors import NothingAnsweredError
 from sttm_lmms.provenance import RunSummary
-from sttm_lmms.runtime import Counters, Engine, Failure
-from sttm_lmms.runtime.summary import Reply, check_answers_reduced, summarise
+from sttm_lmms.runtime import Counters, Engine, Failure, Reply
+from sttm_lmms.runtime.summary import check_answers_reduced, summarise
 from sttm_lmms.runtime.timing import peak_memory
 
 _FAILURES_LISTED = 20

@@ -43,19 +43,13 @@ def to_result(reply: Answer | LogLikelihood, *, video: str, provenance: Provenan
         video: name of the first video; intervals are clustered by it.
         provenance: description of the run, for the reply that is to carry it.
     """
+    record = sample_record(reply, video=video, provenance=provenance)
+    counts = AnswerRecord(reply.input_tokens, reply.output_tokens, record=record)
     if isinstance(reply, Answer):
-        record = sample_record(reply, video=video, reused=reply.reused, provenance=provenance)
-        return GenerationResult(reply.text, AnswerRecord(reply.input_tokens, reply.output_tokens, record=record))
-    prompt = Answer(
-        visual_tokens=reply.visual_tokens,
-        kept_tokens=reply.kept_tokens,
-        layer_tokens=reply.layer_tokens,
-        reduced=reply.reduced,
-        error=reply.error,
-    )
+        return GenerationResult(reply.text, counts)
     loss = float("inf") if reply.error else -reply.logprob / max(1, reply.tokens)
     score: Any = Score((loss, reply.is_greedy))
-    return GenerationResult(score, AnswerRecord(record=sample_record(prompt, video=video, provenance=provenance)))
+    return GenerationResult(score, counts)
 
 
 def in_order(

@@ -144,30 +144,31 @@ class Provenance:
 
 
 def sample_record(
-    answer: Any, *, video: str = "", reused: bool = False, provenance: Provenance | None = None
+    reply: Any, *, video: str = "", reused: bool | None = None, provenance: Provenance | None = None
 ) -> dict[str, Any]:
-    """The JSON dictionary of one answer, for ``token_counts`` in lmms-eval's sample file.
+    """The JSON dictionary of one answer or score, for ``token_counts`` in lmms-eval's sample file.
 
     Args:
-        answer: a ``sttm_lmms.runtime.Answer``.
+        reply: a ``sttm_lmms.runtime.Answer`` or ``LogLikelihood``.
         video: id of the video; the leaderboard's intervals are clustered by it.
-        reused: True if the KV prefix of an earlier question was used, so that this TTFT is no prefill time.
+        reused: whether the KV prefix of an earlier question was used, so that this TTFT is no prefill time; None is
+            what ``reply`` says.
         provenance: given for the first answer of a task.
     """
     record: dict[str, Any] = {
-        "input_tokens": answer.input_tokens,
-        "output_tokens": answer.output_tokens,
-        "visual_tokens": answer.visual_tokens,
-        "kept_tokens": answer.kept_tokens,
-        "reduced": answer.reduced,
-        "reused": reused,
+        "input_tokens": reply.input_tokens,
+        "output_tokens": reply.output_tokens,
+        "visual_tokens": reply.visual_tokens,
+        "kept_tokens": reply.kept_tokens,
+        "reduced": reply.reduced,
+        "reused": reply.reused if reused is None else reused,
         "video": video,
-        TIMING_KEY: {key: round(seconds, 6) for key, seconds in answer.timing.items()},
+        TIMING_KEY: {key: round(seconds, 6) for key, seconds in reply.timing.items()},
     }
-    if layer_tokens := getattr(answer, "layer_tokens", 0.0):
+    if layer_tokens := getattr(reply, "layer_tokens", 0.0):
         record["layer_tokens"] = round(layer_tokens, 3)
-    if answer.error:
-        record["error"] = answer.error
+    if reply.error:
+        record["error"] = reply.error
     if provenance is not None:
         record[PROVENANCE_KEY] = asdict(provenance)
     return record

@@ -30,7 +30,7 @@ THROUGHPUT = {
 
 def test_the_keys_of_result_files_are_there_for_good():
     """Files that were written once are read for years; a key may join, none may go."""
-    answer = Answer("B", layer_tokens=2.0, timing={"ttft": 0.5}, error="cannot be decoded")
+    answer = Answer(text="B", layer_tokens=2.0, timing={"ttft": 0.5}, error="cannot be decoded")
     record = sample_record(answer, video="v1", provenance=Provenance())
     assert set(record) >= RECORD
     assert set(record["provenance"]) >= PROVENANCE
@@ -92,7 +92,7 @@ def test_record_of_an_answer(error):
         output_tokens=2,
         visual_tokens=784,
         kept_tokens=392,
-        reduced=True,
+        layer_tokens=392.0,
         timing={"ttft": 0.1234567891},
         error=error,
     )

@@ -9,6 +9,7 @@ from sttm_lmms.runtime.requests import (
     Failure,
     GenerationSettings,
     LogLikelihood,
+    Reply,
     Request,
 )
 from sttm_lmms.runtime.video_prefix import VideoPrefix, encode_video
@@ -21,6 +22,7 @@ __all__ = [
     "GenerationSettings",
     "LogLikelihood",
     "Reduction",
+    "Reply",
     "Report",
     "Request",
     "TokenReducer",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -24,7 +23,7 @@ from sttm_lmms.runtime.prefix import Prefix, continued, prefill_prefix, visual_c
 from sttm_lmms.runtime.prompt import Prompt, decoder_inputs
 from sttm_lmms.runtime.recent import RecentPrefixes
 from sttm_lmms.runtime.reducer import TokenReducer
-from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Request
+from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Reply, Request
 from sttm_lmms.runtime.sources import IN_FRONT, Group, SourceReader, Store, source_key, with_key
 from sttm_lmms.runtime.summary import check_answers_reduced, summarise
 from sttm_lmms.runtime.timing import FirstForward, Phases, Stopwatch, peak_memory
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 Reuse = Literal["prefix", "features", "none"]
 OnError = Literal["skip", "raise"]
-Reply = TypeVar("Reply", Answer, LogLikelihood)
+R = TypeVar("R", Answer, LogLikelihood)
 Ready = TypeVar("Ready")
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class Engine:
             workers=prefetch_workers,
         )
         self._prefixes = RecentPrefixes(keep, int(host_cache_gb * 2**30))
-        self.replies: list[Answer | LogLikelihood] = []
+        self.replies: list[Reply] = []
         """All answers and scores so far."""
         self._lock = threading.RLock()  # one group at a time: threads share the prefixes and the features
 
@@ -191,7 +190,7 @@ class Engine:
         def scores(reducer: TokenReducer, group: Group) -> Iterator[tuple[int, LogLikelihood]]:
             for index, prompt in self._prompts(group, partial(self._prompt, reducer)):
                 if isinstance(prompt, str):
-                    yield index, LogLikelihood(float("-inf"), False, 0, error=prompt)
+                    yield index, LogLikelihood(error=prompt)
                 else:
                     yield index, self._score(reducer, prompt, requests[index][1])
 
@@ -215,16 +214,14 @@ class Engine:
             groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
         yield from self._reader.ahead(groups.values(), self._video)
 
-    def _run(
-        self, group: Group, ask: Callable[[TokenReducer, Group], Iterator[tuple[int, Reply]]]
-    ) -> list[tuple[int, Reply]]:
+    def _run(self, group: Group, ask: Callable[[TokenReducer, Group], Iterator[tuple[int, R]]]) -> list[tuple[int, R]]:
         """All replies to a group. A list, because no hooks and no lock may be left while the caller is at work."""
         with self._lock, TokenReducer(self.model, self._config(group[0][1]), spans=(), timing=self.timing) as reducer:
             return list(ask(reducer, group))
 
     def _yield_and_count(
-        self, replies: list[tuple[int, Reply]], progress: Callable[[int], None] | None
-    ) -> Iterator[tuple[int, Reply]]:
+        self, replies: list[tuple[int, R]], progress: Callable[[int], None] | None
+    ) -> Iterator[tuple[int, R]]:
         for index, reply in replies:
             with self._lock:
                 self.replies.append(reply)
@@ -345,17 +342,18 @@ class Engine:
                 prompt.phases.timeline = report.timeline if reductions else None
             prompt.phases.add("decode", began, ended)
             prompt.phases.add("prefill", began, first.ended or ended, within="decode")
-            answer = Answer(
-                text=answer_text(self.processor, ids, settings.until),
-                input_tokens=prompt.length,
-                output_tokens=len(ids),
-                reused=prompt.reused,
-                kv_share=kv_share,
-                timing=_timing(prompt.phases),
-                **tokens,
+            yield (
+                index,
+                Answer(
+                    text=answer_text(self.processor, ids, settings.until),
+                    input_tokens=prompt.length,
+                    output_tokens=len(ids),
+                    reused=prompt.reused,
+                    kv_share=kv_share,
+                    timing=_timing(prompt.phases),
+                    **tokens,
+                ),
             )
-            reduced = answer.layer_tokens < answer.visual_tokens or kv_share < 1.0
-            yield index, replace(answer, reduced=reduced)
 
     @torch.inference_mode()
     def _score(self, reducer: TokenReducer, prompt: Prompt, text: str) -> LogLikelihood:
@@ -387,6 +385,8 @@ class Engine:
         return LogLikelihood(
             *continuation_score(torch.cat(logits), targets),
             len(targets),
+            input_tokens=prompt.length,
+            reused=prompt.reused,
             kv_share=_share(report.kv_seen - seen, report.kv_stored - stored),
             **visual_counts(prefix.visual_tokens, prefix.reductions),
         )

@@ -110,19 +110,17 @@ class Request:
         ]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer and what it cost.
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What was measured about one request.
 
     Attributes:
-        text: the answer; empty if the video could not be read.
         visual_tokens: visual tokens before reduction.
         kept_tokens: visual tokens after reduction.
-        input_tokens: tokens of the prompt, before reduction.
-        output_tokens: generated tokens.
-        reduced: True if the visual tokens (or the KV entries attended to) became fewer.
         layer_tokens: visual tokens that a decoder layer's attention sees at the prefill, as a mean over layers.
         kv_share: KV entries attended to while decoding / all of them; below 1 for methods that edit the cache.
+        input_tokens: tokens of the prompt, before reduction.
+        output_tokens: generated tokens.
         reused: True if the KV prefix of an earlier question was continued.
         timing: seconds of ``video_decode``, ``preprocess``, ``vision``, ``prefill_before``, ``merge``,
             ``prefill_after``, ``prefill``, ``ttft``, ``decode`` and ``end_to_end``. What several questions share is
@@ -130,44 +128,42 @@ class Answer:
         error: why there is no answer.
     """
 
-    text: str = ""
     visual_tokens: int = 0
     kept_tokens: int = 0
+    layer_tokens: float = 0.0
+    kv_share: float = 1.0
     input_tokens: int = 0
     output_tokens: int = 0
-    reduced: bool = False
     reused: bool = False
-    layer_tokens: float = 0.0
-    kv_share: float = 1.0
     timing: dict[str, float] = field(default_factory=dict)
     error: str | None = None
-
-
-@dataclass(frozen=True)
-class LogLikelihood:
-    """Log-probability of a continuation.
-
-    Attributes:
-        logprob: natural logarithm, summed over its tokens.
-        is_greedy: True if greedy decoding would give exactly this continuation.
-        tokens: tokens of the continuation.
-        error: why there is no score.
-        visual_tokens, kept_tokens, layer_tokens, kv_share: of the prompt, as in :class:`Answer`.
-    """
-
-    logprob: float
-    is_greedy: bool
-    tokens: int
-    error: str | None = None
-    visual_tokens: int = 0
-    kept_tokens: int = 0
-    layer_tokens: float = 0.0
-    kv_share: float = 1.0
 
     @property
     def reduced(self) -> bool:
         """True if the visual tokens (or the KV entries attended to) became fewer."""
         return self.layer_tokens < self.visual_tokens or self.kv_share < 1.0
+
+
+@dataclass(frozen=True)
+class Answer(Reply):
+    """A generated answer; ``text`` is empty if the video could not be read."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class LogLikelihood(Reply):
+    """Log-probability of a continuation.
+
+    Attributes:
+        logprob: natural logarithm, summed over its tokens; minus infinity where there is none.
+        is_greedy: True if greedy decoding would give exactly this continuation.
+        tokens: tokens of the continuation.
+    """
+
+    logprob: float = float("-inf")
+    is_greedy: bool = False
+    tokens: int = 0
 
 
 @dataclass

@@ -7,9 +7,7 @@ from typing import Any
 
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.report import check_reduced
-from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood
-
-Reply = Answer | LogLikelihood
+from sttm_lmms.runtime.requests import Answer, Counters, Failure, Reply
 
 PHASES = ("video_decode", "preprocess", "vision", "prefill_before", "merge", "prefill_after", "prefill")
 

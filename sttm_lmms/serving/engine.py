@@ -154,7 +154,6 @@ class VLLMEngine(Engine):
             kept_tokens=prefix.kept_tokens,
             input_tokens=prompt.length,
             output_tokens=len(ids),
-            reduced=prefix.kept_tokens < prefix.visual_tokens,
             reused=reused,
             layer_tokens=float(prefix.kept_tokens),
             timing=prompt.phases.seconds(),
