@@ -47,7 +47,8 @@ def test_scores_reach_the_result(result):
     scores = result["results"]
     assert scores["sttm_nextqa"]["accuracy,none"] == pytest.approx(2 / 3)
     assert scores["sttm_vnbench"]["accuracy,none"] == pytest.approx(8 / 12)
-    assert scores["sttm_vnbench"]["circular,none"] == 0.0
+    # In the order of the file, every third question is about the same sample: all of its tries are lost.
+    assert scores["sttm_vnbench"]["circular,none"] == pytest.approx(2 / 3)
     assert {"circular/retrieval,none", "circular/ordering,none", "circular/counting,none"} <= set(
         scores["sttm_vnbench"]
     )
@@ -74,8 +75,8 @@ def test_standard_errors_are_clustered_by_video(result):
 def test_samples_say_what_was_read(result):
     samples = result["samples"]["sttm_nextqa"]
     assert [s["accuracy"]["score"] for s in samples] == [1.0, 1.0, 0.0]
-    assert [s["accuracy"]["prediction"] for s in samples] == ["E", "B", ""]
-    assert [s["accuracy"]["video_id"] for s in samples] == ["100", "100", "200"]
+    assert [s["accuracy"]["prediction"] for s in samples] == ["E", "A", ""]
+    assert [s["accuracy"]["video_id"] for s in samples] == ["100", "200", "100"]
 
 
 @pytest.mark.slow

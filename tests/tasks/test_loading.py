@@ -80,7 +80,7 @@ def test_the_order_is_that_of_the_file_for_any_number_of_processes(small_data, m
     """So --limit and doc_id mean the same."""
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     task = get_task_dict(["sttm_nextqa"], manager, "chat")["sttm_nextqa"]
-    assert [doc["video_id"] for _, doc in task.doc_iterator()] == ["100", "100", "200"]
+    assert [doc["video_id"] for _, doc in task.doc_iterator()] == ["100", "200", "100"]
 
 
 def test_missing_annotations_say_what_to_do(offline, manager, monkeypatch, tmp_path):
