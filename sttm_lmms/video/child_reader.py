@@ -1,7 +1,7 @@
 """Decoding with decord or torchcodec, in a process of its own that can be ended whatever it does.
 
-Measured here on 128 of 3,000 frames of H.264, neither is quicker than PyAV (``docs/videos.md``), and decord loops for
-ever on some files. So they are for users who name them.
+Neither is quicker than PyAV (``docs/usage.md``), and decord loops for ever on some files. So they are for users who name
+them.
 """
 
 from __future__ import annotations
