@@ -1,7 +1,7 @@
 """Decoding with decord or torchcodec, in a process of its own that can be ended whatever it does.
 
-Neither is quicker than PyAV (``docs/usage.md``), and decord loops for ever on some files. So they are for users who name
-them.
+Neither is quicker than PyAV (``docs/usage.md``), and decord loops forever on some files: only users who name them
+get them.
 """
 
 from __future__ import annotations
