@@ -1,0 +1,82 @@
+"""What a vLLM server was asked to do with every video, and doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sttm_lmms import __version__
+from sttm_lmms.methods import get_method
+from sttm_lmms.methods.base import Method
+from sttm_lmms.runtime.videos import reduce_grid
+
+Grid = tuple[int, int, int]
+_SOME_GRID = (2, 2, 2)
+
+
+def method_of(settings: Mapping[str, Any]) -> Method:
+    """The method that ``hf_config.sttm`` names: ``{"method": "sttm", "budget": 0.3, ...}``, in front of layer 0.
+
+    STTM joins tokens below its lowest thresholds where a video needs it (``floor="join"``), because the places of the
+    tokens are reserved before the video is seen.
+
+    Raises:
+        ValueError: the settings are not valid, or the method does not know its count beforehand.
+    """
+    settings = {"method": "sttm", "start_layer": 0, **settings}
+    name = settings.pop("method")
+    if name == "sttm":
+        settings = {"floor": "join", **settings}
+    method = get_method(name)(**settings)
+    if method.count(_SOME_GRID) is None:
+        raise ValueError(
+            f"method={name} with {settings}: how many tokens it keeps depends on the video, but vLLM reserves their "
+            "places before it sees one; take sttm or random with a budget"
+        )
+    stages = list(method.stages(1000))
+    if len(stages) != 1 or stages[0] not in (0, (0, "layer")):
+        raise ValueError(f"method={name}: vLLM is reached in front of its first layer only; start_layer=0")
+    return method
+
+
+def salt(method: Method) -> str:
+    """What tells the rows of one method, its settings and this version from those of others, for caches' keys."""
+    return f"{method!r} {__version__}"
+
+
+def reduce_video(
+    method: Method, features: torch.Tensor, grid: Grid, channels: int, head_dim: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """One video's rows, reduced.
+
+    Args:
+        features: ``[T*H*W, C]`` behind the patch merger.
+        channels: the first of the C that are the token itself; the rest (deepstack) is averaged over each group.
+
+    Returns:
+        ``[K, C]``, the ascending places ``[K]`` that they take, and whether tokens were joined below STTM's floor.
+
+    Raises:
+        RuntimeError: not as many tokens as were reserved; methods that can be chosen here do not come to that.
+    """
+    t, h, w = grid
+    merged = reduce_grid(method, features[:, :channels].view(t, h, w, channels), head_dim)
+    if len(merged) != method.count(grid):
+        raise RuntimeError(f"{method} kept {len(merged)} of {grid} tokens where {method.count(grid)} were reserved")
+    frame, y, x = merged.boxes[:, :3].unbind(-1)
+    kept = (frame * h + y) * w + x
+    rows = merged.features
+    if features.shape[1] > channels:
+        rows = torch.cat((rows, _group_means(features[:, channels:], merged.source_map.flatten(), len(merged))), dim=1)
+    order = kept.argsort()
+    return rows[order], kept[order], bool(merged.info.get("joined"))
+
+
+def _group_means(features: torch.Tensor, owner: torch.Tensor, groups: int) -> torch.Tensor:
+    there = owner >= 0
+    sums = torch.zeros(groups, features.shape[1], dtype=torch.float32, device=features.device)
+    sums.index_add_(0, owner[there], features[there].float())
+    counts = torch.bincount(owner[there], minlength=groups).clamp(min=1)
+    return (sums / counts[:, None]).to(features.dtype)
