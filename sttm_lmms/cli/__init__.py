@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "export-decoder": Command(
         "sttm_lmms.cli.export_decoder:export_decoder", "Write a checkpoint's decoder for servers of text models."
     ),
+    "serve": Command("sttm_lmms.cli.serve:app", "Serve a model with vLLM, its videos reduced to a budget.", "vllm"),
     "leaderboard": Command("sttm_lmms.report.cli:leaderboard", "Make a table from result files.", "plot"),
     "compare": Command("sttm_lmms.cli.compare:compare", "Run methods at equal budgets; one table, one plot.", "eval"),
     "visualize": Command("sttm_lmms.report.visualize:visualize", "Draw which tokens of a video merged.", "plot"),

@@ -16,7 +16,7 @@ from vllm.multimodal.parse import VideoProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
 from sttm_lmms.serving.vllm_plugin.model import asked_for, log_reduction, salted
-from sttm_lmms.serving.vllm_plugin.reduction import reduce_video
+from sttm_lmms.serving.vllm_plugin.reduction import reduce_video, reserved
 
 
 def _side(hf_config: Any) -> int:
@@ -37,7 +37,7 @@ class _Processor(llava_onevision.LlavaOnevisionMultiModalProcessor):
 
         def replacement(index: int) -> list[int]:
             frames = mm_items.get_items("video", VideoProcessorItems).get_num_frames(index)
-            count = method.count((frames, _side(config), _side(config)))
+            count = reserved(method, (frames, _side(config), _side(config)))
             return [config.video_token_index] * (count + 1)  # and one newline token behind them
 
         def reduced(update: Any) -> Any:

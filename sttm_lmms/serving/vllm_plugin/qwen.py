@@ -28,7 +28,7 @@ from sttm_lmms.serving.vllm_plugin.positions import (
     prompt_positions,
     row_values,
 )
-from sttm_lmms.serving.vllm_plugin.reduction import Grid, reduce_video
+from sttm_lmms.serving.vllm_plugin.reduction import Grid, reduce_video, reserved
 
 
 class ReducedVideosProcessor:
@@ -48,7 +48,7 @@ class ReducedVideosProcessor:
         def replacement(index: int) -> Any:
             item = out_mm_kwargs["video"][index]
             grid = token_grid(item["video_grid_thw"].data, config)
-            return self._placeholders(item, grid, method.count(grid))
+            return self._placeholders(item, grid, reserved(method, grid))
 
         def reduced(update: Any) -> Any:
             if update.modality != "video":
@@ -90,7 +90,7 @@ class ReducedVideos:
     supported_video_pruning_methods: ClassVar[tuple[str, ...]] = ("evs",)  # vLLM's default is looked for here
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.config: Any
         model_config = vllm_config.model_config
         self.reduction = asked_for(model_config.hf_config, model_config.multimodal_config)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from sttm_lmms import __version__
+from sttm_lmms.errors import unknown
 from sttm_lmms.methods import get_method
 from sttm_lmms.methods.base import Method
 from sttm_lmms.runtime.videos import reduce_grid
@@ -25,20 +27,29 @@ def method_of(settings: Mapping[str, Any]) -> Method:
     Raises:
         ValueError: the settings are not valid, or the method does not know its count beforehand.
     """
-    settings = {"method": "sttm", "start_layer": 0, **settings}
-    name = settings.pop("method")
-    if name == "sttm":
-        settings = {"floor": "join", **settings}
-    method = get_method(name)(**settings)
-    if method.count(_SOME_GRID) is None:
-        raise ValueError(
-            f"method={name} with {settings}: how many tokens it keeps depends on the video, but vLLM reserves their "
-            "places before it sees one; take sttm or random with a budget"
-        )
+    settings = dict(settings)
+    method_class = get_method(settings.pop("method", "sttm"))
+    names = {field.name for field in fields(method_class)}
+    if unwanted := [name for name in settings if name not in names]:
+        raise unknown(f"setting of method={method_class.name}", unwanted[0], names)
+    defaults = {"start_layer": 0, "floor": "join"}
+    method = method_class(**{name: value for name, value in defaults.items() if name in names} | settings)
+    reserved(method, _SOME_GRID)
     stages = list(method.stages(1000))
     if len(stages) != 1 or stages[0] not in (0, (0, "layer")):
-        raise ValueError(f"method={name}: vLLM is reached in front of its first layer only; start_layer=0")
+        raise ValueError(f"{method}: vLLM is reached in front of its first layer only; start_layer=0")
     return method
+
+
+def reserved(method: Method, grid: Grid) -> int:
+    """Tokens that a (T, H, W) video will have. Raises ``ValueError`` if the method cannot say so beforehand."""
+    count = method.count(grid)
+    if count is None:
+        raise ValueError(
+            f"{method}: how many tokens it keeps depends on the video, but vLLM reserves their places before it sees "
+            "one; take sttm or random with a budget"
+        )
+    return count
 
 
 def salt(method: Method) -> str:
@@ -63,8 +74,8 @@ def reduce_video(
     """
     t, h, w = grid
     merged = reduce_grid(method, features[:, :channels].view(t, h, w, channels), head_dim)
-    if len(merged) != method.count(grid):
-        raise RuntimeError(f"{method} kept {len(merged)} of {grid} tokens where {method.count(grid)} were reserved")
+    if len(merged) != (expected := reserved(method, grid)):
+        raise RuntimeError(f"{method} kept {len(merged)} of {grid} tokens where {expected} were reserved")
     frame, y, x = merged.boxes[:, :3].unbind(-1)
     kept = (frame * h + y) * w + x
     rows = merged.features
