@@ -6,7 +6,7 @@ Runs in an environment that holds vLLM and this package: one engine a family, in
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -147,13 +147,10 @@ def said(side: Side, llm: Any, prompts: list[dict[str, Any]]) -> list[str]:
     ],
 )
 def test_every_answer_is_equal(settings, more, side, questions):
-    if more and side.family == "llava_onevision":
-        pytest.skip("vLLM does not cut LLaVA-OneVision's videos")
     floor = {"floor": "join"} if settings["method"] == "sttm" else {}
     config = get_method(settings["method"])(budget=settings["budget"], start_layer=0, **floor)
     asked = [side.prompt(question, [file]) for question, file in questions]
     asked += [side.prompt(question, [file, questions[0][1]]) for question, file in questions[4:6]]
-    from dataclasses import replace
 
     expected = [
         answer.text.strip()
