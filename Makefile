@@ -75,16 +75,21 @@ $(OLDEST)/.installed: $(INSTALLED) Makefile
 	$(OLDEST)/bin/python $(PIP) install transformers==$(OLDEST_TRANSFORMERS)
 	touch $@
 
-# Our answers beside those of vLLM itself, on a CPU. The wheel pins other versions of torch and transformers, so vLLM
-# has an environment of its own and runs there (`vllm_python=`). What is taken out again has no build for its torch
-# beside CUDA's, and transformers imports it where it is installed.
-test-vllm: $(INSTALLED) $(VLLM)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_parity.py --vllm $(VLLM)/bin/python
+# Our answers beside those of vLLM itself, on a CPU. The wheel pins another torch, so vLLM has an environment of its own,
+# which looks into the first one for everything else. torchvision is taken without the CUDA build of torch that it asks
+# for; tests/serving/cpu_site makes it import beside a CPU build.
+test-vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/serving/cpu_site $(VLLM)/bin/python -m pytest \
+	  tests/serving/test_parity.py tests/serving/test_plugin_in_vllm.py
 
-$(VLLM)/.installed: Makefile
+$(VLLM)/.installed: $(INSTALLED) Makefile
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python $(PIP) install $(VLLM_WHEEL)
 	$(VLLM)/bin/python $(PIP) uninstall --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python $(PIP) install --no-deps torchvision==0.28.0
+	$(VLLM)/bin/python $(PIP) install --no-deps --editable .
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > "$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')/newest.pth"
 	touch $@
 
 wheel: $(INSTALLED)

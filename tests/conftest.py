@@ -56,7 +56,6 @@ def stock_tasks(tmp_path: Path) -> StockTasks:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--vllm", type=Path, help="bin/python of an environment with vLLM; make test-vllm makes one")
     parser.addoption("--kills", type=int, default=3, help="random moments at which test_kill_anywhere.py kills a run")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -35,16 +36,13 @@ LONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def python(request):
-    chosen = request.config.getoption("--vllm")
-    if chosen is None:
-        pytest.skip("the answers of vLLM itself are compared by `make test-vllm`, which makes an environment for it")
-    return chosen.absolute()
+pytestmark = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is compared by `make test-vllm`, which makes an environment for it"
+)
 
 
 @pytest.fixture(scope="module")
-def requests(python, tmp_path_factory):
+def requests(tmp_path_factory):
     """Four questions about each of five generated videos."""
     root = tmp_path_factory.mktemp("data")
     questions = load_questions(write_benchmark(root, videos=VIDEOS), "vnbench")
@@ -68,7 +66,7 @@ def requests(python, tmp_path_factory):
     return asked
 
 
-def engines(checkpoint, python, tmp_path):
+def engines(checkpoint, tmp_path):
     """Our engine, and one with vLLM's decoder."""
     settings = {
         "model": str(cached_decoder(checkpoint, tmp_path)),
@@ -79,21 +77,21 @@ def engines(checkpoint, python, tmp_path):
         "max_model_len": 4096,
         "gpu_memory_utilization": 0.1,
     }
-    llm = open_vllm(settings, python)
+    llm = open_vllm(settings)
     ours = Engine(*load_pretrained(checkpoint, dtype=torch.float32), on_error="raise")
     seeing = load_pretrained(checkpoint, dtype=torch.float32, with_decoder=False)
     return ours, VLLMEngine(*seeing, llm=llm, on_error="raise")
 
 
 @pytest.fixture(scope="module")
-def trained(python, tmp_path_factory):
-    ours, theirs = engines(shipped("llava_video"), python, tmp_path_factory.mktemp("decoders"))
+def trained(tmp_path_factory):
+    ours, theirs = engines(shipped("llava_video"), tmp_path_factory.mktemp("decoders"))
     yield ours, theirs
     theirs.close()
 
 
 @pytest.fixture(scope="module")
-def untrained(python, tmp_path_factory):
+def untrained(tmp_path_factory):
     """Random weights say longer things than a letter."""
     root = tmp_path_factory.mktemp("untrained")
     sizes = TinySizes(hidden_size=128)  # vLLM's attention on a CPU wants heads of at least 32 channels
@@ -102,7 +100,7 @@ def untrained(python, tmp_path_factory):
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["lm_head.weight"][-1] = 0
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    ours, theirs = engines(checkpoint, python, root)
+    ours, theirs = engines(checkpoint, root)
     yield ours, theirs
     theirs.close()
 
