@@ -10,6 +10,7 @@ import torch
 
 from sttm_lmms.families.qwen2_vl import mrope_positions
 from sttm_lmms.methods import get_method
+from sttm_lmms.runtime.videos import reduce_grid
 from sttm_lmms.serving import vllm_plugin
 from sttm_lmms.serving.vllm_plugin.channels import LARGEST, split_integers, with_integers
 from sttm_lmms.serving.vllm_plugin.positions import (
@@ -194,7 +195,7 @@ def test_exactly_as_many_rows_as_were_reserved(method, budget):
     for grid in ((1, 1, 1), (1, 7, 7), (3, 5, 6), (8, 4, 4)):
         cells = grid[0] * grid[1] * grid[2]
         features = torch.randn(cells, 24, generator=generator)
-        features[::3] = features[:1]
+        features[::3] = features[0].clone()
         features[1::11] = torch.nan if method == "sttm" else 0.0
         rows, kept, _ = reduce_video(chosen, features, grid, channels=16)
         assert len(rows) == len(kept) == max(1, int(budget * cells + 1e-9))
@@ -203,11 +204,17 @@ def test_exactly_as_many_rows_as_were_reserved(method, budget):
 
 
 def test_deepstack_channels_are_averaged_over_the_group():
-    features = torch.cat((torch.ones(8, 4), torch.arange(8.0)[:, None]), dim=1)
-    rows, kept, _ = reduce_video(method_of({"method": "sttm", "budget": 0.5}), features, (8, 1, 1), channels=4)
-    assert len(kept) == 4
-    sizes = torch.diff(torch.cat((kept, torch.tensor([8])))).float()
-    assert torch.allclose(rows[:, 4], kept + (sizes - 1) / 2)
+    method = method_of({"method": "sttm", "budget": 0.4})
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(4, 6, generator=generator).repeat(6, 1) + 0.1 * torch.randn(24, 6, generator=generator)
+    extra = torch.randn(24, 3, generator=generator)
+    rows, kept, _ = reduce_video(method, torch.cat((tokens, extra), dim=1), (6, 2, 2), channels=6)
+    merged = reduce_grid(method, tokens.view(6, 2, 2, 6))
+    owner = merged.source_map.flatten()
+    assert len(kept) == len(merged) == 9
+    assert torch.equal(rows[:, :6], merged.features)
+    for number in range(len(merged)):
+        assert torch.allclose(rows[number, 6:], extra[owner == number].mean(0), atol=1e-6)
 
 
 def test_the_plugin_does_nothing_unless_asked(monkeypatch):

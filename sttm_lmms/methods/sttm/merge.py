@@ -138,7 +138,8 @@ def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int
         The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, the number of
         tokens ``after_spatial``, that is before any merged in time, and after a search also the requested ``budget``
         and the number of ``evaluations``, the pairs of thresholds that were counted; thresholds found by a search give
-        the same tokens when they are given as thresholds, but for those that were split off.
+        the same tokens when they are given as thresholds, but for those that were split off. ``joined`` is the number
+        of tokens that ``floor="join"`` took away below the video's floor.
 
     Raises:
         ValueError: ``features`` has another rank or is empty, or ``head_dim`` is missing or does not divide C.
@@ -157,10 +158,12 @@ def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int
     thresholds = config.thresholds or search_thresholds(similarities, grid, count)
     labels = cluster(similarities, grid, thresholds)  # section 3.2 in space, 3.3 in time
     labels = split_to_count(labels, similarities, grid, count)  # does nothing where there are as many already
+    floor = labels.kept
     if config.floor == "join":
         labels = join_to_count(labels, grid, count)
     merged = average(features, grid, labels, config.weighted_avg)
-    return replace(merged, info=_info(config, thresholds, labels, len(similarities.counts)))
+    info = _info(config, thresholds, labels, len(similarities.counts))
+    return replace(merged, info=info | {"joined": floor - labels.kept} if config.floor == "join" else info)
 
 
 def check_features(features: torch.Tensor, config: STTMConfig, head_dim: int | None) -> None:
