@@ -28,7 +28,9 @@ def test_the_budget_travels_as_itself():
 
 
 def test_the_command_can_be_looked_at(capsys):
-    main(["serve", MODEL, "--budget", "0.3", "--setting", "root_level=2", "--max-model-len", "4096", "--dry-run"])
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", MODEL, "--budget", "0.3", "--setting", "root_level=2", "--max-model-len", "4096", "--dry-run"])
+    assert stopped.value.code == 0
     switch, *command = shlex.split(capsys.readouterr().out)
     assert switch == "STTM_VLLM=1"
     assert option(command, "--model") == MODEL
