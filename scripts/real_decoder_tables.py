@@ -62,18 +62,23 @@ def accuracy_table(answers: pd.DataFrame) -> str:
     rows.append(["chance", "", "", *(f"{100 * chance(task):.0f}" for task in tasks)])
     for setting in settings:
         mine = answers[answers["setting"] == setting]
-        cells = [accuracy(part) if len(part := mine[mine["task"] == task]) else "" for task in tasks]
+        cells = []
+        for task in tasks:
+            part = mine[mine["task"] == task]
+            fewer = f" (of {len(part)})" if len(part) < counts.get(task, 0) else ""
+            cells.append(accuracy(part) + fewer if len(part) else "")
         rows.append([setting, f"{mine['kept'].mean():.1%}", f"{mine['kept_mean'].mean():.1%}", *cells])
     return markdown(rows)
 
 
 def paired_table(answers: pd.DataFrame) -> str:
-    """All tasks together: each setting against all tokens, and against STTM at its budget and start layer."""
-    rows = [["setting", "accuracy over all tasks", "against all tokens", "against STTM"]]
+    """Each setting against all tokens, and against STTM at its budget and start layer, over the cases both answered."""
+    rows = [["setting", "answers", "right", "against all tokens", "against STTM"]]
     for setting in dict.fromkeys(answers["setting"]):
         sttm = " ".join(["sttm", *setting.split(" ")[1:]])
         mine = answers[answers["setting"] == setting]
-        rows.append([setting, accuracy(mine), p_value(answers, setting, "all"), p_value(answers, setting, sttm)])
+        tests = (p_value(answers, setting, other) for other in ("all", sttm))
+        rows.append([setting, str(len(mine)), accuracy(mine), *tests])
     return markdown(rows)
 
 
@@ -112,7 +117,7 @@ def write_tables(folder: Path) -> None:
 
 
 def plot(answers: pd.DataFrame, path: Path) -> None:
-    """Accuracy over kept share for each method, and for camouflaged needles over their cosine."""
+    """One needle of one cell: accuracy over kept share; camouflaged needles at 30%: over their cosine."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -120,12 +125,12 @@ def plot(answers: pd.DataFrame, path: Path) -> None:
 
     answers = answers[~answers["setting"].str.contains("@")]
     answers = answers.assign(method=answers["setting"].str.split(" ").str[0])
-    hidden = answers["task"].str.startswith("camouflage")
+    needle, hidden = answers["task"] == "needle", answers["task"].str.startswith("camouflage")
     kinds = sorted(answers["cells"].unique())
     size = (10, 3.8 * len(kinds))
     figure, panels = plt.subplots(len(kinds), 2, figsize=size, layout="constrained", sharey=True, squeeze=False)
     for (left, right), cells in zip(panels, kinds, strict=True):
-        plain, camouflaged = (part[part["cells"] == cells] for part in (answers[~hidden], answers[hidden]))
+        plain, camouflaged = (part[part["cells"] == cells] for part in (answers[needle], answers[hidden]))
         for number, method in enumerate(dict.fromkeys(answers["method"])):
             style = {"marker": "o", "markersize": 4, "color": f"C{number % 10}", "label": method}
             if method == "all":
@@ -136,7 +141,7 @@ def plot(answers: pd.DataFrame, path: Path) -> None:
             curve = curve[curve["method"] == method]
             curve = curve.groupby(curve["task"].str.split(" ").str[1].astype(float))["right"].mean()
             right.plot(curve.index, curve.to_numpy(), **style)
-        left.set(title=f"{cells}: all tasks but camouflage", xlabel="kept visual tokens / all", ylabel="accuracy")
+        left.set(title=f"{cells}: needle of one cell", xlabel="kept visual tokens / all", ylabel="accuracy")
         right.set(title=f"{cells}: camouflaged needle, 30%", xlabel="cosine of needle and surroundings", ylim=(0, 1.02))
         right.axhline(chance("camouflage"), color="0.8", zorder=0)
     handles, labels = panels[0, 0].get_legend_handles_labels()
