@@ -316,7 +316,7 @@ class Engine:
         prefix = prefill_prefix(reducer, prepared, length)
         phases.add("prefill", began, self._stopwatch.mark())
         if prefix.reductions:
-            phases.timeline = reducer.report.timeline
+            phases.include(reducer.report.last_prefill)
         return prefix
 
     # -- from a prompt to a reply -------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ class Engine:
                 assert prompt.whole is not None
                 reductions = report.latest[:: settings.num_beams] if prompt.whole.spans else []
                 tokens = visual_counts(prompt.whole.visual_tokens, reductions)
-                prompt.phases.timeline = report.timeline if reductions else None
+                prompt.phases.include(report.last_prefill if reductions else None)
             prompt.phases.add("decode", began, ended)
             prompt.phases.add("prefill", began, first.ended or ended, within="decode")
             yield (

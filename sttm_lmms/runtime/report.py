@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from sttm_lmms.errors import NothingReducedError
-from sttm_lmms.runtime.timing import Mark, Stopwatch
+from sttm_lmms.runtime.timing import Mark, Phases, Stopwatch
 from sttm_lmms.types import MergedTokens
 
 if TYPE_CHECKING:
@@ -103,29 +103,6 @@ def tokens_of_layers(layers: int, before: int, stages: Sequence[StageEvent]) -> 
     return tuple(counts)
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Marks of one reduced prefill."""
-
-    stopwatch: Stopwatch
-    began: Mark
-    ended: Mark
-    stages: tuple[StageEvent, ...]
-
-    def seconds(self) -> dict[str, float]:
-        """``prefill_before`` the first reduction, ``merge`` (all reductions), ``prefill_after`` (the rest)."""
-        if not self.stages:
-            return {}
-        seconds = self.stopwatch.seconds
-        merge = sum(seconds(stage.began, stage.ended) for stage in self.stages)
-        before = seconds(self.began, self.stages[0].began)
-        return {
-            "prefill_before": before,
-            "merge": merge,
-            "prefill_after": seconds(self.began, self.ended) - before - merge,
-        }
-
-
 @dataclass
 class Report:
     """All reductions since the context was entered, in order."""
@@ -133,8 +110,9 @@ class Report:
     events: list[Reduction] = field(default_factory=list)
     prefills: int = 0
     """Forward passes that started a sequence, with or without a video."""
-    timeline: Timeline | None = None
-    """Marks of the most recent reduced prefill."""
+    last_prefill: Phases | None = None
+    """``prefill_before`` the first reduction, ``merge`` (all reductions) and ``prefill_after`` (the rest) of the most
+    recent prefill with a video."""
     kv_seen: float = 0.0
     """KV entries that decode steps (and the last token of a prompt under a window) attended to, over all layers."""
     kv_stored: float = 0.0
@@ -142,8 +120,8 @@ class Report:
 
     @property
     def phases(self) -> dict[str, float]:
-        """Seconds of the most recent reduced prefill, see :class:`Timeline`."""
-        return self.timeline.seconds() if self.timeline else {}
+        """Seconds of ``last_prefill``; empty if there was none."""
+        return self.last_prefill.seconds() if self.last_prefill else {}
 
     @property
     def visual_tokens(self) -> int:
@@ -170,16 +148,12 @@ class Report:
         """The reductions of the most recent prefill that had a video."""
         return [event for event in self.events if event.merged is not None]
 
-    def add(self, events: list[Reduction], timeline: Timeline | None) -> None:
-        """Append one prefill's reductions; maps of earlier ones are dropped to bound memory."""
+    def add_prefill(self, run: Forward, stopwatch: Stopwatch, layers: int) -> None:
+        """Append the videos of a prefill that just ended in a decoder of ``layers`` layers. Maps of earlier ones are
+        dropped to bound memory."""
         for event in self.events:
             event.merged = event.index = None
-        self.events += events
-        self.timeline = timeline
-
-    def add_prefill(self, run: Forward, stopwatch: Stopwatch, layers: int) -> None:
-        """Append the videos of a prefill that just ended in a decoder of ``layers`` layers."""
-        reductions = [
+        self.events += [
             Reduction(
                 row=video.span.row,
                 grid=video.span.grid,
@@ -194,8 +168,13 @@ class Report:
             )
             for video, events in zip(run.videos, run.events, strict=True)
         ]
-        stages = {(event.layer, event.site): event for events in run.events for event in events}
-        self.add(reductions, Timeline(stopwatch, run.began, stopwatch.mark(), tuple(stages.values())))
+        self.last_prefill = phases = Phases(stopwatch)
+        stages = list({(event.layer, event.site): event for events in run.events for event in events}.values())
+        if stages:
+            phases.add("prefill_after", run.began, stopwatch.mark())
+            phases.add("prefill_before", run.began, stages[0].began, within="prefill_after")
+        for stage in stages:
+            phases.add("merge", stage.began, stage.ended, within="prefill_after")
 
     def count_kv(self, seen: float, stored: float) -> None:
         """Count the entries that one query attends to, and those it would without edits."""

@@ -54,14 +54,16 @@ class Phases:
         self._stopwatch = stopwatch
         self._spans: list[tuple[str, int, Mark, Mark]] = []
         self._seconds: dict[str, float] = {}
-        self.timeline: Any = None
-        """Of the reduced prefill, see :class:`~sttm_lmms.runtime.report.Timeline`; None if there was none."""
 
     def add(self, phase: str, began: Mark, ended: Mark, *, within: str | None = None) -> None:
         """Count the time between two marks as ``phase``, and no longer as the phase ``within`` which it lies."""
         self._spans.append((phase, 1, began, ended))
         if within is not None:
             self._spans.append((within, -1, began, ended))
+
+    def include(self, other: Phases | None) -> None:
+        """Count the phases of a part of this."""
+        self._spans += other._spans if other is not None else []
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
         """Count seconds by phase."""
@@ -73,7 +75,7 @@ class Phases:
         found = dict(self._seconds)
         for phase, sign, began, ended in self._spans:
             found[phase] = found.get(phase, 0.0) + sign * self._stopwatch.seconds(began, ended)
-        return found | (self.timeline.seconds() if self.timeline else {})
+        return found
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:
