@@ -29,7 +29,7 @@ TABLES = ("compare.md", "compare.json", "compare.html")
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run of the grid.
 
     Attributes:
@@ -91,48 +91,52 @@ def compare(
     names = _folder_names(models)
     extra = ["--limit", str(limit)] if limit is not None else []
     failed, files = [], []
-    for number, cell in enumerate(grid, start=1):
-        folder = out / names[_pretrained(cell.model_args)] / cell.name
-        args = _arguments(cell, tasks, include_path, extra)
+    for number, planned in enumerate(grid, start=1):
+        folder = out / names[_pretrained(planned.model_args)] / planned.name
+        args = _arguments(planned, tasks, include_path, extra)
         command = shlex.join(["lmms-eval", *args])
         if dry_run:
             typer.echo(command)
             continue
-        told = f"[{number}/{len(grid)}] {folder.parent.name} {cell.name}"
-        environment = {**_under_launcher(number), **_data(cell, videos, work)}
-        inputs = describe_inputs(cell, tasks, include_path or tasks_folder(), data_root({**os.environ, **environment}))
+        label = f"[{number}/{len(grid)}] {folder.parent.name} {planned.name}"
+        environment = {**_under_launcher(number), **_data(planned, videos, work)}
+        inputs = describe_inputs(
+            planned, tasks, include_path or tasks_folder(), data_root({**os.environ, **environment})
+        )
         if is_done(folder, command, inputs):
-            _tell(f"{told}: there already")
+            _log(f"{label}: there already")
             files.append(folder / RESULTS)
             continue
         started = time.perf_counter()
-        _tell(f"{told}: {folder / 'log.txt'}")
+        _log(f"{label}: {folder / 'log.txt'}")
         try:
             file = launch(args, folder, launcher=_launcher(processes), environment=environment)
             if not _rank():
                 _write_note(folder, command, inputs)
             files.append(file)
         except STTMError as error:
-            failed.append(f"{told}: {last_words(str(error))}")
-            _tell(failed[-1])
+            failed.append(f"{label}: {error_line(str(error))}")
+            _log(failed[-1])
         else:
-            _tell(f"{told}: {time.perf_counter() - started:.0f} s")
+            _log(f"{label}: {time.perf_counter() - started:.0f} s")
     if dry_run or _rank():
         return
     if files:
         options = {"--reference": None if reference == "sttm" else reference, "--videos": videos, "--limit": limit}
-        words = _words(tasks, methods, budgets, models if model else (), {**options, "--out": out, "--tables": tables})
+        words = _command_line(
+            tasks, methods, budgets, models if model else (), {**options, "--out": out, "--tables": tables}
+        )
         write_tables(files, tables or out, models=models, reference=reference, command=words)
     if failed:
         raise STTMError(f"{len(failed)} of {len(grid)} runs failed; the table is without them:\n" + "\n".join(failed))
 
 
-def make_grid(models: Iterable[tuple[str, str]], methods: Sequence[str], budgets: Sequence[float]) -> list[Cell]:
+def make_grid(models: Iterable[tuple[str, str]], methods: Sequence[str], budgets: Sequence[float]) -> list[PlannedRun]:
     """All tokens first, then each method at each budget, model by model."""
     grid = []
     for model, model_args in models:
-        grid.append(Cell(model, model_args, "none", None))
-        grid += [Cell(model, model_args, method, budget) for method in methods for budget in budgets]
+        grid.append(PlannedRun(model, model_args, "none", None))
+        grid += [PlannedRun(model, model_args, method, budget) for method in methods for budget in budgets]
     return grid
 
 
@@ -146,44 +150,40 @@ def is_done(folder: Path, command: str, inputs: Mapping[str, str] | None = None)
     """
     note, inputs = folder / COMMAND, inputs or {}
     if (folder / RESULTS).is_file():
-        old, *lines = (
-            note.read_text(encoding="utf-8").strip().splitlines() if note.is_file() else ["an unknown command"]
-        )
+        text = note.read_text(encoding="utf-8") if note.is_file() else "an unknown command"
+        old, *lines = text.strip().splitlines()
         if old != command:
             raise STTMError(
                 f"{folder} has the result of another command:\n  {old}\nnow asked for:\n  {command}\n"
                 "Give another --out, or remove that folder"
             )
         seen = dict(line.split(": ", 1) for line in lines if ": " in line)
-        changed = [
-            f"{name} ({seen.get(name, 'unknown')} -> {now})" for name, now in inputs.items() if seen.get(name) != now
-        ]
-        if changed:
-            _tell(f"{folder}: run anew, for there are other {', '.join(changed)}")
-        return not changed
+        others = {name: now for name, now in inputs.items() if seen.get(name) != now}
+        changes = (f"{name} ({seen.get(name, 'unknown')} -> {now})" for name, now in others.items())
+        if others:
+            _log(f"{folder}: run anew, for there are other {', '.join(changes)}")
+        return not others
     folder.mkdir(parents=True, exist_ok=True)
     _write_note(folder, command, inputs)
     return False
 
 
-def describe_inputs(cell: Cell, tasks: str, include_path: Path, root: Path) -> dict[str, str]:
+def describe_inputs(planned: PlannedRun, tasks: str, include_path: Path, root: Path) -> dict[str, str]:
     """What a run depends on besides its command, each in a few words or digits that change with it."""
     import inspect
 
     from sttm_lmms.benchmarks.presets import benchmark_of
 
-    checkpoint = Path(_pretrained(cell.model_args)).expanduser()
+    checkpoint = Path(_pretrained(planned.model_args)).expanduser()
     found = {
-        "versions": ", ".join(
-            f"{name} {metadata.version(name)}" for name in ("sttm-lmms", "lmms-eval", "transformers")
-        ),
+        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
         "weights": _digest(checkpoint) if checkpoint.is_dir() else "of the hub",
         "task files": _digest(include_path, "*.yaml", "*.py"),
     }
     if data := sorted({benchmark for task in tasks.split(",") if (benchmark := benchmark_of(task.strip()))}):
         found["videos and questions"] = " ".join(_digest(root / name, "annotations/*", "videos/*") for name in data)
-    if ":" in cell.method:
-        source = Path(inspect.getfile(get_method(cell.method)))
+    if ":" in planned.method:
+        source = Path(inspect.getfile(get_method(planned.method)))
         found["source of the method"] = _digest(source.parent, source.name)
     return found
 
@@ -193,8 +193,8 @@ def _digest(folder: Path, *patterns: str) -> str:
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns or ("*",) for path in folder.rglob(pattern) if path.is_file()}):
         stat = path.stat()
-        told = path.read_bytes() if stat.st_size < _READ_WHOLE else f"{stat.st_size} {stat.st_mtime_ns}".encode()
-        digest.update(f"\n{path.relative_to(folder).as_posix()} {len(told)}\n".encode() + told)
+        content = path.read_bytes() if stat.st_size < _READ_WHOLE else f"{stat.st_size} {stat.st_mtime_ns}".encode()
+        digest.update(f"\n{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
 
@@ -229,7 +229,7 @@ def write_tables(
         typer.echo(f"wrote {file}")
 
 
-def last_words(printed: str) -> str:
+def error_line(printed: str) -> str:
     """The line that says why a run failed: the last one with an error in it, else the last one."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "Error" in line or "error" in line), lines[-1] if lines else "")
@@ -237,7 +237,7 @@ def last_words(printed: str) -> str:
 
 def _models(model: list[str] | None, model_args: list[str] | None) -> list[tuple[str, str]]:
     if not model and not model_args:
-        return [_embedded(family) for family in ("llava_video", "qwen2_vl")]
+        return [_shipped(family) for family in ("llava_video", "qwen2_vl")]
     if len(model or ()) != len(model_args or ()):
         raise ValueError("give one --model_args pretrained=... for each --model")
     pairs = list(zip(model or (), model_args or (), strict=True))
@@ -252,10 +252,10 @@ def _models(model: list[str] | None, model_args: list[str] | None) -> list[tuple
     return pairs
 
 
-def _embedded(family: str) -> tuple[str, str]:
+def _shipped(family: str) -> tuple[str, str]:
     from sttm_lmms.demo import sampling, shipped
 
-    return f"sttm_{family}", f"pretrained={_shown(shipped(family))},{sampling(family)}"
+    return f"sttm_{family}", f"pretrained={_relative(shipped(family))},{sampling(family)}"
 
 
 def _methods(text: str | None, reference: str) -> list[str]:
@@ -289,9 +289,9 @@ def _budgets(text: str) -> list[float]:
     return list(dict.fromkeys(budgets))
 
 
-def _arguments(cell: Cell, tasks: str, include_path: Path | None, extra: Sequence[str]) -> list[str]:
-    path = include_path or _shown(tasks_folder())
-    run = ["--model", cell.model, "--model_args", cell.arguments, "--tasks", tasks, "--include_path", str(path)]
+def _arguments(planned: PlannedRun, tasks: str, include_path: Path | None, extra: Sequence[str]) -> list[str]:
+    path = include_path or _relative(tasks_folder())
+    run = ["--model", planned.model, "--model_args", planned.arguments, "--tasks", tasks, "--include_path", str(path)]
     return [*run, *extra]
 
 
@@ -306,7 +306,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     if not _rank():
         typer.echo(line, err=True)
 
@@ -319,12 +319,12 @@ def _under_launcher(number: int) -> dict[str, str]:
     return {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
-def _data(cell: Cell, videos: int | None, work: Path) -> dict[str, str]:
+def _data(planned: PlannedRun, videos: int | None, work: Path) -> dict[str, str]:
     if videos is None:
         return {}
     from sttm_lmms.demo import make_videos, videos_folder
 
-    family = cell.model.removeprefix("sttm_")
+    family = planned.model.removeprefix("sttm_")
     if _rank():  # the first process makes them
         while not videos_folder(work, videos, family)[1].is_file():
             time.sleep(1)
@@ -363,11 +363,11 @@ def _folder_names(models: Sequence[tuple[str, str]]) -> dict[str, str]:
     return {one: name if shared[name] == 1 else longer[one].replace("/", "__") for one, name in last.items()}
 
 
-def _shown(path: Path) -> Path:
+def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _words(
+def _command_line(
     tasks: str, methods: str | None, budgets: str, models: Sequence[tuple[str, str]], options: Mapping[str, object]
 ) -> str:
     """What to type for the same table again."""

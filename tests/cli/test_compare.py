@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 from sttm_lmms.cli import compare as module
 from sttm_lmms.cli import main
-from sttm_lmms.cli.compare import describe_inputs, is_done, last_words, make_grid
+from sttm_lmms.cli.compare import describe_inputs, error_line, is_done, make_grid
 from sttm_lmms.errors import STTMError
 
 ARGS = "pretrained=some/model,max_frames=8"
@@ -27,7 +27,7 @@ def run(*args: str) -> int | str | None:
 
 def test_the_grid_has_all_tokens_once_and_each_method_at_each_budget():
     grid = make_grid([("sttm_llava_video", ARGS)], ["sttm", "random"], [0.5, 0.15])
-    assert [cell.name for cell in grid] == ["none", "sttm-0.5", "sttm-0.15", "random-0.5", "random-0.15"]
+    assert [planned.name for planned in grid] == ["none", "sttm-0.5", "sttm-0.15", "random-0.5", "random-0.15"]
     assert grid[0].arguments == f"{ARGS},method=none"
     assert grid[2].arguments == f"{ARGS},method=sttm,budget=0.15"
 
@@ -112,7 +112,7 @@ def inputs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "code")
     monkeypatch.delitem(sys.modules, "mine_of_inputs", raising=False)
     monkeypatch.setattr(module, "get_method", lambda name: __import__("mine_of_inputs").Mine)
-    cell = module.Cell("sttm_qwen2_vl", f"pretrained={tmp_path / 'model'}", "mine_of_inputs:Mine", 0.5)
+    cell = module.PlannedRun("sttm_qwen2_vl", f"pretrained={tmp_path / 'model'}", "mine_of_inputs:Mine", 0.5)
     return files, lambda: describe_inputs(cell, "vnbench,other", tmp_path / "tasks", tmp_path / "data")
 
 
@@ -129,8 +129,8 @@ def test_every_input_is_compared(inputs, name):
 
 
 def test_the_reason_of_a_failure_is_one_line():
-    assert last_words("start\nValueError: no budget\n\nthe end\n") == "ValueError: no budget"
-    assert last_words("only this\n") == "only this"
+    assert error_line("start\nValueError: no budget\n\nthe end\n") == "ValueError: no budget"
+    assert error_line("only this\n") == "only this"
 
 
 def test_processes_of_a_launcher_meet_at_another_port_for_each_run(monkeypatch):
