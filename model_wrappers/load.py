@@ -16,7 +16,7 @@ from sttm_lmms.families.placement import Placement, place_model
 from sttm_lmms.families.requirements import check_attention, check_quantization
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 from sttm_lmms.model_wrappers.settings import TaskSettings
-from sttm_lmms.runtime.memory import Work, ways_out
+from sttm_lmms.runtime.memory import suggest_settings
 
 
 def place(arguments: WrapperArguments) -> Placement:
@@ -83,7 +83,7 @@ def load(arguments: WrapperArguments, placement: Placement, family: str, **optio
             raise
         raise OutOfMemoryError(
             f"out of memory while {arguments.pretrained} was loaded onto {placement.device}: load_in_4bit=True makes "
-            f"it smaller, device_map=auto spreads it over all GPUs, and 'sttm-lmms rehearse {arguments.pretrained} "
+            f"it smaller, device_map=auto spreads it over all GPUs, and 'sttm-lmms check {arguments.pretrained} "
             "--task TASK --gpus N' says what it needs"
         ) from error
 
@@ -94,13 +94,12 @@ def explain_out_of_memory(
     """``error`` itself; or, where memory ran out while answering, which settings to lower, with their values."""
     if not is_out_of_memory(error):
         return error
-    work = Work(
-        (1, 1, 1),
-        kept=0.5 if arguments.method != "none" else 1.0,
+    ways = suggest_settings(
         batch_size=arguments.batch_size,
         keep=arguments.keep,
+        host_cache_gb=arguments.host_cache_gb,
         eager=arguments.attn_implementation == "eager",
+        frames=max((task.video.max_frames for task in tasks), default=arguments.max_frames),
+        reduced=arguments.method != "none",
     )
-    frames = max((task.video.max_frames for task in tasks), default=arguments.max_frames)
-    ways = ways_out(work, host_cache_gb=arguments.host_cache_gb, frames=frames)
-    return OutOfMemoryError(f"out of memory on {device} while answering: lower {' or '.join(ways)}")
+    return OutOfMemoryError(f"out of memory on {device} while answering: lower {ways}")

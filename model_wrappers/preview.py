@@ -55,7 +55,7 @@ def preview_task(name: str, include_path: str, gen_kwargs: str = "") -> TaskPrev
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "is its folder in --include-path?"
         raise STTMError(f"lmms-eval has no task {name!r}; {hint} 'lmms-eval tasks' lists them all")
     if index[name]["type"] in ("group", "tag"):
-        raise STTMError(f"{name} is a group of tasks; rehearse one of its tasks, since frames and prompts differ")
+        raise STTMError(f"{name} is a group of tasks; check one of its tasks, since frames and prompts differ")
     config = load_yaml_config(index[name]["yaml_path"], mode="simple")
     generation = {**(config.get("generation_kwargs") or {}), **simple_parse_args_string(gen_kwargs)}
     source = str(config.get("dataset_path", ""))

@@ -34,8 +34,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "eval": Command("sttm_lmms.cli.evaluate:evaluate", "Run lmms-eval, with our tasks on its path.", "eval", raw=True),
     "demo": Command("sttm_lmms.demo:demo", "Videos, a small model and three runs each, compared in one table.", "eval"),
-    "doctor": Command("sttm_lmms.cli.doctor:doctor", "Check this installation and say what to do."),
-    "rehearse": Command("sttm_lmms.cli.rehearse:rehearse", "Check a run before its weights are loaded.", "eval"),
+    "check": Command(
+        "sttm_lmms.cli.check:check", "Check this installation, a checkpoint or a run, and say what to do."
+    ),
+    "doctor": Command("sttm_lmms.cli.check:check", "The same as check.", "eval"),
+    "rehearse": Command("sttm_lmms.cli.check:check", "The same as check.", "eval"),
     "tasks": Command("sttm_lmms.cli.evaluate:tasks", "Print the folder that lmms-eval wants as --include_path."),
     "prepare": Command("sttm_lmms.benchmarks.prepare.cli:app", "Convert and check benchmark data.", "eval"),
     "extract": Command("sttm_lmms.cli.extract:extract", "Store the visual features of a task's videos.", "eval"),

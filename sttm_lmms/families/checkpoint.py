@@ -115,6 +115,54 @@ def _no_weights(folder: Path) -> str:
     return f"{folder}: no model.safetensors and no model.safetensors.index.json"
 
 
+class CheckpointFiles(NamedTuple):
+    """A checkpoint as far as it is known without its weights."""
+
+    folder: Path
+    """Holds configuration and tokenizer, and the weights if they are there."""
+    headers: Mapping[str, TensorHeader]
+    """Of all tensors, by their name in the files."""
+    missing: Mapping[str, int]
+    """Bytes of each weight file that a run would download."""
+
+
+def fetch_headers(checkpoint: str, revision: str | None = None) -> CheckpointFiles:
+    """Small files and tensor headers of a local folder or a hub id. Of the hub's weights, only headers are fetched.
+
+    Raises:
+        CheckpointError: it cannot be had, a shard is missing or truncated, or the hub has no safetensors.
+    """
+    small = [pattern for pattern in HUB_FILES if pattern != "*.safetensors"]
+    folder = resolve_checkpoint(checkpoint, revision=revision, files=small)
+    if Path(checkpoint).expanduser().is_dir():
+        return CheckpointFiles(folder, read_headers(folder), {})
+    try:
+        return CheckpointFiles(folder, read_headers(folder), {})  # all in the hub cache
+    except CheckpointError:
+        return CheckpointFiles(folder, *_headers_of_hub(checkpoint, revision, folder))
+
+
+def _headers_of_hub(name: str, revision: str | None, folder: Path) -> tuple[dict[str, TensorHeader], dict[str, int]]:
+    import huggingface_hub as hub
+
+    try:
+        files = hub.get_safetensors_metadata(name, revision=revision).files_metadata
+        siblings = hub.HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+    except Exception as error:  # network, permission, no safetensors: unrelated types
+        raise CheckpointError(
+            f"{name}: the hub did not give the headers of its safetensors files ({type(error).__name__}: {error}); "
+            "try again, or download the checkpoint and give its folder"
+        ) from error
+    headers = {
+        tensor: TensorHeader(tensor, tuple(info.shape), file)
+        for file, content in files.items()
+        for tensor, info in content.tensors.items()
+    }
+    weights = [sibling for sibling in siblings if sibling.rfilename.endswith(".safetensors")]
+    missing = {s.rfilename: int(s.size or 0) for s in weights if not (folder / s.rfilename).is_file()}
+    return headers, missing
+
+
 def check_tensors(
     folder: Path,
     found: Mapping[str, TensorHeader],

@@ -92,7 +92,7 @@ def data_set_sentence(error: BaseException) -> str:
     return (
         f"{what} could not be had ({_reason(error)}): check the network, or fill the cache where there is one (hf "
         f"download {name or 'NAME'} --repo-type dataset), or take a task of ours, such as sttm_videomme, which reads "
-        "local data; 'sttm-lmms rehearse MODEL --task TASK' says what a task would download"
+        "local data; 'sttm-lmms check MODEL --task TASK' says what a task would download"
     )
 
 

@@ -19,7 +19,7 @@ def check_device(device: Any) -> None:
         return
     if not torch.cuda.is_available():
         why = "this build of torch has no CUDA in it" if torch.version.cuda is None else "torch sees no GPU here"
-        raise STTMError(f"device={name}: {why}; leave device out, say device=cpu, or see `sttm-lmms doctor`")
+        raise STTMError(f"device={name}: {why}; leave device out, say device=cpu, or see `sttm-lmms check`")
     index = torch.device(name).index or 0
     if index >= (count := torch.cuda.device_count()):
         raise STTMError(f"device={name}: this machine has {count} GPUs, cuda:0 to cuda:{count - 1}")

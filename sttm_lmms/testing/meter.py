@@ -24,13 +24,12 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {tensor.untyped_storage()._cdata for tensor in _with_storage((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self._known:
-                    self._follow(storage)
+        for tensor in _with_storage(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self._known:
+                self._follow(storage)
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -43,3 +42,8 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _with_storage(values: Any) -> list[torch.Tensor]:
+    """The tensors among ``values`` that own memory: a sparse one is made of dense ones that were seen before."""
+    return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor) and t.layout is torch.strided]

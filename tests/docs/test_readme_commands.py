@@ -60,14 +60,14 @@ COVERED: dict[str, str] = {
     "tensor_parallel_size=4 --tasks sttm_videomme --log_samples --output_path runs/": GPU,
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
     'pip install "sttm-lmms @ git+<this repository>"': NETWORK,
-    "sttm-lmms doctor": HERE,
-    "sttm-lmms rehearse lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only --task vnbench --budget 0.5": (
-        "tests/rehearsal/test_rehearse.py::test_a_published_checkpoint"
+    "sttm-lmms check": HERE,
+    "sttm-lmms check lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only --task vnbench --budget 0.5": (
+        "tests/check/test_check_run.py::test_a_published_checkpoint"
     ),
-    "sttm-lmms rehearse lmms-lab/LLaVA-Video-72B-Qwen2 --task sttm_videomme --preset paper-50 --gpus 4 "
-    "--gpu-memory 80": "tests/rehearsal/test_rehearse.py::test_72b_over_four_devices",
-    "sttm-lmms doctor --model lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only --frames 1024 --budget 0.3 --gpu-memory 24": (
-        "tests/rehearsal/test_doctor_memory.py::test_1024_frames_on_24_gib"
+    "sttm-lmms check lmms-lab/LLaVA-Video-72B-Qwen2 --task sttm_videomme --preset paper-50 --gpus 4 "
+    "--gpu-memory 80": "tests/check/test_check_run.py::test_72b_over_four_devices",
+    "sttm-lmms check lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only --frames 1024 --budget 0.3 --gpu-memory 24": (
+        "tests/check/test_check_run.py::test_1024_frames_on_24_gib"
     ),
     f"lmms-eval --model sttm_llava_video --model_args pretrained={PAPER},budget=0.5 "
     "--tasks videomme --log_samples --output_path runs/": HERE,
@@ -203,8 +203,8 @@ def the(start: str, *pages: str) -> str:
     return command
 
 
-def test_doctor(capsys):
-    run(the("sttm-lmms doctor"))
+def test_check(capsys):
+    run(the("sttm-lmms check"))
     assert "lmms-eval" in capsys.readouterr().out
 
 

@@ -25,7 +25,7 @@ def bare(monkeypatch):
 
 
 CASES = {
-    "device=cuda": ("device=cuda: .*(CUDA|GPU).*; leave device out, say device=cpu, or see `sttm-lmms doctor`", ""),
+    "device=cuda": ("device=cuda: .*(CUDA|GPU).*; leave device out, say device=cpu, or see `sttm-lmms check`", ""),
     "attn_implementation=flash_attention_2": (
         r"pip install .sttm-lmms\[flash\]., or leave attn_impl",
         "",

@@ -46,7 +46,7 @@ def test_commands_of_the_core_do_not_need_the_wrappers():
     wrappers = re.compile(r"^(from|import) sttm_lmms\.model_wrappers", re.MULTILINE)
     modules = {command.target.split(":")[0] for command in COMMANDS.values() if not command.extra and not command.raw}
     shared = {"sttm_lmms.cli.videos", "sttm_lmms.report.visualize"}
-    optional = {"sttm_lmms.cli.doctor", "sttm_lmms.cli.check"}  # they look at whatever is installed
+    optional = {"sttm_lmms.cli.installation"}  # they look at whatever is installed
     for module in (modules | shared) - optional:
         path = ROOT / Path(*module.split(".")).with_suffix(".py")
         assert not path.is_file() or not wrappers.search(path.read_text()), module

@@ -1,4 +1,4 @@
-"""``sttm-lmms doctor``: what is installed, what works, and what to do about what does not."""
+"""What is installed on this machine, what works, and what to do about what does not."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 Status = Literal["ok", "note", "problem"]
 
@@ -25,43 +23,6 @@ class Finding:
     status: Status
     detail: str
     advice: str = ""
-
-
-def doctor(
-    checkpoint: Annotated[
-        str | None, typer.Option("--model", help="Checkpoint folder or hub id to look at; nothing is downloaded.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Data root to look at. Default: $STTM_DATA_ROOT or ./datasets.")
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of a video: predicts the memory of a run with --model.")
-    ] = None,
-    budget: Annotated[float, typer.Option(help="Share of visual tokens to keep, for the prediction.")] = 1.0,
-    start_layer: Annotated[int, typer.Option(min=0, help="Layer in front of which tokens are merged.")] = 2,
-    gpu_memory: Annotated[float | None, typer.Option(help="GiB of the GPU. Default: this machine's.")] = None,
-) -> None:
-    """Check versions, devices, attention, video backends, lmms-eval, data and a checkpoint. Status 1 on a problem."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sttm_lmms.config import check_number
-
-    check_number("budget", budget, 0.0, 1.0, low_open=True)
-    if frames is not None and checkpoint is None:
-        raise ValueError("--frames predicts the memory of a checkpoint: give it with --model")
-    findings = list(examine(checkpoint, data))
-    if frames is not None and checkpoint is not None:
-        findings += predict_memory(checkpoint, frames, budget, start_layer, gpu_memory)
-    table = Table(title="sttm-lmms doctor", show_lines=False)
-    for column in ("", "What", "Found", "What to do"):
-        table.add_column(column, overflow="fold")
-    marks = {"ok": "[green]ok", "note": "[yellow]note", "problem": "[red]problem"}
-    for finding in findings:
-        table.add_row(marks[finding.status], finding.subject, finding.detail, finding.advice)
-    Console().print(table)
-    if any(finding.status == "problem" for finding in findings):
-        raise typer.Exit(1)
 
 
 def examine(checkpoint: str | None = None, data: Path | None = None) -> Iterator[Finding]:
@@ -207,63 +168,3 @@ def _checkpoint(checkpoint: str) -> Iterator[Finding]:
         yield Finding("checkpoint", "problem", str(error), "see README for the supported checkpoints")
         return
     yield Finding("checkpoint", "ok", f"{family.name}, {layout} layout: --model sttm_{family.name}")
-
-
-def predict_memory(
-    checkpoint: str, frames: int, budget: float, start_layer: int = 2, gpu_memory: float | None = None
-) -> list[Finding]:
-    """GiB that a run on videos of ``frames`` frames needs; a problem if that is more than the GPU has.
-
-    Args:
-        checkpoint: folder or hub id; of the hub, only small files and tensor headers are fetched.
-        budget: share of visual tokens that is kept.
-        gpu_memory: GiB; None takes this machine's GPU. Without one there is nothing to compare with.
-    """
-    import torch
-    from transformers.utils import logging
-
-    from sttm_lmms.errors import CheckpointError
-    from sttm_lmms.families import layout_of
-    from sttm_lmms.rehearsal import gather, sight_of
-    from sttm_lmms.runtime.memory import GIB, Work, largest_fit, predict, sizes_of, ways_out
-    from sttm_lmms.video import VideoSettings
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        files = gather(checkpoint)
-        family = layout_of(files.folder)[0]
-        model = family.load_model(files.folder, headers=files.headers, dtype=torch.bfloat16)
-    except CheckpointError as error:
-        return [Finding("memory", "problem", str(error), "see the message")]
-    sight = sight_of(family.name, model.config, None, VideoSettings(max_frames=frames))
-    sizes = sizes_of(model)
-    work = Work(sight.grid, kept=budget, start_layer=start_layer)
-    needs = predict(sizes, work)
-    kinds = ("weights", "kv", "activations", "merging", "vision", "features")
-    parts = ", ".join(f"{kind} {getattr(needs, kind) / GIB:.2f}" for kind in kinds)
-    detail = (
-        f"{needs.total / GIB:.1f} GiB for {frames} frames ({work.visual:,} tokens, "
-        f"{round(work.visual * budget):,} kept, {sight.info.width}x{sight.info.height} pixels, bfloat16): {parts} GiB"
-    )
-    limit = _gpu_limit(gpu_memory)
-    if limit is None:
-        return [Finding("memory", "note", detail, "no GPU here to compare with; --gpu-memory 80 does")]
-    if needs.total <= limit:
-        return [Finding("memory", "ok", f"{detail}; the GPU has {limit / GIB:.0f} GiB")]
-    fit = largest_fit(sizes, work, limit)
-    fits = f"; {fit * frames // work.grid[0]} frames would fit" if fit else ""
-    advice = (
-        f"lower {' or '.join(ways_out(work, frames=frames))}{fits}; sttm-lmms rehearse --gpus N looks at several GPUs"
-    )
-    return [Finding("memory", "problem", f"{detail}; the GPU has {limit / GIB:.0f} GiB", advice)]
-
-
-def _gpu_limit(gpu_memory: float | None) -> int | None:
-    import torch
-
-    if gpu_memory is not None:
-        return int(gpu_memory * 2**30)
-    if not torch.cuda.is_available():
-        return None
-    return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
