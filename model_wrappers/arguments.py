@@ -15,6 +15,7 @@ from sttm_lmms.families.base import Family
 from sttm_lmms.methods import get_method, method_names
 
 AtLeastOne = Annotated[int, Field(ge=1)]
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ def _explain(name: str, value: Any, problem: Mapping[str, Any], hint: Any) -> Va
     meaning = next((meaning for part, meaning in meanings.items() if kind.startswith(part)), "a text")
     if hint == tuple[int, ...]:
         meaning = "integers with colons between them, such as 0:2:4"
-    elif kind == "greater_than_equal":
-        least = problem["ctx"]["ge"]
-        meaning = f"{'an integer' if isinstance(least, int) else 'a number'} >= {least:g}"
+    elif bounds := set(_SIGNS) & set(problem.get("ctx", ())):
+        (bound,) = bounds
+        limit = problem["ctx"][bound]
+        meaning = f"{'an integer' if isinstance(limit, int) else 'a number'} {_SIGNS[bound]} {limit:g}"
     return ValueError(f"{name}={value!r} is not valid; it must be {meaning}")

@@ -24,7 +24,7 @@ from sttm_lmms.families.placement import Placement
 from sttm_lmms.launched import end_with_launcher
 from sttm_lmms.model_wrappers import screen, sharding
 from sttm_lmms.model_wrappers.answers import AnswerCache
-from sttm_lmms.model_wrappers.arguments import WrapperArguments, parse_arguments, refused_arguments
+from sttm_lmms.model_wrappers.arguments import parse_arguments, refused_arguments
 from sttm_lmms.model_wrappers.documents import (
     STOCK_WRAPPERS,
     Document,
@@ -44,7 +44,7 @@ from sttm_lmms.model_wrappers.finish import finish_run
 from sttm_lmms.model_wrappers.identity import question_identity, run_identity, source_identity, task_identity
 from sttm_lmms.model_wrappers.load import explain_out_of_memory, load, make_reproducible, place
 from sttm_lmms.model_wrappers.results import Results, in_order, to_result
-from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings, task_settings
+from sttm_lmms.model_wrappers.settings import RunSettings, TaskSettings
 from sttm_lmms.provenance import collect_provenance
 from sttm_lmms.runtime import Answer, Engine, Failure, LogLikelihood, Request
 from sttm_lmms.runtime.stored import open_store
@@ -75,24 +75,22 @@ class STTMWrapper(lmms):
         super().__init__()
         screen.install()
         end_with_launcher()
-        self.arguments, self._family = self.read(values)
+        self.run_settings = self.read(values)
+        self.arguments, self._family = self.run_settings.arguments, self.run_settings.family
         placement = place(self.arguments)
         if self.arguments.reproduce:
             make_reproducible()
         self.device, self._rank, self._world_size = placement.device, placement.rank, placement.world_size
         self.model, self.processor = self._load(placement)
-        self._task_settings: dict[str, TaskSettings] = {}
         self._task_identities: dict[str, Any] = {}
         self._prepared_tasks: set[str] = set()
         self._output_tokens = 0
         self._seconds = 0.0
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> tuple[WrapperArguments, str]:
-        """The arguments and the name of the model family, with all that can be refused before anything is loaded."""
-        arguments = parse_arguments(values, refused=refused_arguments(get_family(cls.family)))
-        default_settings(arguments, cls.family)
-        return arguments, cls.family
+    def read(cls, values: Mapping[str, Any]) -> RunSettings:
+        """Arguments, model family and settings, with all that can be refused before anything is loaded."""
+        return RunSettings(parse_arguments(values, refused=refused_arguments(get_family(cls.family))), cls.family)
 
     def _load(self, placement: Placement) -> tuple[nn.Module, Any]:
         return load(self.arguments, placement, self._family)
@@ -100,7 +98,7 @@ class STTMWrapper(lmms):
     @cached_property
     def _engine(self) -> Engine:
         """Made at the first request: only then are the tasks known."""
-        settings = default_settings(self.arguments, self._family)
+        settings = self.run_settings.default
         return self._make_engine(
             settings.config,
             family=get_family(self._family),
@@ -256,7 +254,7 @@ class STTMWrapper(lmms):
                     self._prepare_task(document)
                 yield documents, bar
         except Exception as caught:
-            error = explain_out_of_memory(caught, self.arguments, list(self._task_settings.values()), self.device)
+            error = explain_out_of_memory(caught, self.arguments, list(self.run_settings.tasks.values()), self.device)
             if self.world_size == 1:
                 raise error from (None if error is caught else caught)
             # lmms-eval would print the error and end this process as if all were well, while the others wait for it
@@ -458,9 +456,7 @@ class STTMWrapper(lmms):
             yield index, to_result(reply, video=video, provenance=provenance)
 
     def _settings(self, task: str) -> TaskSettings:
-        if task not in self._task_settings:
-            self._task_settings[task] = task_settings(self.arguments, self._family, task)
-        return self._task_settings[task]
+        return self.run_settings.of(task)
 
     def _provenance(self, task: str) -> Any:
         settings = self._settings(task)

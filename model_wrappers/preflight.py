@@ -28,7 +28,8 @@ def check_run(model: str, model_args: str, options: Mapping[str, Any]) -> None:
         return
     module, name = WRAPPERS[model].split(".")
     wrapper = getattr(import_module(f"sttm_lmms.model_wrappers.{module}"), name)
-    arguments, family = wrapper.read({**options, **simple_parse_args_string(model_args)})
+    run = wrapper.read({**options, **simple_parse_args_string(model_args)})
+    arguments, family = run.arguments, run.family
     place(arguments)
     check_packages(arguments)
     check_family(arguments, family)

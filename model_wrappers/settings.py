@@ -20,24 +20,47 @@ class TaskSettings:
     video: VideoSettings
 
 
-def task_settings(arguments: WrapperArguments, family: str, task: str) -> TaskSettings:
-    """The settings of a task.
+class RunSettings:
+    """The arguments of a run, and the reduction and frames of each of its tasks. Each is made once.
 
     Raises:
-        ValueError: a setting is out of range, or the preset does not know the model or the task.
+        ValueError: a setting is out of range.
     """
-    if arguments.preset is not None:
-        preset = resolve_preset(arguments.preset, family=family, task=task, checkpoint=arguments.pretrained)
-        config = replace(preset.config, **arguments.method_settings)
+
+    def __init__(self, arguments: WrapperArguments, family: str) -> None:
+        self.arguments, self.family = arguments, family
+        self._config = None if arguments.preset is not None else _config(arguments, family)
+        self.default = TaskSettings(self._config, self._video(""))
+        """Before any task is known; a preset has no reduction then."""
+        self.tasks: dict[str, TaskSettings] = {}
+        """Those that were asked for."""
+
+    def of(self, task: str) -> TaskSettings:
+        """The settings of a task.
+
+        Raises:
+            ValueError: a setting is out of range, or the preset does not know the model or the task.
+        """
+        if task not in self.tasks:
+            self.tasks[task] = self._make(task)
+        return self.tasks[task]
+
+    def _make(self, task: str) -> TaskSettings:
+        arguments = self.arguments
+        if arguments.preset is None:
+            return TaskSettings(self._config, self._video(task))
+        preset = resolve_preset(arguments.preset, family=self.family, task=task, checkpoint=arguments.pretrained)
         frames = Frames(preset.max_frames, preset.fps, sampling=preset.sampling)
-        return TaskSettings(config, _video(arguments, frames))
-    frames = resolve_video(arguments.video, family) if arguments.video else resolve_frames(family, task)
-    return TaskSettings(_config(arguments, family), _video(arguments, frames))
+        return TaskSettings(replace(preset.config, **arguments.method_settings), _video(arguments, frames))
+
+    def _video(self, task: str) -> VideoSettings:
+        name = self.arguments.video
+        return _video(self.arguments, resolve_video(name, self.family) if name else resolve_frames(self.family, task))
 
 
-def default_settings(arguments: WrapperArguments, family: str) -> TaskSettings:
-    """The settings before any task is known; a preset has no reduction then."""
-    return task_settings(replace(arguments, preset=None, method="none") if arguments.preset else arguments, family, "")
+def task_settings(arguments: WrapperArguments, family: str, task: str) -> TaskSettings:
+    """The settings of one task alone, see :meth:`RunSettings.of`."""
+    return RunSettings(arguments, family).of(task)
 
 
 def _config(arguments: WrapperArguments, family: str) -> Any:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from loguru import logger
+from pydantic import Field
 from torch import nn
 
-from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.families.checkpoint import resolve_checkpoint
 from sttm_lmms.families.placement import Placement
-from sttm_lmms.model_wrappers.arguments import WrapperArguments, method_hints, parse_as
+from sttm_lmms.model_wrappers.arguments import AtLeastOne, WrapperArguments, method_hints, parse_as
 from sttm_lmms.model_wrappers.base import STTMWrapper
 from sttm_lmms.model_wrappers.load import load
-from sttm_lmms.model_wrappers.settings import TaskSettings, default_settings
+from sttm_lmms.model_wrappers.settings import RunSettings, TaskSettings
 from sttm_lmms.runtime import Engine
 from sttm_lmms.serving.connection import check_vllm, open_vllm
 from sttm_lmms.serving.decoder_cache import cached_decoder
@@ -42,13 +42,13 @@ class VLLMArguments(WrapperArguments):
         decoder_cache: folder for exported decoders; by default ``sttm_lmms/decoders`` in the hub's folder.
     """
 
-    family: str | None = None
-    tensor_parallel_size: int = 1
-    gpu_memory_utilization: float | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
+    family: Literal["llava_video", "llava_onevision"] | None = None
+    tensor_parallel_size: AtLeastOne = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_model_len: AtLeastOne | None = None
+    max_num_seqs: AtLeastOne | None = None
     enforce_eager: bool = False
-    queue_gb: float = 2.0
+    queue_gb: Annotated[float, Field(gt=0)] = 2.0
     decoder_cache: Path | None = None
 
 
@@ -64,19 +64,13 @@ class VLLM(STTMWrapper):
     arguments: VLLMArguments
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> tuple[VLLMArguments, str]:
+    def read(cls, values: Mapping[str, Any]) -> RunSettings:
         arguments = _merging_first(parse_as(VLLMArguments, values, refused=_REFUSED))
-        check_integer("tensor_parallel_size", arguments.tensor_parallel_size, 1)
-        if arguments.gpu_memory_utilization is not None:
-            check_number("gpu_memory_utilization", arguments.gpu_memory_utilization, 0.0, 1.0, low_open=True)
-        check_number("queue_gb", arguments.queue_gb, 0.0, 1e6, low_open=True)
-        if arguments.family not in (None, "llava_video", "llava_onevision"):
-            raise ValueError(f"family={arguments.family!r} is not valid; it must be llava_video or llava_onevision")
-        family = served_family(arguments.pretrained, arguments.revision).name
-        family = arguments.family or family
-        check_served(default_settings(arguments, family).config, family)
+        served = served_family(arguments.pretrained, arguments.revision).name
+        run = RunSettings(arguments, arguments.family or served)
+        check_served(run.default.config, run.family)
         check_vllm()
-        return arguments, family
+        return run
 
     def _load(self, placement: Placement) -> tuple[nn.Module, Any]:
         if placement.world_size > 1:

@@ -182,7 +182,7 @@ def test_what_vllm_cannot_generate_is_refused(settings, sentence, build, vllm, v
         ({"tensor_parallel_size": 0}, "tensor_parallel_size=0"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization=1.5"),
         ({"queue_gb": 0}, "queue_gb=0"),
-        ({"family": "qwen2_vl"}, "llava_video or llava_onevision"),
+        ({"family": "qwen2_vl"}, "unknown family 'qwen2_vl'. Known: llava_onevision, llava_video"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(arguments, sentence, build, vllm):
