@@ -28,11 +28,16 @@ def videos(data):
     return sorted((data / "vnbench" / "videos").iterdir())
 
 
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    return tmp_path_factory.mktemp("decoders")
+
+
 @pytest.fixture
-def build(checkpoints, tmp_path):
+def build(checkpoints, decoders):
     def make(cls, checkpoint="llava_video", **arguments):
         amount = {} if {"method", "preset"} & set(arguments) else {"budget": 0.5}
-        cache = {"decoder_cache": str(tmp_path)} if issubclass(cls, VLLM) else {}
+        cache = {"decoder_cache": str(decoders)} if issubclass(cls, VLLM) else {}
         own = {"pretrained": str(checkpoints[checkpoint]), "device": "cpu", "max_frames": 4}
         return cls(**{**own, **amount, **cache, **arguments})
 
@@ -233,11 +238,11 @@ def test_a_broken_video_leaves_the_others_their_answers(build, vllm, videos, tmp
 
 
 def test_the_decoder_is_exported_once_and_the_rest_is_all_that_is_loaded(build, vllm, tmp_path):
-    wrapper = build(VLLM)
+    wrapper = build(VLLM, decoder_cache=str(tmp_path))
     assert len(wrapper.model.model.language_model.layers) == 0
     (config,) = tmp_path.glob("*/config.json")
     written = config.stat().st_mtime_ns
-    build(VLLM)
+    build(VLLM, decoder_cache=str(tmp_path))
     assert config.stat().st_mtime_ns == written
     assert {llm.settings["model"] for llm in vllm.llms} == {str(config.parent)}
 
