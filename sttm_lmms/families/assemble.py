@@ -135,14 +135,14 @@ def assemble(
     tokenizer: Any,
     embed: nn.Module,
     *,
-    stable_tail: str = "",
+    fixed_suffix: str = "",
 ) -> Assembled:
     """Tokenise the text, embed it, and put the visual embeddings where they belong.
 
     Args:
         segments: text and numbers of ``visuals``, in order.
         embed: the input embedding module; it is called, so that offloaded weights are fetched.
-        stable_tail: start of the text after the last visual that every question shares.
+        fixed_suffix: start of the text after the last visual that every question shares.
     """
     ids: list[int] = []
     placed: list[tuple[int, int]] = []
@@ -152,7 +152,7 @@ def assemble(
         if isinstance(segment, str):
             text_ids = token_ids(tokenizer, segment)
             if placed and prefix == len(ids):
-                prefix += common_prefix(token_ids(tokenizer, stable_tail), text_ids)
+                prefix += common_prefix(token_ids(tokenizer, fixed_suffix), text_ids)
             ids += text_ids
         else:
             visual, before = visuals[segment], of_visual[segment]

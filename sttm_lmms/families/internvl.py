@@ -35,7 +35,7 @@ class InternVL(TemplateFamily):
     name: ClassVar[str] = "internvl"
     architectures: ClassVar[Mapping[str, str]] = {"InternVLForConditionalGeneration": "hf"}
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
-    tail: ClassVar[str] = "</img>\n"
+    fixed_suffix: ClassVar[str] = "</img>\n"
 
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
         """``settings.fps`` frames a second, at most ``max_frames``, in the middles of equal parts (or as ``sampling``
@@ -72,11 +72,11 @@ class InternVL(TemplateFamily):
         """Pixels ``[T, 3, S, S]``."""
         return frame_pixels(processor, video, _CHUNK)
 
-    def pad(self, processor: Any, kind: str) -> str:
+    def pad_token(self, processor: Any, kind: str) -> str:
         """Images and frames are marked by the same token."""
         return str(processor.image_token)
 
-    def write(self, processor: Any, feature: VisionFeatures) -> str:
+    def placeholder_text(self, processor: Any, feature: VisionFeatures) -> str:
         """``Frame1: <img>...</img>`` on a line for each frame; an image's tiles are one run."""
         tiles = len(feature.tensor)
         if feature.kind == "image":

@@ -81,7 +81,8 @@ def chatml_prompt(
 
 
 def _with_instructions(messages: Sequence[Message], instructions: Mapping[int, str]) -> list[Message]:
-    number, found = 0, []
+    number = 0
+    found: list[Message] = []
     for message in messages:
         parts: list[Mapping[str, Any]] = []
         for part in content_parts(message):
@@ -258,7 +259,7 @@ class LlavaFamily(Family):
             visuals,
             processor.tokenizer,
             model.get_input_embeddings(),
-            stable_tail=f"\n{tail}" if tail else "",
+            fixed_suffix=f"\n{tail}" if tail else "",
         )
         return PreparedInput(
             input_ids=sequence.input_ids,

@@ -1,7 +1,7 @@
 """Qwen2.5-VL: Qwen2-VL with a first position axis that counts in time.
 
-Source: arXiv 2502.13923, section 2.1.2 (multimodal rotary positions aligned to absolute time); the vision tower's
-windows are its own affair.
+Source: arXiv 2502.13923, section 2.1.2 (multimodal rotary positions aligned to absolute time); window attention is
+handled by the vision tower.
 """
 
 from __future__ import annotations

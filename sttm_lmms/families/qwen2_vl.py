@@ -117,7 +117,7 @@ class Qwen2VL(TemplateFamily):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     mrope: ClassVar[bool] = True
     pixel_limits: ClassVar[bool] = True
-    tail: ClassVar[str] = VISION_END
+    fixed_suffix: ClassVar[str] = VISION_END
     side: ClassVar[int] = _SIDE
     """Pixels along one side of a token."""
 
@@ -141,7 +141,7 @@ class Qwen2VL(TemplateFamily):
         """Channels of the vision features, from the model's ``config``."""
         return int(config.text_config.hidden_size)
 
-    def see(self, model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    def encode(self, model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         """See :func:`run_vision_tower`."""
         return run_vision_tower(model, patches, grid_thw)
 
@@ -154,15 +154,15 @@ class Qwen2VL(TemplateFamily):
             batch = processor.image_processor(images=[visual.convert("RGB")], return_tensors="pt")
             grid = batch["image_grid_thw"]
             return VisionFeatures(
-                self.see(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
+                self.encode(model, batch["pixel_values"], grid), "image", {"image_grid_thw": grid[0].tolist()}
             )
         features, grid = [], [0, 0, 0]
         for batch in self.chunks(processor, visual) if chunks is None else chunks:
-            features.append(self.see(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
+            features.append(self.encode(model, batch["pixel_values_videos"], batch["video_grid_thw"]))
             t, *grid[1:] = batch["video_grid_thw"][0].tolist()
             grid[0] += t
         metadata = {"video_sample_fps": float(visual.sample_fps), "video_grid_thw": grid}
-        return VisionFeatures(torch.cat(features), "video", {**metadata, **self.notes(visual)})
+        return VisionFeatures(torch.cat(features), "video", {**metadata, **self.extra_metadata(visual)})
 
     def chunks(self, processor: Any, video: Video) -> Iterator[Any]:
         """``pixel_values_videos`` and ``video_grid_thw``."""
@@ -177,12 +177,12 @@ class Qwen2VL(TemplateFamily):
                 return_tensors="pt",
             )
 
-    def notes(self, video: Video) -> dict[str, Any]:
+    def extra_metadata(self, video: Video) -> dict[str, Any]:
         """Further plain values about a video that prompts or positions depend on."""
         return {}
 
-    def write(self, processor: Any, feature: VisionFeatures) -> str:
-        return self.pad(processor, feature.kind) * feature.tensor[..., 0].numel()
+    def placeholder_text(self, processor: Any, feature: VisionFeatures) -> str:
+        return self.pad_token(processor, feature.kind) * feature.tensor[..., 0].numel()
 
     def positions(self, model: Any, features: Sequence[VisionFeatures], sequence: Assembled) -> torch.Tensor:
         """See :func:`mrope_positions`."""

@@ -30,10 +30,10 @@ class Qwen3VL(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
     # Behind the layers that get deepstack features, and on the plateau of the paper's table 9.
     start_layer: ClassVar[int] = 3
-    tail: ClassVar[str] = 2 * VISION_END
+    fixed_suffix: ClassVar[str] = 2 * VISION_END
     side: ClassVar[int] = 32
 
-    def see(self, model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    def encode(self, model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         """``[t, h/2, w/2, (1 + D) * C]``: the tokens, and behind them those of the D deepstack layers."""
         side = model.config.vision_config.spatial_merge_size
         t, h, w = grid_thw[0].tolist()
@@ -47,16 +47,16 @@ class Qwen3VL(Qwen2VL):
     def feature_channels(self, config: Any) -> int:
         return (1 + len(config.vision_config.deepstack_visual_indexes)) * super().feature_channels(config)
 
-    def notes(self, video: Video) -> dict[str, Any]:
+    def extra_metadata(self, video: Video) -> dict[str, Any]:
         """Where the frames stand in the file, for their timestamps: a variable frame rate as milliseconds."""
         if not video.constant_rate:
             return {"video_fps": 1000.0, "frame_indices": [round(1000 * seconds) for seconds in video.timestamps]}
         return {"video_fps": float(video.fps), "frame_indices": [int(index) for index in video.indices]}
 
-    def write(self, processor: Any, feature: VisionFeatures) -> str:
+    def placeholder_text(self, processor: Any, feature: VisionFeatures) -> str:
         """``<0.2 seconds><|vision_start|>...<|vision_end|>`` for each pair of frames, as the processor writes it."""
         if feature.kind == "image":
-            return super().write(processor, feature)
+            return super().placeholder_text(processor, feature)
         from transformers.video_utils import VideoMetadata
 
         noted = feature.metadata

@@ -32,7 +32,7 @@ from sttm_lmms.types import Deepstack, Message, PreparedInput, VisionFeatures
 class TemplateFamily(Family):
     """What the families of newer classes share: features are ``[T, H, W, C]``, prompts the processor's."""
 
-    tail: ClassVar[str]
+    fixed_suffix: ClassVar[str]
     """What follows the last visual token, whatever the question."""
 
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
@@ -43,13 +43,13 @@ class TemplateFamily(Family):
     def load_processor(self, path: Path, model: Any) -> Any:
         return transformers.AutoProcessor.from_pretrained(path)
 
-    def pad(self, processor: Any, kind: str) -> str:
+    def pad_token(self, processor: Any, kind: str) -> str:
         """The token that stands for one token of an image or video."""
         return str(processor.video_token if kind == "video" else processor.image_token)
 
     @abstractmethod
-    def write(self, processor: Any, feature: VisionFeatures) -> str:
-        """What the processor writes for a visual: :meth:`pad` once for each token, with other text between them."""
+    def placeholder_text(self, processor: Any, feature: VisionFeatures) -> str:
+        """What the processor writes for a visual: :meth:`pad_token` for each token, with other text between them."""
 
     def positions(self, model: Any, features: Sequence[VisionFeatures], sequence: Assembled) -> torch.Tensor | None:
         """Rotary positions ``[3, 1, L]``, None for 0..L-1."""
@@ -73,7 +73,9 @@ class TemplateFamily(Family):
         check_visuals(messages, features)
         if newline is not None:
             check_choice("newline", newline, ("no_token",))
-        written = [(self.write(processor, feature), self.pad(processor, feature.kind)) for feature in features]
+        written = [
+            (self.placeholder_text(processor, feature), self.pad_token(processor, feature.kind)) for feature in features
+        ]
         segments, lengths = fill(render(processor, messages), written)
         parts = [self.split(model, feature) for feature in features]
         visuals = [
@@ -85,7 +87,9 @@ class TemplateFamily(Family):
             )
             for feature, (tokens, *_), (_, pad), pieces in zip(features, parts, written, lengths, strict=True)
         ]
-        sequence = assemble(segments, visuals, processor.tokenizer, model.get_input_embeddings(), stable_tail=self.tail)
+        sequence = assemble(
+            segments, visuals, processor.tokenizer, model.get_input_embeddings(), fixed_suffix=self.fixed_suffix
+        )
         positions = self.positions(model, features, sequence)
         added = list(zip(*(extra for _, *extra in parts), strict=True))
         return PreparedInput(

@@ -49,7 +49,7 @@ def test_where_things_stand(tokenizer, embed):
 def test_prefix_ends_before_a_token_that_reaches_into_the_question(tokenizer, embed):
     """``end.`` and the newline before the question are one token, which the prefix alone does not have."""
     made = [
-        assemble(["a", 0, f"\nend.\n{question}"], [visual(2, 1.0)], tokenizer, embed, stable_tail="\nend.")
+        assemble(["a", 0, f"\nend.\n{question}"], [visual(2, 1.0)], tokenizer, embed, fixed_suffix="\nend.")
         for question in ("Why?", "\nWhy?", "")
     ]
     assert {m.prefix_length for m in made} == {1 + 2 + len("\nend")}
