@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import VideoInfo
 
 
 def extract(
@@ -33,14 +36,15 @@ def extract(
     Stopped at any moment, it goes on where it was. Several processes share the work: accelerate launch
     --num_processes 8 -m sttm_lmms extract ...
     """
+    from rich.filesize import decimal
+
     from sttm_lmms.benchmarks import data_root
     from sttm_lmms.cli.videos import load_model, video_settings, videos_of
     from sttm_lmms.config import check_choice
     from sttm_lmms.runtime.stored import open_store
+    from sttm_lmms.video.extract import estimate_size
     from sttm_lmms.video.extract import extract as fill
-    from sttm_lmms.video.extract import human_bytes
-    from sttm_lmms.video.feature_forms import FORMS
-    from sttm_lmms.video.sizes import estimate_size, feature_shape
+    from sttm_lmms.video.features import FORMS
 
     check_choice("form", form, tuple(FORMS))
     benchmark, videos = videos_of(task, data)
@@ -50,14 +54,14 @@ def extract(
     )
     precision = str(loaded.placement.dtype).removeprefix("torch.")
     if size:
-        config = loaded.model.config
-        for name in FORMS:
-            if name == "pooled" and not loaded.family.poolable:
-                continue
-            space = estimate_size(
-                videos, lambda info: feature_shape(loaded.family.name, config, info, settings), precision, name
-            )
-            typer.echo(f"{name}: {human_bytes(space.size)} for {space.videos} videos; {space.loses}")
+
+        def shape_of(info: VideoInfo) -> tuple[int, ...]:
+            return loaded.family.feature_shape(loaded.model.config, info, settings)
+
+        for name, loses in FORMS.items():
+            if name != "pooled" or loaded.family.poolable:
+                count, space = estimate_size(videos, shape_of, precision, name)
+                typer.echo(f"{name}: {decimal(space)} for {count} videos; {loses}")
         return
     folder = out or (data or data_root()) / benchmark
     store = open_store(folder, model, settings, precision, form, revision=revision)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from sttm_lmms.config import check_choice
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.types import VisionFeatures
-from sttm_lmms.video.features import FeatureStore, OtherKeyError
+from sttm_lmms.video.features import FeatureStore, OtherKeyError, form_shape
+from sttm_lmms.video.reading import probe
+from sttm_lmms.video.settings import VideoInfo
 from sttm_lmms.video.source_file import file_record
 
 _LEFTOVER_AGE = 3600.0
@@ -95,10 +101,26 @@ def _with_source(features: VisionFeatures, path: str | Path) -> VisionFeatures:
         return features  # encoded from something else than a file
 
 
-def human_bytes(count: float) -> str:
-    """``1536`` as ``"1.5 KiB"``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+def estimate_size(
+    items: Iterable[tuple[str, str | Path]],
+    shape_of: Callable[[VideoInfo], tuple[int, ...]],
+    dtype: str,
+    form: str = "full",
+) -> tuple[int, int]:
+    """How many videos can be read, and the bytes of their features; each is probed, none is encoded.
+
+    Args:
+        items: video ids and files; an id that comes up several times counts once.
+        shape_of: shape of a video's features in the full form, from :meth:`~sttm_lmms.families.Family.feature_shape`.
+        dtype: what the vision tower computes in, such as ``"bfloat16"``.
+        form: one of :data:`~sttm_lmms.video.features.FORMS`.
+
+    Raises:
+        ValueError: the form does not apply to such features.
+    """
+    width = getattr(torch, dtype if form == "full" else "bfloat16").itemsize
+    sizes = []
+    for path in dict(items).values():
+        with suppress(VideoError):
+            sizes.append(math.prod(form_shape(shape_of(probe(path)), form)) * width)
+    return len(sizes), sum(sizes)

@@ -10,7 +10,7 @@ import torch
 from sttm_lmms.families import get_family, load_pretrained
 from sttm_lmms.testing.tiny import build_tiny_checkpoint
 from sttm_lmms.types import VisionFeatures
-from sttm_lmms.video.feature_forms import to_form
+from sttm_lmms.video.features import to_form
 
 MESSAGES = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
 
