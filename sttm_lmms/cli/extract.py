@@ -36,13 +36,11 @@ def extract(
     Stopped at any moment, it goes on where it was. Several processes share the work: accelerate launch
     --num_processes 8 -m sttm_lmms extract ...
     """
-    from rich.filesize import decimal
-
     from sttm_lmms.benchmarks import data_root
     from sttm_lmms.cli.videos import load_model, video_settings, videos_of
     from sttm_lmms.config import check_choice
     from sttm_lmms.runtime.stored import open_store
-    from sttm_lmms.video.extract import estimate_size
+    from sttm_lmms.video.extract import estimate_size, human_bytes
     from sttm_lmms.video.extract import extract as fill
     from sttm_lmms.video.features import FORMS
 
@@ -61,7 +59,7 @@ def extract(
         for name, loses in FORMS.items():
             if name != "pooled" or loaded.family.poolable:
                 count, space = estimate_size(videos, shape_of, precision, name)
-                typer.echo(f"{name}: {decimal(space)} for {count} videos; {loses}")
+                typer.echo(f"{name}: {human_bytes(space)} for {count} videos; {loses}")
         return
     folder = out or (data or data_root()) / benchmark
     store = open_store(folder, model, settings, precision, form, revision=revision)

@@ -124,3 +124,12 @@ def estimate_size(
         with suppress(VideoError):
             sizes.append(math.prod(form_shape(shape_of(probe(path)), form)) * width)
     return len(sizes), sum(sizes)
+
+
+def human_bytes(count: float) -> str:
+    """``1536`` as ``"1.5 KiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
