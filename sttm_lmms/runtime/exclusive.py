@@ -18,13 +18,18 @@ class Turns:
 
     def take(self) -> None:
         """Wait for the pass of another thread."""
-        if self._holder is not threading.current_thread():
+        if not self.mine:
             self._lock.acquire()
             self._holder = threading.current_thread()
 
+    @property
+    def mine(self) -> bool:
+        """True while it is this thread's turn."""
+        return self._holder is threading.current_thread()
+
     def give_back(self) -> None:
         """Let the next thread in; nothing where it is not this thread's turn."""
-        if self._holder is threading.current_thread():
+        if self.mine:
             self._holder = None
             self._lock.release()
 

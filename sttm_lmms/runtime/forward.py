@@ -127,6 +127,8 @@ class Forward:
         if self._edits:
             self._count_kv()
         inputs.note_in_sequence()
+        if self.videos and not inputs.reductions:
+            sequence.merged.pop()  # nothing was reduced, so the cache can be cut anywhere
         if self.videos and self._plan.edits:
             sequence.videos += tuple(video.entries(self._held) for video in self.videos)
         if self._edits:  # what was dropped or turned cannot be brought back

@@ -25,7 +25,8 @@ class Given:
         positions: whether the caller gave ``position_ids``; a model around a decoder makes its own otherwise.
         chosen_logits: whether ``logits_to_keep`` names places in the sequence.
         last_logits: of how many last tokens logits are wanted; 1 or fewer where only the next token counts.
-        visuals: whether there was anything to see: pixels, features, or embeddings that may hold some.
+        visuals: whether there was anything to see: pixels, features, or embeddings that may hold some; unknown, and so
+            True, where the decoder itself was called.
     """
 
     input_ids: torch.Tensor | None = None
@@ -116,7 +117,7 @@ class ModelInputs:
             positions=calls[0].positions if calls else kwargs.get("position_ids") is not None,
             chosen_logits=any(call.chosen_logits for call in calls),
             last_logits=max((call.last_logits for call in calls), default=0),
-            visuals=any(call.visuals for call in calls),
+            visuals=not calls or any(call.visuals for call in calls),
         )
 
     def find_spans(

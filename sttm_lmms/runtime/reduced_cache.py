@@ -140,6 +140,7 @@ class CachedSequence:
 
     def select_rows(self, rows: torch.Tensor) -> None:
         """Go on with the batch rows ``rows`` ``[B']``, some of which may be there several times or not at all."""
+        rows = torch.as_tensor(rows)
         if self.mask is not None:
             self.mask = self.mask[rows.to(self.mask.device)]
         self.groups = tuple(
@@ -267,7 +268,7 @@ def reduced(cache: Cache | None) -> ReducedCache | None:
         UnsupportedModelError: its layers do not agree on the length of the sequence, or were cut through tokens that
             were reduced together.
     """
-    if cache is None or not cache.layers:
+    if cache is None or not cache.layers or cache.is_compileable:
         return None
     if isinstance(cache, ReducedCache) and cache.sequence.started:
         lengths = cache.lengths()

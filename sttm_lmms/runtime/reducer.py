@@ -204,7 +204,7 @@ class TokenReducer:
         kwargs = self._normalise(decoder, kwargs)
         cache, embeds = kwargs[CACHE], kwargs["inputs_embeds"]
         known = self._known(cache)
-        past = cache.get_seq_length() if cache is not None else 0
+        past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in static caches
         if known is not None and embeds.shape[1] == 1 and self._plain and self._steps.covers(known.sequence):
             return (), self._decode_step(kwargs, given, known)
         spans = self._find_spans(kwargs, given, past)
@@ -213,12 +213,16 @@ class TokenReducer:
             if self._deepstack is not None:
                 kwargs.update(self._deepstack.inputs(*embeds.shape[:2]))
         stock = known is None and not spans and self.method is not None
+        if not stock:
+            check_cache(cache)
         self._check_inputs(kwargs, given, past, stock=stock, has_video=bool(spans))
         if stock:
             return (), kwargs  # text only, in a cache that was never reduced: nothing to do
         return (), self._general_pass(kwargs, given, known, past, spans)
 
     def _after_decoder(self, _: nn.Module, __: object, output: object) -> None:
+        if not self._turns.mine:  # a pass that began before this context
+            return
         forward = self._forward
         try:
             if self._sequence is not None and output is not None:
@@ -287,13 +291,12 @@ class TokenReducer:
         """Arguments of the decoder for a pass in which layers may need inputs of their own."""
         embeds = kwargs["inputs_embeds"]
         rows, length = embeds.shape[:2]
-        check_cache(kwargs[CACHE])
         check_spans(spans, length, rows)
         cache = known
         if known is None and kwargs[CACHE] is not None:
             cache = self._take_over(kwargs[CACHE], kwargs.get("attention_mask"), past)
         sequence = CachedSequence(self.method) if cache is None else cache.sequence
-        mask = self._padding(kwargs.get("attention_mask"), sequence, length, embeds.device)
+        mask = self._padding(kwargs.get("attention_mask"), sequence, past, length, embeds.device)
         if spans and mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise UnsupportedModelError("reduced batches need padding on the left (tokenizer.padding_side='left')")
         padding = [0] * rows if mask is None else (~mask).sum(-1).tolist()
@@ -365,13 +368,23 @@ class TokenReducer:
         return taken
 
     def _padding(
-        self, given: torch.Tensor | None, sequence: CachedSequence, length: int, device: torch.device
+        self, given: torch.Tensor | None, sequence: CachedSequence, past: int, length: int, device: torch.device
     ) -> torch.Tensor | None:
         """``[B, L]`` bool, False at padding among the new tokens; None without padding."""
         if given is None or (self._unpadded and length > 1) or (length == 1 and not sequence.padded):
             return None
-        mask = given[:, -length:].to(device, torch.bool)
-        return None if length > 1 and bool(mask.all()) else mask
+        given = given.to(device, torch.bool)
+        mask = given[:, -length:]
+        if length == 1:
+            return mask
+        if past > 0:
+            before = given[:, :past]
+            if bool((~before if sequence.mask is None else before != sequence.mask.to(device)).any()):
+                raise UnsupportedModelError(
+                    "attention_mask hides other cached tokens than when they were cached; where prompts of several "
+                    "rows are padded anew, begin with a new cache"
+                )
+        return None if bool(mask.all()) else mask
 
     def _positions(
         self,
