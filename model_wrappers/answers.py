@@ -39,6 +39,8 @@ class AnswerCache:
         self.folder = folder
         run = f"{time.strftime('%Y%m%d_%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
         self._path = folder / "runs" / run / f"rank_{rank}.audit.jsonl"
+        self.found = 0
+        """Answers of earlier runs that were asked for."""
         self._known: dict[str, dict[str, Any]] = {}
         for file in sorted(folder.glob("runs/*/rank_*.audit.jsonl")):
             self._read(file)
@@ -50,8 +52,11 @@ class AnswerCache:
 
     def get(self, key: str, kind: type[A]) -> A | None:
         """The answer of an earlier run; None if there is none."""
-        found = self._known.get(key)
-        return None if found is None else kind(**found)
+        values = self._known.get(key)
+        if values is None:
+            return None
+        self.found += 1
+        return kind(**values)
 
     def put(self, key: str, answer: Answer | LogLikelihood, **where: Any) -> None:
         """Keep an answer, on disk when this returns. ``where`` (task, document) is for whoever reads the file."""

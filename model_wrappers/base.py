@@ -233,9 +233,10 @@ class STTMWrapper(lmms):
         lmms-eval calls this once on every process when the last request is answered, by the model or from its cache.
         """
         try:
-            finish_run(
-                self._engine, asked=self.arguments.reduction, output_tokens=self._output_tokens, seconds=self._seconds
-            )
+            if self._cache is not None and self._cache.found:
+                logger.info("{} answers were there already, in {}", self._cache.found, self._cache.folder)
+            reduction, tokens = self.arguments.reduction, self._output_tokens
+            finish_run(self._engine, reduction=reduction, output_tokens=tokens, seconds=self._seconds)
         finally:
             del self._engine, self.processor
             super().clean()

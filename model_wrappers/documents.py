@@ -253,10 +253,15 @@ def _first_messages(doc_to_messages: Callable[..., Any], doc: Any) -> Messages:
         messages = _with_visuals(task.doc_to_visual, doc, task.doc_to_text(doc))
     else:
         messages = chat_messages(doc_to_messages(doc))
+    return _with_instruction(task, messages)
+
+
+def _with_instruction(task: Any, messages: Messages) -> Messages:
+    """``messages`` behind ``--system_instruction``, which lmms-eval itself puts into texts of simple requests only."""
     instruction = getattr(getattr(task, "args", None), "system_instruction", None)
-    if instruction and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": instruction}]})
-    return messages
+    if not instruction or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": [{"type": "text", "text": instruction}]}, *messages]
 
 
 def _with_visuals(doc_to_visual: Callable[[Any], Any], doc: Any, text: str) -> Messages:
@@ -300,7 +305,8 @@ def _chat_rounds(doc_to_messages: Callable[..., Any], load: Callable[[], Any]) -
         if not isinstance(turn, tuple):
             return None, True, outputs, notes
         raw, over, outputs, notes = turn
-        return (None if over else chat_messages(raw)), over, outputs, notes
+        messages = None if over else _with_instruction(_task_of(doc_to_messages), chat_messages(raw))
+        return messages, over, outputs, notes
 
     return next_turn
 

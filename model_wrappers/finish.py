@@ -31,11 +31,11 @@ class Share:
     peak_memory: int | None
 
 
-def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds: float) -> None:
+def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, seconds: float) -> None:
     """Log the totals of all processes and list the failures. Called by every process, at the same point.
 
     Args:
-        asked: the reduction that the user asked for, in words; None for the baseline.
+        reduction: the one that the user asked for, in words; None for the baseline.
 
     Raises:
         NothingAnsweredError: on every process, if no question that shows something was answered by any of them.
@@ -57,9 +57,9 @@ def finish_run(engine: Engine, *, asked: str | None, output_tokens: int, seconds
     if failures and summary.tokens_before is None:
         count = sum(failure.questions for failure in failures)
         raise NothingAnsweredError(f"none of the {count} questions could be answered: {failures[0].error}")
-    check_answers_reduced(replies, asked)
+    check_answers_reduced(replies, reduction)
     if any(reply.error is None for reply in replies):  # else every answer came out of lmms-eval's own response cache
-        _log(replace(summary, reduction_asked=int(asked is not None)), shares)
+        _log(replace(summary, reduction_asked=int(reduction is not None)), shares)
 
 
 def _log(summary: RunSummary, shares: Sequence[Share]) -> None:

@@ -43,6 +43,12 @@ class Task(ConfigurableMessagesTask):
         return (lmms_eval_specific_kwargs or {}).get("pre_prompt", "") + "What moves?"
 
 
+class Rounds(Task):
+    @staticmethod
+    def text(doc, lmms_eval_specific_kwargs=None, round_idx=None, previous_output=None, previous_round_info=None):
+        return [], f"Round {round_idx}?", False, previous_output, previous_round_info
+
+
 def request(task, doc_id=0, **gen_kwargs):
     arguments = ("", task.doc_to_messages, {"max_new_tokens": 2, **gen_kwargs}, doc_id, "t", "test")
     return Instance("generate_until", arguments, 0, {"task": "t", "doc_id": doc_id, "repeats": 1})
@@ -132,6 +138,11 @@ def test_a_system_instruction_reaches_the_model():
     assert system == {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     assert user["role"] == "user"
     assert [message["role"] for message in messages_of(Task(lambda doc: ["v.mp4"]))] == ["user"]
+    talk = read_instance(
+        request(Rounds(lambda doc: [], system_instruction="Be brief.")), {"t": {"test": [0]}}, simple=False
+    )
+    messages, over, _, _ = talk.next_turn(1, ["yes"], None)
+    assert ([message["role"] for message in messages], over) == (["system", "user"], False)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------
