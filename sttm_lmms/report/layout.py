@@ -294,7 +294,7 @@ def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction in percent; "" here and below where it is unknown."""
-    return "" if pd.isna(value) else f"{100 * value:.{digits}f}%"
+    return "" if value is None or pd.isna(value) else f"{100 * value:.{digits}f}%"
 
 
 def count(value: float | None) -> str:
@@ -304,7 +304,9 @@ def count(value: float | None) -> str:
 
 def p_value(value: float | None) -> str:
     """Three decimals, or the order of magnitude of what is smaller."""
-    return "" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
 
 
 def seconds(value: float | None, factor: float | None) -> str:

@@ -33,7 +33,7 @@ def render_template(name: str, **values: Any) -> str:
     environment.filters |= {
         "breakable": _breakable,
         "latex": lambda text: "".join(_LATEX.get(char, char) for char in text),
-        "value_and_detail": lambda text: re.fullmatch(r"(.*?)(?: ([\[(].*))?", text, re.DOTALL).groups(),
+        "value_and_detail": lambda text: re.split(r" (?=[\[(])", text, maxsplit=1),
         "number": _number,
     }
     return environment.get_template(name).render(**values)

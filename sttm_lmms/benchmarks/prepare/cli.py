@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +32,8 @@ def _command(benchmark: str) -> Callable[..., None]:
         ] = False,
         ignore: Annotated[list[str] | None, typer.Option(help="A key of the release that does not matter.")] = None,
     ) -> None:
-        options = {"copy": copy, "skip_missing": skip_missing}
-        report = _run(
-            lambda: prepare(benchmark, raw, videos, out or data_root(), **options, ignore=ignore or (), progress=True)
-        )
+        options: dict[str, Any] = {"copy": copy, "skip_missing": skip_missing, "ignore": ignore or (), "progress": True}
+        report = _run(partial(prepare, benchmark, raw, videos, out or data_root(), **options))
         if report is not None and report.annotations is None:
             typer.echo("find the videos and run this again, or pass --skip-missing", err=True)
         if report is None or report.annotations is None:
@@ -60,7 +59,7 @@ def check_command(
         typer.echo(
             f"error: no annotations of any benchmark in {folder}; pass --root, or make some with prepare", err=True
         )
-    reports = [_run(lambda name=name: check(folder, name, read_videos=read_videos, progress=True)) for name in names]
+    reports = [_run(partial(check, folder, name, read_videos=read_videos, progress=True)) for name in names]
     if not reports or not all(report is not None and report.complete for report in reports):
         raise typer.Exit(1)
 

@@ -42,13 +42,11 @@ def find_videos(folder: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str,
                     by_name.setdefault(name, {})[path.resolve()] = path
     found = {}
     for video_id, candidates in names.items():
-        name = next((name for name in candidates if name in by_name), None)
-        if name is None:
-            continue
-        if len(by_name[name]) > 1:
-            first, second, *_ = sorted(by_name[name].values())
-            raise AnnotationError(f"two videos are called {name}: {first} and {second}; pass a smaller folder")
-        (found[video_id],) = by_name[name].values()
+        for name in [name for name in candidates if name in by_name][:1]:
+            first, *others = sorted(by_name[name].values())
+            if others:
+                raise AnnotationError(f"two videos are called {name}: {first} and {others[0]}; pass a smaller folder")
+            found[video_id] = first
     return found
 
 
