@@ -109,7 +109,7 @@ def read_frames(
 def _reader(backend: str, index: FrameIndex) -> Reader:
     if index.container == "webp":
         return read_webp
-    if backend in ("auto", "pyav"):
+    if backend in ("auto", "pyav") or index.hidden:  # hidden frames are where decord never comes back
         return read_pyav
     if not is_available(backend):
         raise ValueError(

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from video_clips import encode, moving, remux
 
-from sttm_lmms.video import VideoInfo, probe, read_frames, sample_uniform_fps, write_video
+from sttm_lmms.video import VideoInfo, available_backends, probe, read_frames, sample_uniform_fps, write_video
 from sttm_lmms.video.pyav_reader import to_rgb
 
 
@@ -130,6 +130,8 @@ def test_pictures_that_are_never_shown(tmp_path: Path, suffix: str) -> None:
     assert video.timestamps == pytest.approx([number / 25 for number in every])
     assert info.index is not None
     assert info.index.hidden
+    for backend in available_backends():
+        np.testing.assert_array_equal(read_frames(info, [3, 20], backend).frames, video.frames[[3, 20]])
 
 
 @pytest.mark.parametrize(("codec", "name"), [("libvpx-vp9", "vp9.webm"), ("libvpx-vp9", "vp9.mp4")])
