@@ -258,15 +258,17 @@ def preview_video(family: Family, config: Any, info: VideoInfo, settings: VideoS
         shape = (shape[0], side, side)
     t, h, w = shape[:3]
     numbers = family.sample(info, settings)
+    seconds = info.seconds(numbers)
     metadata = {
         "vid": Path(info.path).stem,
         "video_time": info.duration,
-        "frame_time": ",".join(f"{second:.2f}s" for second in info.seconds(numbers)),
+        "frame_time": ",".join(f"{second:.2f}s" for second in seconds),
         "num_frames": len(numbers),
         "video_sample_fps": len(numbers) / info.duration,
         "video_grid_thw": [t, 2 * h, 2 * w],
-        "video_fps": info.fps,
-        "frame_indices": numbers,
+        # With a variable rate, times in milliseconds stand for frame numbers.
+        "video_fps": info.fps if info.times is None else 1000.0,
+        "frame_indices": numbers if info.times is None else [round(1000 * second) for second in seconds],
     }
     return VisionFeatures(torch.zeros(t, h, w, 1), "video", metadata, projected=True)
 
