@@ -61,7 +61,7 @@ def summarise(
         ttft_s=_mean_of("ttft", all_times),
         ttft_first_s=_mean_of("ttft", prefills),
         ttft_end_to_end_s=_mean_of("ttft_end_to_end", prefills),
-        **{f"{phase}_s": _mean_of(phase, prefills) for phase in PHASES},  # type: ignore[arg-type]
+        **{f"{phase}_s": _mean_of(phase, prefills) for phase in PHASES},
         decode_s_per_token=sum(answer.timing["decode"] for answer in decoded) / steps if steps else None,
         peak_memory_bytes=peak_memory,
     )

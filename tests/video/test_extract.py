@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def test_what_is_there_is_skipped(store: FeatureStore) -> None:
     assert encoder.seen == [f"clip{i}.mp4" for i in range(3, 7)]
     assert calls == [(i, 7) for i in range(1, 8)]
     assert all(store.load(vid).tensor.eq(float(vid[4:])).all() for vid, _ in ITEMS)
+
+
+def test_another_video_of_the_same_name_is_encoded_and_a_copy_is_not(store: FeatureStore, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    written = []
+    for content, changed in ((b"one", 1), (b"one", 1), (b"one", 2), (b"two", 3), (b"three", 3), (b"three", 4)):
+        path.write_bytes(content)
+        os.utime(path, (changed, changed))
+        report = extract([("clip", path)], lambda _: VisionFeatures(torch.ones(2, 9, 4)), store)
+        written.append(len(report.written))
+    assert written == [1, 0, 0, 1, 1, 0]
 
 
 def test_a_broken_file_is_written_again(store: FeatureStore) -> None:
