@@ -19,14 +19,15 @@ GROUP = "sttm_lmms.methods"
 
 BUILT_IN = {
     "sttm": "sttm_lmms.methods.sttm",
-    "random": "sttm_lmms.methods.random",
-    "frames": "sttm_lmms.methods.frames",
-    "pool": "sttm_lmms.methods.pool",
+    "random": "sttm_lmms.methods.controls",
+    "frames": "sttm_lmms.methods.controls",
+    "pool": "sttm_lmms.methods.controls",
     "grid": "sttm_lmms.methods.grid",
     "evs": "sttm_lmms.methods.evs",
     "vidcom2": "sttm_lmms.methods.vidcom2",
     "cluster": "sttm_lmms.methods.cluster",
     "vcast": "sttm_lmms.methods.vcast",
+    "flashvid": "sttm_lmms.methods.flashvid",
     "tome": "sttm_lmms.methods.tome",
     "dycoke_stage1": "sttm_lmms.methods.dycoke",
     "dycoke": "sttm_lmms.methods.dycoke",

@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from sttm_lmms.methods import check_method, get_method
 from sttm_lmms.methods.base import max_tokens
-from sttm_lmms.methods.frames import FramesConfig
-from sttm_lmms.methods.pool import PoolConfig, pooled_grid
-from sttm_lmms.methods.random import RandomConfig
+from sttm_lmms.methods.controls import FramesConfig, PoolConfig, RandomConfig, pooled_grid
 from sttm_lmms.runtime.videos import reduce_grid
 from sttm_lmms.types import MergedTokens, Tokens
 

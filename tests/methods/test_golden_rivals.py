@@ -20,7 +20,7 @@ from sttm_lmms.types import Kept, Tokens
 
 FOLDER = Path(__file__).parents[1] / "golden" / "rivals"
 CASES: dict[str, dict[str, Any]] = json.loads((FOLDER / "cases.json").read_text())["cases"]
-METHODS = ("evs", "vidcom2", "cluster", "grid", "vcast")
+METHODS = ("evs", "vidcom2", "cluster", "grid", "vcast", "flashvid")
 
 
 def names(status: str) -> list[str]:
@@ -49,13 +49,20 @@ def test_recorded(name: str, tensors: dict[str, torch.Tensor]) -> None:
     index = tensors[f"{name}/index"].long()
     assert len(kept) == len(index) == case["n_out"]
     if not case["exact"]:
-        common = len(set(kept.index.tolist()) & set(index.tolist()))
-        assert common / (2 * len(index) - common) >= 0.8 * case["overlap_under_rounding"]
+        ours, theirs = set(kept.index.tolist()), set(index.tolist())
+        assert len(ours & theirs) / len(ours | theirs) >= 0.9 * case["overlap_under_rounding"]
         return
     assert torch.equal(kept.index, index)
     expected = tokens.features[index] if case["selection"] else tensors[f"{name}/features"]
     tolerance = (1e-5 if expected.dtype == torch.float32 else 0.02) * max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(kept.features.float(), expected.float(), atol=tolerance, rtol=0)
+    # FlashVID may give two tokens one place; their order is that of an unstable sort.
+    ours, theirs = (
+        [(i, *row) for i, row in zip(index.tolist(), rows.tolist(), strict=True)]
+        for rows in (kept.features.float(), expected.float())
+    )
+    if case.get("duplicate_indices"):
+        ours, theirs = sorted(ours), sorted(theirs)
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=tolerance, rtol=0)
     if f"{name}/assign" in tensors:
         assert torch.equal(kept.owner, tensors[f"{name}/assign"].long())
     elif case["selection"]:
@@ -72,7 +79,12 @@ def test_where_the_published_code_fails(name: str, tensors: dict[str, torch.Tens
             run(case, features)
         return
     tokens, kept = run(case, features)
-    assert len(kept) == round(len(tokens) * case["settings"]["retention_ratio"])
+    frames, size = len(features), len(tokens) // len(features)
+    asked = case["settings"]["retention_ratio"]
+    if case["method"] == "flashvid":  # as many a frame as it publishes, one more at most
+        assert frames * math.ceil(size * asked) <= len(kept) <= frames * (math.ceil(size * asked) + 1)
+    else:
+        assert len(kept) == round(len(tokens) * asked)
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.29, 0.1, 0.004])
@@ -113,8 +125,9 @@ def test_the_nearest_stride_below_a_budget() -> None:
         ("grid", {"stride": (0, 1, 1)}),
         ("grid", {"stride": 2}),
         ("vcast", {"retain_ratio": 1.5}),
+        ("flashvid", {"budget": 0.3, "token_selection_method": "attn_div"}),
     ],
 )
 def test_bad_settings_are_refused(name: str, bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="|".join(bad) or "exactly one"):
+    with pytest.raises(ValueError, match="|".join(reversed(bad)) or "exactly one"):
         get_method(name)(**bad)

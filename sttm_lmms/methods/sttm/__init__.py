@@ -2,9 +2,9 @@
 
 :func:`merge_video_tokens` (``merge.py``) is the algorithm, step by step. For each frame, a quadtree::
 
-    build a pyramid of the grid: a coarser level averages 2x2 cells of the finer one          grid.py
+    build a pyramid of the grid: a coarser level averages 2x2 cells of the finer one          grid.py, pyramid.py
     nodes = all nodes of the root level
-    while there are nodes:                                                                    cluster.py
+    while there are nodes:                                                                    pyramid.py
         a node that is similar enough to each of its children (cosine >= spatial_threshold) becomes a token
         the other nodes are replaced by their children; at the finest level every node becomes a token
 
@@ -16,7 +16,7 @@ Then along time::
 
 With a budget instead of thresholds::
 
-    measure all similarities of the video once                                                similarity.py
+    measure all similarities of the video once            similarity.py: gather.py (CPU), products.py (accelerators)
     search the pair of thresholds with the largest share of kept tokens within the budget     search.py
     split the least similar tokens again until the count is met                               exact.py
 """

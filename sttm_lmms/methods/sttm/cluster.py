@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from sttm_lmms.methods.sttm.grid import Grid
-from sttm_lmms.methods.sttm.similarity import Similarities, Thresholds, TokenCount, leaf_level
+from sttm_lmms.methods.sttm.pyramid import leaf_level
+from sttm_lmms.methods.sttm.similarity import Similarities, Thresholds, TokenCount
 
 FEWEST_ROUNDS = 6
 """Rounds of the union that every video gets on accelerators; made-up ones of up to 32 frames needed at most 5."""

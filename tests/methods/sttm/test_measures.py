@@ -13,7 +13,9 @@ from sttm_lmms.methods.sttm import (
     MergedTokens,
     STTMConfig,
     cluster,
+    gather,
     merge_video_tokens,
+    products,
     similarity,
 )
 from sttm_lmms.methods.sttm import grid as grids
@@ -81,9 +83,9 @@ def test_blocks_of_frames_and_of_rows_change_nothing(
     for config in (STTMConfig(0.85, 0.6, **settings), STTMConfig(budget=0.4, **settings)):
         whole = both(features, config)
         with monkeypatch.context() as patch:
-            patch.setattr(similarity, "CPU_BLOCK", 1)
-            patch.setattr(similarity, "TABLE_BYTES", 1)
-            patch.setattr(similarity, "TABLE_SHARE", 0)
+            patch.setattr(gather, "CPU_BLOCK", 1)
+            patch.setattr(products, "TABLE_BYTES", 1)
+            patch.setattr(products, "TABLE_SHARE", 0)
             patch.setattr(grids, "WHOLE_FRAME", 40)
             with measured_by("products"):
                 blocks = grids.grid_for(*size[1:], 1, "reference", features.device).blocks
@@ -95,7 +97,7 @@ def test_blocks_of_frames_and_of_rows_change_nothing(
 
 def test_a_frame_beyond_the_limit_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     features, config = natural_features(2, 2, 5000, 8), STTMConfig(0.85, 0.6)
-    monkeypatch.setattr(similarity, "_measure_by_products", None)
+    monkeypatch.setattr(similarity, "measure_by_products", None)
     assert 0 < len(merge_by("products", features, config)) < 20_000
 
 

@@ -1,21 +1,69 @@
-"""Control: average pooling of every frame to a smaller grid."""
+"""Controls: what every method has to beat. Random tokens, evenly spaced frames, average pooling."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 
+from sttm_lmms.config import check_integer
 from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, max_tokens
 from sttm_lmms.types import Kept, Tokens
+
+
+@register_method("random")
+@dataclass(frozen=True, kw_only=True)
+class RandomConfig(BudgetMethod):
+    """Settings of random dropping.
+
+    Attributes:
+        seed: of the draw. A video keeps the same tokens every time, on every device.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("seed", self.seed, 0)
+
+    def count(self, grid: tuple[int, int, int]) -> int:
+        return max_tokens(self.budget, math.prod(grid))
+
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        """Keep as many tokens as the budget allows, drawn without replacement; drop the others."""
+        draw = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(self.seed))
+        kept, _ = draw[: max_tokens(self.budget, len(tokens))].sort()
+        return Kept.select(tokens, kept.to(tokens.features.device))
+
+
+@register_method("frames")
+@dataclass(frozen=True, kw_only=True)
+class FramesConfig(BudgetMethod):
+    """Settings of frame dropping. At least one frame is kept, whatever the budget."""
+
+    def count(self, grid: tuple[int, int, int]) -> int:
+        return max_tokens(self.budget, grid[0]) * grid[1] * grid[2]
+
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+        """Cut the video into as many even stretches as the budget allows frames; keep the middle frame of each."""
+        frames, height, width = tokens.grid
+        device = tokens.features.device
+        kept = max_tokens(self.budget, frames)
+        frame = (2 * torch.arange(kept, device=device) + 1) * frames // (2 * kept)
+        cell = torch.arange(height * width, device=device)
+        return Kept.select(tokens, (frame[:, None] * height * width + cell).flatten())
 
 
 @register_method("pool")
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig(BudgetMethod):
     """Settings of average pooling. A budget of less than one token a frame pools frames as well."""
+
+    def count(self, grid: tuple[int, int, int]) -> int:
+        return math.prod(pooled_grid(grid, self.budget))
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
         """Average over blocks of cells, as even as can be, as many as the budget allows."""
