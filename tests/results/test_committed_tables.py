@@ -90,3 +90,15 @@ def test_without_needles_the_fine_models_guess(folder):
     low, high = read(folder)["needle tokens removed (oracle)"]["retrieval"]["interval"]
     assert low <= 0.3
     assert high >= 0.2
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "smollm2-135m"])
+def test_the_tables_of_real_decoders_are_made_from_the_committed_answers(name, tmp_path, monkeypatch):
+    import real_decoder_tables
+
+    monkeypatch.setattr(real_decoder_tables, "plot", lambda *_: None)
+    folder = RESULTS / "real_decoder" / name
+    for file in ("cases.jsonl", "about.json"):
+        (tmp_path / file).write_text((folder / file).read_text())
+    real_decoder_tables.write_tables(tmp_path)
+    assert (tmp_path / "accuracy.md").read_text() == (folder / "accuracy.md").read_text()
