@@ -331,9 +331,10 @@ class TokenReducer:
         flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
         if mask is not None and not flat and not stock:
             raise UnsupportedModelError("reduced tokens need a 2-D attention_mask [B, L] (1 = real token) or none")
-        if flat and mask.shape[1] != length and (past > 0 or not stock):
+        columns = mask.shape[1] if isinstance(mask, torch.Tensor) and flat else length
+        if columns != length and (past > 0 or not stock):
             raise UnsupportedModelError(
-                f"attention_mask has {mask.shape[1]} columns, but the KV cache has seen {past} tokens and "
+                f"attention_mask has {columns} columns, but the KV cache has seen {past} tokens and "
                 f"{length - past} are new"
             )
         if has_video and given.chosen_logits:

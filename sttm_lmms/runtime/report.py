@@ -1,4 +1,4 @@
-"""What a reduction did: the numbers behind every claim, and the check that something was reduced at all."""
+"""What a reduction did: tokens before and after, times, and the check that something was reduced at all."""
 
 from __future__ import annotations
 

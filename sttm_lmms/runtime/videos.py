@@ -1,9 +1,10 @@
-"""The visual tokens of a batch on their way through the stages of a method: the step between hooks and methods."""
+"""The visual tokens of a batch at the stages of a method, and the one place where a method is called."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -45,11 +46,7 @@ class VideoTokens:
         tokens = Tokens.of_grid(hidden.new_empty(t, h, w, 0), head_dim)
         owner = torch.arange(span.length, device=hidden.device)
         pieces = [(start - padding, length) for start, length in span.runs]
-        ends, total = [], 0
-        for _, length in pieces:
-            total += length
-            ends.append(total)
-        return cls(span, pieces, tokens, owner, piece_ends=ends)
+        return cls(span, pieces, tokens, owner, piece_ends=list(accumulate(length for _, length in pieces)))
 
     def select(self, values: torch.Tensor) -> torch.Tensor:
         """What of a row ``[S, ...]`` belongs to the video."""
