@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
 from sttm_lmms.decoder import CACHE, cached_layers, keys_values
 from sttm_lmms.runtime.reduced_cache import ReducedCache
@@ -93,10 +93,11 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput, length: int |
 def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cache]:
     """A cache of ``rows`` rows to continue the prefix with; the prefix is as before when the context ends.
 
-    One row continues the prefix's own cache, which is cut back afterwards. More rows, and methods that edit the cache
-    while decoding, need a copy.
+    One row continues the prefix's own cache, which is cut back afterwards. More rows, methods that edit the cache
+    while decoding, and layers with a sliding window, which drops what it has passed, need a copy.
     """
-    if rows > 1 or reducer.edits_cache:
+    windows = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers)
+    if rows > 1 or reducer.edits_cache or windows:
         assert isinstance(prefix.cache, ReducedCache)
         cache = prefix.cache.branch()
         cache.batch_repeat_interleave(rows)

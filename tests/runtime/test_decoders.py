@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from footage import moving_squares
 
-from sttm_lmms import STTMConfig, UnsupportedModelError, VideoSpan, get_method, merge_video_tokens, reduce_tokens
+from sttm_lmms import (
+    STTMConfig,
+    UnsupportedModelError,
+    VideoSpan,
+    encode_video,
+    get_method,
+    merge_video_tokens,
+    reduce_tokens,
+)
 
 WINDOW, SPAN, LENGTH = 48, VideoSpan(7, (6, 6, 6)), 232
 SIZES: dict[str, Any] = {
@@ -92,3 +102,17 @@ def test_attention_over_keys_that_a_window_has_dropped_is_refused(embeds):
         reduce_tokens(model, get_method("fastv")(budget=0.5), spans=[SPAN]),
     ):
         model(inputs_embeds=embeds)
+
+
+def test_a_prefix_behind_a_window_serves_several_questions(tiny):
+    """A window drops what it has passed, so that a prefix cannot be cut back: each question continues a copy."""
+    stock, processor = tiny("llava_video")
+    config = deepcopy(stock.config)
+    config.text_config.sliding_window = 64
+    config.text_config.layer_types = ["full_attention"] + ["sliding_attention"] * 3
+    torch.manual_seed(0)
+    model = hf.LlavaOnevisionForConditionalGeneration(config).eval()
+    clip, questions = moving_squares(0, 8), ("Why?", "What moves in this video?", "Why?")
+    shared = encode_video(model, processor, clip, STTMConfig(budget=0.3))
+    alone = [encode_video(model, processor, clip, STTMConfig(budget=0.3)).ask(question) for question in questions]
+    assert [shared.ask(question) for question in questions] == alone
