@@ -38,6 +38,10 @@ MENTIONED = {
     "sttm-lmms eval",
     "sttm-lmms demo",
     "sttm-lmms compare",
+    "sttm-lmms doctor",
+    "sttm-lmms leaderboard",
+    "sttm-lmms rehearse",
+    "sttm-lmms serve",
     "make results",
 }
 """Names of commands, not commands."""
@@ -55,11 +59,14 @@ COVERED: dict[str, str] = {
     "make test-fast": TIME,
     "make test-matrix": TIME,
     "make test-vllm": TIME,
-    'pip install "sttm-lmms[eval,vllm] @ git+<this repository>"': NETWORK,
+    'pip install "sttm-lmms[vllm] @ git+<this repository>"': NETWORK,
+    "sttm-lmms serve Qwen/Qwen2.5-VL-7B-Instruct --budget 0.3": "tests/cli/test_serve.py::test_the_command_can_be_looked_at",
+    "sttm-lmms serve Qwen/Qwen2.5-VL-7B-Instruct --budget 0.3 --max-model-len 32768": (
+        "tests/cli/test_serve.py::test_the_command_can_be_looked_at"
+    ),
     "lmms-eval --model sttm_vllm --model_args pretrained=lmms-lab/LLaVA-Video-72B-Qwen2,budget=0.3,"
     "tensor_parallel_size=4 --tasks sttm_videomme --log_samples --output_path runs/": GPU,
     'pip install "sttm-lmms[eval] @ git+<this repository>"': NETWORK,
-    'pip install "sttm-lmms @ git+<this repository>"': NETWORK,
     "sttm-lmms check": HERE,
     "sttm-lmms check lmms-lab/LLaVA-Video-7B-Qwen2-Video-Only --task vnbench --budget 0.5": (
         "tests/check/test_check_run.py::test_a_published_checkpoint"
@@ -77,7 +84,6 @@ COVERED: dict[str, str] = {
         "tests/cli/test_compare.py::test_the_whole_and_once_more"
     ),
     "accelerate launch --num_processes 8 -m sttm_lmms compare ...": GPU,
-    "python scripts/bench_merge.py --device cpu --reference PATH": "needs a checkout of the published code",
     "accelerate launch --num_processes 8 -m lmms_eval --model sttm_qwen2_vl ...": (
         "tests/model_wrappers/test_many_machines.py::test_accelerate"
     ),
@@ -246,7 +252,7 @@ def test_leaderboards(tmp_path):
 def test_compare(tmp_path, monkeypatch, capsys):
     """What it would run; tests/cli/test_compare.py runs it."""
     monkeypatch.chdir(tmp_path)
-    run(f"{the('sttm-lmms compare', 'README.md')}", (BIG, SMALL), ("--tasks vnbench", "--tasks vnbench --dry-run"))
+    run(the("sttm-lmms compare --tasks vnbench --methods sttm,random --budgets"), (BIG, SMALL), ("--tasks vnbench", "--tasks vnbench --dry-run"))
     assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 3
 
 
@@ -303,7 +309,7 @@ def blocks(page: str) -> list[str]:
 def test_the_plain_api_as_written(capsys):
     from sttm_lmms.testing.tiny import tiny_model
 
-    (code,) = [block for block in blocks("README.md") if "with reduce_tokens" in block]
+    code = next(block for block in blocks("docs/usage.md") if "with reduce_tokens" in block)
     import numpy as np
 
     model, processor = tiny_model("qwen2_vl")
@@ -325,4 +331,5 @@ def test_many_questions_as_written(video, capsys):
 
 
 def test_every_python_example_is_one_of_these():
-    assert len(blocks("README.md")) == 2
+    assert len(blocks("README.md")) == 1
+    assert len(blocks("docs/usage.md")) == 2
