@@ -60,7 +60,9 @@ COVERED: dict[str, str] = {
     "make test-matrix": TIME,
     "make test-vllm": TIME,
     'pip install "sttm-lmms[vllm] @ git+<this repository>"': NETWORK,
-    "sttm-lmms serve Qwen/Qwen2.5-VL-7B-Instruct --budget 0.3": "tests/cli/test_serve.py::test_the_command_can_be_looked_at",
+    "sttm-lmms serve Qwen/Qwen2.5-VL-7B-Instruct --budget 0.3": (
+        "tests/cli/test_serve.py::test_the_command_can_be_looked_at"
+    ),
     "sttm-lmms serve Qwen/Qwen2.5-VL-7B-Instruct --budget 0.3 --max-model-len 32768": (
         "tests/cli/test_serve.py::test_the_command_can_be_looked_at"
     ),
@@ -252,7 +254,11 @@ def test_leaderboards(tmp_path):
 def test_compare(tmp_path, monkeypatch, capsys):
     """What it would run; tests/cli/test_compare.py runs it."""
     monkeypatch.chdir(tmp_path)
-    run(the("sttm-lmms compare --tasks vnbench --methods sttm,random --budgets"), (BIG, SMALL), ("--tasks vnbench", "--tasks vnbench --dry-run"))
+    run(
+        the("sttm-lmms compare --tasks vnbench --methods sttm,random --budgets"),
+        (BIG, SMALL),
+        ("--tasks vnbench", "--tasks vnbench --dry-run"),
+    )
     assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 3
 
 
