@@ -106,18 +106,19 @@ class FlashVIDConfig(LayerMethod):
         size = features.shape[1]
         a_frame = min(size, math.ceil(size * (self.retention_ratio or self.budget or 1.0) * self.expansion))
         selected = math.ceil(a_frame * self.alpha)
-        index, means = [], []
+        places: list[torch.Tensor] = []
+        means: list[torch.Tensor] = []
         # For each place the token that stands for what is left there, and the place that it has joined.
         token = torch.full((len(tokens),), -1, device=features.device)
         root = torch.arange(len(tokens), device=features.device)
         for start, stop in self._segments(features):
             segment = self._reduce_segment(features[start:stop], a_frame, selected)
-            begin, end, number = start * size, stop * size, sum(map(len, index))
+            begin, end, number = start * size, stop * size, sum(map(len, places))
             token[begin:end] = torch.where(segment.token < 0, -1, segment.token + number)
             root[begin:end] = segment.root + begin
-            index.append(segment.index + begin)
+            places.append(segment.places + begin)
             means.append(segment.features)
-        return self._collect(tokens, torch.cat(index), torch.cat(means), token[root])
+        return self._collect(tokens, torch.cat(places), torch.cat(means), token[root])
 
     def _segments(self, features: torch.Tensor) -> list[tuple[int, int]]:
         """First frame and end of each segment."""
@@ -207,10 +208,10 @@ class FlashVIDConfig(LayerMethod):
 
 
 class _Segment(NamedTuple):
-    """What goes on of a segment's ``F * n`` places: ``index`` and ``features`` of the tokens; for each place the
+    """What goes on of a segment's ``F * n`` places: ``places`` and ``features`` of the tokens; for each place the
     ``token`` that stands for what is left there (-1: none), and the ``root``, the place that it has joined."""
 
-    index: torch.Tensor
+    places: torch.Tensor
     features: torch.Tensor
     token: torch.Tensor
     root: torch.Tensor
