@@ -1,4 +1,5 @@
-"""Wrappers for lmms-eval. This module only names them: lmms-eval imports it in every run, of any model."""
+"""Wrappers for lmms-eval. This module only names them: lmms-eval imports it in every run, of any
+model."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ WRAPPERS = {
     "sttm_internvl": "models.InternVL",
     "sttm_vllm": "vllm.VLLM",
 }
-"""Model id for ``--model`` -> module and class of the chat wrapper; the simple one is called ``Simple<class>``."""
+"""Model id for ``--model`` -> module and class of the chat wrapper; the simple one is called
+``Simple<class>``."""
 
 
 def manifests() -> list[ModelManifest]:
     """What the entry point ``lmms_eval.models`` gives to lmms-eval.
 
-    Every model has a chat wrapper, which lmms-eval prefers, and a simple one for the tasks that chat models cannot run
-    (output type ``multiple_choice`` or ``loglikelihood``): ``lmms-eval --force_simple``.
+    Every model has a chat wrapper, which lmms-eval prefers, and a simple one for the tasks that
+    chat models cannot run (output type ``multiple_choice`` or ``loglikelihood``):
+    ``lmms-eval --force_simple``.
     """
     from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -1,8 +1,9 @@
 """Answers kept in a folder as they come, so that a run that was stopped goes on where it was.
 
-lmms-eval's own response cache does not do for this: its key holds the words of ``--model_args`` and nothing of the
-files behind them, it keeps the text of an answer without what was measured about it, and a process whose answers it
-all knows is never asked, so that the processes of a run could not share their work.
+lmms-eval's own response cache does not do for this: its key holds the words of ``--model_args`` and
+nothing of the files behind them, it keeps the text of an answer without what was measured about it,
+and a process whose answers it all knows is never asked, so that the processes of a run could not
+share their work.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ A = TypeVar("A", Answer, LogLikelihood)
 
 
 class AnswerCache:
-    """Answers by a key that holds whatever decides them, see :mod:`~sttm_lmms.model_wrappers.identity`.
+    """Answers by a key that holds whatever decides them, see
+    :mod:`~sttm_lmms.model_wrappers.identity`.
 
-    Each process appends one JSON line an answer to a file of its own, ``runs/<run>/rank_<n>.audit.jsonl``, and knows
-    what any run has left there when it starts. A line that a kill cut off is not an answer. Questions that could not be
-    answered are not kept: they are asked again.
+    Each process appends one JSON line an answer to a file of its own,
+    ``runs/<run>/rank_<n>.audit.jsonl``, and knows what any run has left there when it starts. A
+    line that a kill cut off is not an answer. Questions that could not be answered are not kept:
+    they are asked again.
 
     Args:
         folder: may be shared by runs and machines.
@@ -59,7 +62,8 @@ class AnswerCache:
         return kind(**values)
 
     def put(self, key: str, answer: Answer | LogLikelihood, **where: Any) -> None:
-        """Keep an answer, on disk when this returns. ``where`` (task, document) is for whoever reads the file."""
+        """Keep an answer, on disk when this returns. ``where`` (task, document) is for whoever
+        reads the file."""
         if answer.error is not None:
             return
         values = asdict(answer)

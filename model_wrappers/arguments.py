@@ -27,30 +27,38 @@ class WrapperArguments:
         revision: branch, tag or commit on the hub.
         method: name in the methods registry, or ``none`` for the baseline.
         preset: name of published thresholds, such as ``paper-50``; resolved for each task.
-        video: ``official`` for the maker's own frames, fps and pixel limits, ``frames-16`` (or another number) for so
-            many frames of every video; by default those of the published runs.
-        max_frames, fps: frame sampling; by default those of ``video``, of the preset or of the family.
-        sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of presets) or ``model``.
-        newline: newline mode of the LLaVA family; by default the checkpoint's without reduction, ``no_token`` with it.
+        video: ``official`` for the maker's own frames, fps and pixel limits, ``frames-16`` (or
+            another number) for so many frames of every video; by default those of the published
+            runs.
+        max_frames, fps: frame sampling; by default those of ``video``, of the preset or of the
+            family.
+        sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of
+            presets) or ``model``.
+        newline: newline mode of the LLaVA family; by default the checkpoint's without reduction,
+            ``no_token`` with it.
         attn_implementation: by default what transformers picks.
         dtype: ``auto`` is bfloat16 on CUDA, float16 on MPS, float32 on CPU.
-        device: such as ``cuda:1``; by default CUDA, MPS or CPU, and the process' own device under accelerate.
+        device: such as ``cuda:1``; by default CUDA, MPS or CPU, and the process' own device under
+            accelerate.
         device_map: ``auto`` and the like of transformers, to spread one model over several devices.
         batch_size: questions answered together.
-        max_batch_size: no more than these, whatever ``batch_size`` says (lmms-eval's ``--max_batch_size``).
+        max_batch_size: no more than these, whatever ``batch_size`` says (lmms-eval's
+            ``--max_batch_size``).
         video_backend: who decodes the videos.
         video_timeout: seconds after which a video is given up; 0 for no limit.
         reproduce: fixed seeds and deterministic kernels.
-        on_error: ``skip`` answers a question on an unreadable video with nothing and counts it; ``raise`` stops.
+        on_error: ``skip`` answers a question on an unreadable video with nothing and counts it;
+            ``raise`` stops.
         reuse: what the questions of one video share.
         keep: videos whose prefix (or features) is held at a time.
         host_cache_gb: host memory for the prefixes of more videos, for runs that come back to them.
         prefetch: videos that are decoded and preprocessed ahead, in threads; 0 for none.
-        prefetch_workers: those threads; by default one for each video, and no more than there are CPU cores.
+        prefetch_workers: those threads; by default one for each video, and no more than there are
+            CPU cores.
         features: folder of stored features; no video is opened then.
         min_pixels, max_pixels: frame size, Qwen families only.
-        cache: folder that keeps answers as they come; what is there already is not asked again (``--use_cache`` of
-            ``sttm-lmms eval``).
+        cache: folder that keeps answers as they come; what is there already is not asked again
+            (``--use_cache`` of ``sttm-lmms eval``).
         load_in_4bit: NF4 weights, computed in ``dtype``; bitsandbytes through transformers.
         method_settings: settings of the method, by name.
     """
@@ -121,7 +129,8 @@ def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Colle
             continue
         if name in refused:
             raise ValueError(f"{name}={values[name]!r} has no meaning for this model family; leave it out")
-        # Only now are all methods imported: one that is installed beside this package and broken stops no other run.
+        # Only now are all methods imported: one that is installed beside this package and broken
+        # stops no other run.
         elsewhere = {name for other in method_names() for name in method_hints(other)}
         if name in elsewhere:
             has = ", ".join(sorted(settings)) or "no settings, because nothing is reduced"
@@ -130,7 +139,8 @@ def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Colle
     if not values.get("pretrained"):
         raise ValueError("pretrained is missing: give a hub id or a checkpoint folder, --model_args pretrained=...")
     chosen = {name: values[name] for name in values if name in settings}
-    # A TypedDict, because the method's own class may want settings together that only a preset completes.
+    # A TypedDict, because the method's own class may want settings together that only a preset
+    # completes.
     read_settings = _validate(TypedDict("Settings", settings, total=False), chosen, settings)  # type: ignore[operator]
     given = {name: values[name] for name in values if name in own}
     arguments: Arguments = _validate(kind, given, get_type_hints(kind))
@@ -169,7 +179,8 @@ def _validate_budget_source(arguments: WrapperArguments) -> None:
 
 
 def method_hints(method: str) -> dict[str, Any]:
-    """Names and types of a method's settings; empty for ``none``. An unknown method is a ``ValueError``."""
+    """Names and types of a method's settings; empty for ``none``. An unknown method is a
+    ``ValueError``."""
     if method == "none":
         return {}
     cls = get_method(method)

@@ -55,7 +55,8 @@ Reply = Answer | LogLikelihood
 Progress = Callable[[int], Any]
 
 _LOOKED_AT = 16
-"""Documents of a task that are looked at, before a reduction of a task without any video is refused."""
+"""Documents of a task that are looked at, before a reduction of a task without any video is
+refused."""
 
 
 class STTMWrapper(lmms):
@@ -89,7 +90,8 @@ class STTMWrapper(lmms):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> RunSettings:
-        """Arguments, model family and settings, with all that can be refused before anything is loaded."""
+        """Arguments, model family and settings, with all that can be refused before anything is
+        loaded."""
         return RunSettings(parse_arguments(values, refused=refused_arguments(get_family(cls.family))), cls.family)
 
     def _load(self, placement: Placement) -> tuple[nn.Module, Any]:
@@ -137,7 +139,8 @@ class STTMWrapper(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> STTMWrapper:
-        """``--model_args`` wins over lmms-eval's own options, which always come along (``batch_size`` as 1)."""
+        """``--model_args`` wins over lmms-eval's own options, which always come along
+        (``batch_size`` as 1)."""
         options = {key: value for key, value in (additional_config or {}).items() if value is not None}
         return cls(**{**options, **simple_parse_args_string(arg_string)})
 
@@ -194,7 +197,8 @@ class STTMWrapper(lmms):
             return list(in_order(requests, ((at[1], result) for at, result in results.items() if at[0] == self.rank)))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """The answers of all rounds of each request. One round of all requests runs together, then the next."""
+        """The answers of all rounds of each request. One round of all requests runs together, then
+        the next."""
         with self._running("Answering in rounds", requests) as (documents, bar):
             outputs: list[list[str]] = [[] for _ in documents]
             notes: list[Any] = [None] * len(documents)
@@ -217,10 +221,12 @@ class STTMWrapper(lmms):
         return [[] if is_padding(instance) else next(finished) for instance in requests]
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Mean negative log-likelihood per token of each continuation, and whether greedy decoding gives it.
+        """Mean negative log-likelihood per token of each continuation, and whether greedy decoding
+        gives it.
 
-        lmms-eval takes the smallest value for the best choice. A video that cannot be read gives infinity for all
-        choices, and the record of each says so. The ``text`` of each result is a :class:`Score`.
+        lmms-eval takes the smallest value for the best choice. A video that cannot be read gives
+        infinity for all choices, and the record of each says so. The ``text`` of each result is a
+        :class:`Score`.
         """
         with self._running("Scoring", requests) as (documents, bar):
             self._check_reducible(documents)
@@ -228,9 +234,11 @@ class STTMWrapper(lmms):
             return list(in_order(requests, self._results(documents, replies, _first_of_tasks(documents))))
 
     def clean(self) -> None:
-        """End of a run: totals of all processes into the result file, the certificate checked, memory freed.
+        """End of a run: totals of all processes into the result file, the certificate checked,
+        memory freed.
 
-        lmms-eval calls this once on every process when the last request is answered, by the model or from its cache.
+        lmms-eval calls this once on every process when the last request is answered, by the model
+        or from its cache.
         """
         try:
             if self._cache is not None and self._cache.found:
@@ -245,7 +253,8 @@ class STTMWrapper(lmms):
 
     @contextmanager
     def _running(self, what: str, requests: Sequence[Instance]) -> Iterator[tuple[list[Document], tqdm]]:
-        """The documents behind the requests that count, and a progress bar. Time and errors are looked after."""
+        """The documents behind the requests that count, and a progress bar. Time and errors are
+        looked after."""
         real = [instance for instance in requests if not is_padding(instance)]
         started = time.perf_counter()
         try:
@@ -258,8 +267,9 @@ class STTMWrapper(lmms):
             error = explain_out_of_memory(caught, self.arguments, list(self.run_settings.tasks.values()), self.device)
             if self.world_size == 1:
                 raise error from (None if error is caught else caught)
-            # lmms-eval would print the error and end this process as if all were well, while the others wait for it
-            # until they time out. A process that fails is what makes the launcher stop them.
+            # lmms-eval would print the error and end this process as if all were well, while the
+            # others wait for it until they time out. A process that fails is what makes the
+            # launcher stop them.
             logger.exception("Process {} of {} failed", self.rank, self.world_size)
             screen.print_error(error)
             raise SystemExit(1) from error
@@ -316,7 +326,8 @@ class STTMWrapper(lmms):
                 )
 
     def _moving_video(self, document: Document, messages: Messages | str) -> tuple[tuple[str, ...] | None, float]:
-        """The video files of a document if any rank may answer about them, else None; and how long its video is."""
+        """The video files of a document if any rank may answer about them, else None; and how long
+        its video is."""
         if isinstance(messages, str) or not shows_video(messages):
             return None, 0.0
         doc = document.load()
@@ -344,8 +355,9 @@ class STTMWrapper(lmms):
     ) -> Iterator[tuple[int, Any, str]]:
         """``(index of the document, reply, name of its video)``.
 
-        First the documents whose videos are files, or that show nothing, video by video. Those with images in memory
-        follow one by one, each opened when its turn comes; that a task has such is known from its first document.
+        First the documents whose videos are files, or that show nothing, video by video. Those with
+        images in memory follow one by one, each opened when its turn comes; that a task has such is
+        known from its first document.
         """
         ready, waiting = self._open(documents)
         yield from self._ask(documents, ready, progress, kind)
@@ -354,7 +366,8 @@ class STTMWrapper(lmms):
             yield from self._ask(documents, opened, progress, kind)
 
     def _open(self, documents: Sequence[Document]) -> tuple[dict[int, Messages | str], list[int]]:
-        """Messages of the documents that can wait with them, by index; and the indices of the others.
+        """Messages of the documents that can wait with them, by index; and the indices of the
+        others.
 
         Of a task with images only the first document is looked at.
         """
@@ -377,7 +390,8 @@ class STTMWrapper(lmms):
     def _ask(
         self, documents: Sequence[Document], opened: Mapping[int, Messages | str], progress: Progress, kind: type[Reply]
     ) -> Iterator[tuple[int, Any, str]]:
-        """Replies to what could not be opened, replies out of the cache, then the model's, which are kept in it."""
+        """Replies to what could not be opened, replies out of the cache, then the model's, which
+        are kept in it."""
         asked: list[tuple[int, Request, str]] = []
         for index, messages in opened.items():
             if isinstance(messages, str):
@@ -425,7 +439,8 @@ class STTMWrapper(lmms):
         return run_identity(self.arguments, self._family, self.model.dtype)
 
     def _key(self, document: Document, messages: Messages, kind: type[Reply] = Answer) -> str:
-        """The key of a question in the cache; "" where there is no cache or the answer is a matter of chance."""
+        """The key of a question in the cache; "" where there is no cache or the answer is a matter
+        of chance."""
         if self._cache is None:
             return ""
         request = self._request(document, messages)
@@ -451,7 +466,8 @@ class STTMWrapper(lmms):
     def _results(
         self, documents: Sequence[Document], replies: Iterable[tuple[int, Any, str]], described: set[int]
     ) -> Iterator[tuple[int, GenerationResult]]:
-        """Results of replies; those of the documents ``described`` carry a description of the run."""
+        """Results of replies; those of the documents ``described`` carry a description of the
+        run."""
         for index, reply, video in replies:
             provenance = self._provenance(documents[index].task) if index in described else None
             yield index, to_result(reply, video=video, provenance=provenance)

@@ -1,4 +1,5 @@
-"""From lmms-eval's requests to chat messages: chat tasks, and tasks that only have visuals and a text."""
+"""From lmms-eval's requests to chat messages: chat tasks, and tasks that only have visuals and a
+text."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from sttm_lmms.video.remote import local_file
 
 Messages = list[dict[str, Any]]
 Turn = tuple[Messages | None, bool, Sequence[str], Any]
-"""Messages of a round, whether the conversation is over, the answers so far, and the task's own notes."""
+"""Messages of a round, whether the conversation is over, the answers so far, and the task's own
+notes."""
 
 DEFAULT_NEW_TOKENS = 1024
 """``max_new_tokens`` where the task does not say it, in most of lmms-eval's own wrappers."""
@@ -36,7 +38,8 @@ STOCK_WRAPPERS: Mapping[str, tuple[tuple[str, ...], int]] = {
     "qwen3_vl": (("qwen3_vl",), QWEN_NEW_TOKENS),
     "internvl": (("internvl_hf", "internvl3_5", "internvl3"), DEFAULT_NEW_TOKENS),
 }
-"""Family -> lmms-eval's own wrappers of it, and their ``max_new_tokens`` where the task does not say it."""
+"""Family -> lmms-eval's own wrappers of it, and their ``max_new_tokens`` where the task does not
+say it."""
 
 # What tasks of lmms-eval write among their generation settings without meaning ``generate``.
 _OF_TASKS = (
@@ -57,8 +60,10 @@ class Document:
         task: name of the task.
         doc_id: number of the document within it.
         first_turn: makes the messages; it may open files.
-        load: reads the task's own record out of its data set. Records may hold decoded images, so none is kept.
-        next_turn: makes the messages of a later round from its number, the answers so far and the task's notes.
+        load: reads the task's own record out of its data set. Records may hold decoded images, so
+            none is kept.
+        next_turn: makes the messages of a later round from its number, the answers so far and the
+            task's notes.
         gen_kwargs: of the task, with ``--gen_kwargs`` merged in.
         continuation: makes the text to be scored, in loglikelihood requests.
         source: lmms-eval's task object; None where the request does not lead to one.
@@ -75,12 +80,14 @@ class Document:
 
 
 def is_padding(instance: Instance) -> bool:
-    """True for the repeated requests with which lmms-eval evens out its processes; their answers are thrown away."""
+    """True for the repeated requests with which lmms-eval evens out its processes; their answers
+    are thrown away."""
     return bool(instance.metadata.get("__padding_only__"))
 
 
 def read_instance(instance: Instance, datasets: Mapping[str, Any], *, simple: bool) -> Document:
-    """The document behind a request. ``datasets`` is lmms-eval's ``task_dict``: task -> split -> document id."""
+    """The document behind a request. ``datasets`` is lmms-eval's ``task_dict``: task -> split ->
+    document id."""
     args = instance.args
     if len(args) == 2:  # loglikelihood of a choice without any context
         context, text = args
@@ -130,9 +137,11 @@ def make_turn(document: Document, make: Callable[[], Any]) -> Any:
 
 
 def user_turn(visuals: Sequence[Any] | None, text: str, *, frames: bool | None = None) -> Messages:
-    """One user message from ``doc_to_visual`` and ``doc_to_text``, made by lmms-eval's own rule for chat models.
+    """One user message from ``doc_to_visual`` and ``doc_to_text``, made by lmms-eval's own rule for
+    chat models.
 
-    A list among the visuals is a video, given as its frames. ``frames`` as in :func:`chat_messages`.
+    A list among the visuals is a video, given as its frames. ``frames`` as in
+    :func:`chat_messages`.
     """
     found = list(visuals or ())
     lists = {n: {"type": "video", "video": list(v)} for n, v in enumerate(found) if isinstance(v, (list, tuple))}
@@ -166,7 +175,8 @@ def generation_settings(
 
 
 def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
-    """The settings of sampling that a greedy request holds, such as ``"top_k=20"``; they are ignored."""
+    """The settings of sampling that a greedy request holds, such as ``"top_k=20"``; they are
+    ignored."""
     if generation_settings(gen_kwargs).do_sample:
         return []
     neutral = {"do_sample": False, "temperature": 0, "top_p": 1, "top_k": None, "min_p": None, "typical_p": 1}
@@ -174,7 +184,8 @@ def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def use_prompt_of(task: Any, wrappers: Sequence[str]) -> str | None:
-    """Let a task word its prompts as for one of lmms-eval's own wrappers, where it has an entry for it.
+    """Let a task word its prompts as for one of lmms-eval's own wrappers, where it has an entry for
+    it.
 
     lmms-eval looks the entry up by the name of the model, and would find none of ours.
 
@@ -201,7 +212,8 @@ def shows_video(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def is_light(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether messages hold nothing but texts and the names of video files, so that many of them can wait."""
+    """Whether messages hold nothing but texts and the names of video files, so that many of them
+    can wait."""
     return all(isinstance(part[part["type"]], (str, Path)) for part in visual_parts(messages))
 
 
@@ -215,9 +227,9 @@ def chat_messages(raw: Sequence[Mapping[str, Any]], *, frames: bool | None = Non
     """A task's messages in the layout of chat templates; images are opened.
 
     Args:
-        frames: whether images in front of a text are the frames of one video, as tasks such as MVBench's return them.
-            By default at least two in memory, of one size, are, where the text does not speak of images, pictures or
-            photos.
+        frames: whether images in front of a text are the frames of one video, as tasks such as
+            MVBench's return them. By default at least two in memory, of one size, are, where the
+            text does not speak of images, pictures or photos.
 
     Raises:
         STTMError: a message holds what these models cannot take, or a file that cannot be had.
@@ -257,7 +269,8 @@ def _first_messages(doc_to_messages: Callable[..., Any], doc: Any) -> Messages:
 
 
 def _with_instruction(task: Any, messages: Messages) -> Messages:
-    """``messages`` behind ``--system_instruction``, which lmms-eval itself puts into texts of simple requests only."""
+    """``messages`` behind ``--system_instruction``, which lmms-eval itself puts into texts of
+    simple requests only."""
     instruction = getattr(getattr(task, "args", None), "system_instruction", None)
     if not instruction or messages[0]["role"] == "system":
         return messages

@@ -1,4 +1,5 @@
-"""The end of a run: what all processes did, put into lmms-eval's result file, and the check that it was something."""
+"""The end of a run: what all processes did, put into lmms-eval's result file, and the check that it
+was something."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _FAILURES_LISTED = 20
 
 @dataclass(frozen=True)
 class Share:
-    """What one process did. ``seconds`` it spent answering; ``peak_memory`` in bytes, None without CUDA."""
+    """What one process did. ``seconds`` it spent answering; ``peak_memory`` in bytes, None without
+    CUDA."""
 
     replies: Sequence[Reply]
     counters: Counters
@@ -32,15 +34,17 @@ class Share:
 
 
 def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, seconds: float) -> None:
-    """Log the totals of all processes and list the failures. Called by every process, at the same point.
+    """Log the totals of all processes and list the failures. Called by every process, at the same
+    point.
 
     Args:
         reduction: the one that the user asked for, in words; None for the baseline.
 
     Raises:
-        NothingAnsweredError: on every process, if no question that shows something was answered by any of them.
-        NothingReducedError: on every process, if a reduction was asked for and none of them reduced anything. lmms-eval
-            then writes no result file.
+        NothingAnsweredError: on every process, if no question that shows something was answered by
+            any of them.
+        NothingReducedError: on every process, if a reduction was asked for and none of them reduced
+            anything. lmms-eval then writes no result file.
     """
     memory = peak_memory(engine.model)
     mine = Share(engine.replies, engine.counters, list(engine.failures), output_tokens, seconds, memory)

@@ -13,10 +13,12 @@ from sttm_lmms.model_wrappers.screen import capture_errors
 
 
 def run_lmms_eval(args: Sequence[str]) -> str | None:
-    """``lmms-eval ARGS`` in this process. Returns a sentence about the error that ended the run, if one did.
+    """``lmms-eval ARGS`` in this process. Returns a sentence about the error that ended the run, if
+    one did.
 
-    lmms-eval leaves the process group to the end of the interpreter, where gloo's threads abort a process now and then:
-    the launcher then takes a finished run for a failed one. After an error the others may not come to meet.
+    lmms-eval leaves the process group to the end of the interpreter, where gloo's threads abort a
+    process now and then: the launcher then takes a finished run for a failed one. After an error
+    the others may not come to meet.
     """
     sys.argv = ["lmms-eval", *args]
     with capture_errors() as sentences:

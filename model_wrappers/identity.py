@@ -1,7 +1,8 @@
-"""What decides an answer, as plain data: the checkpoint, the package, the settings, the video and the question.
+"""What decides an answer, as plain data: the checkpoint, the package, the settings, the video and
+the question.
 
-Where something lies does not count: a folder that was moved or copied gives the same identity, files that were changed
-under the same names do not.
+Where something lies does not count: a folder that was moved or copied gives the same identity,
+files that were changed under the same names do not.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _WHERE_AND_HOW_FAST = frozenset(
         *("decoder_cache", "vllm_python"),
     )
 )
-"""Arguments that change no answer: a run that was stopped may go on with others, on another machine."""
+"""Arguments that change no answer: a run that was stopped may go on with others, on another
+machine."""
 _RESOLVED = frozenset(("method", "method_settings", "preset", "video", "max_frames", "fps", "features"))
 """Arguments that count as what they mean for a task: see :func:`task_identity`."""
 _DECIDING = ("methods", "runtime", "families", "serving", "video", "decoder.py", "types.py")
@@ -56,7 +58,8 @@ def run_identity(arguments: WrapperArguments, family: str, dtype: torch.dtype) -
 
 
 def task_identity(settings: TaskSettings, backend: str) -> dict[str, Any]:
-    """What all answers of a task share: the method with its resolved settings and its source, and the frames."""
+    """What all answers of a task share: the method with its resolved settings and its source, and
+    the frames."""
     config = settings.config
     method = None
     if config is not None:
@@ -69,7 +72,8 @@ def task_identity(settings: TaskSettings, backend: str) -> dict[str, Any]:
 
 
 def question_identity(request: Request, *, continuation: str | None = None) -> dict[str, Any]:
-    """What is particular to one question: messages, with each video as its file now is, and how it is answered."""
+    """What is particular to one question: messages, with each video as its file now is, and how it
+    is answered."""
     return {
         "messages": [[message["role"], _content(message["content"])] for message in request.messages],
         "generation": asdict(request.generation) if continuation is None else None,
@@ -78,7 +82,8 @@ def question_identity(request: Request, *, continuation: str | None = None) -> d
 
 
 def source_identity(source: Any) -> Any:
-    """A video or an image: files by name, size and time of change, a folder or a list by its members, pixels by digest.
+    """A video or an image: files by name, size and time of change, a folder or a list by its
+    members, pixels by digest.
 
     Anything else is told by its ``repr``.
     """
@@ -95,8 +100,8 @@ def source_identity(source: Any) -> Any:
 
 
 def checkpoint_identity(folder: Path) -> str:
-    """16 hex digits for the files of a checkpoint: small ones by content, files of the hub by the hub's digest, other
-    large ones by size and time of change."""
+    """16 hex digits for the files of a checkpoint: small ones by content, files of the hub by the
+    hub's digest, other large ones by size and time of change."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         file, stat = path.resolve(), path.stat()
@@ -111,8 +116,8 @@ def checkpoint_identity(folder: Path) -> str:
 
 
 def source_digest(cls: type[Any]) -> str:
-    """16 hex digits for the source of a method from outside of this package, with the modules of its author that it
-    uses."""
+    """16 hex digits for the source of a method from outside of this package, with the modules of
+    its author that it uses."""
     own = {base.__module__.partition(".")[0] for base in cls.__mro__}
     waiting, seen = [base.__module__ for base in cls.__mro__], set[str]()
     digest = hashlib.sha256()
@@ -132,7 +137,8 @@ def source_digest(cls: type[Any]) -> str:
 
 
 def _is_authors(module: ModuleType, own: set[str]) -> bool:
-    """Whether a module belongs to a method's author: neither the standard library's nor ours nor just installed."""
+    """Whether a module belongs to a method's author: neither the standard library's nor ours nor
+    just installed."""
     top, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
     if file is None or not Path(file).is_file() or top == sttm_lmms.__name__ or top in sys.stdlib_module_names:
         return False

@@ -1,4 +1,5 @@
-"""The checkpoint that was asked for, on the device of this process, and what is said where memory runs out."""
+"""The checkpoint that was asked for, on the device of this process, and what is said where memory
+runs out."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def place(arguments: WrapperArguments) -> Placement:
 
 
 def make_reproducible(seed: int = 0) -> None:
-    """Fix every seed and ask for deterministic kernels; an operation that has none warns. Lasts for the process."""
+    """Fix every seed and ask for deterministic kernels; an operation that has none warns. Lasts for
+    the process."""
     from transformers import set_seed
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when the first CUDA context is made
@@ -65,8 +67,8 @@ def load(arguments: WrapperArguments, placement: Placement, family: str, **optio
     """
     check_packages(arguments)
     check_family(arguments, family)
-    # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where it says nothing,
-    # the family that was asked for decides.
+    # LLaVA-Video and LLaVA-OneVision are one architecture. What differs is in the checkpoint; where
+    # it says nothing, the family that was asked for decides.
     try:
         return load_pretrained(
             arguments.pretrained,
@@ -91,7 +93,8 @@ def load(arguments: WrapperArguments, placement: Placement, family: str, **optio
 def explain_out_of_memory(
     error: Exception, arguments: WrapperArguments, tasks: Sequence[TaskSettings], device: torch.device
 ) -> Exception:
-    """``error`` itself; or, where memory ran out while answering, which settings to lower, with their values."""
+    """``error`` itself; or, where memory ran out while answering, which settings to lower, with
+    their values."""
     if not is_out_of_memory(error):
         return error
     ways = suggest_settings(

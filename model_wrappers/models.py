@@ -1,6 +1,8 @@
-"""``lmms-eval --model sttm_llava_video`` and the other families, each with a twin for ``--force_simple``.
+"""``lmms-eval --model sttm_llava_video`` and the other families, each with a twin for
+``--force_simple``.
 
-A twin is for the tasks that chat models cannot run (output type ``multiple_choice`` or ``loglikelihood``).
+A twin is for the tasks that chat models cannot run (output type ``multiple_choice`` or
+``loglikelihood``).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Qwen25VL(STTMWrapper):
 
 
 class Qwen3VL(STTMWrapper):
-    """Qwen3-VL, frames sampled and resized as by qwen-vl-utils; reduced in front of layer 3 unless told otherwise."""
+    """Qwen3-VL, frames sampled and resized as by qwen-vl-utils; reduced in front of layer 3 unless
+    told otherwise."""
 
     family = "qwen3_vl"
 

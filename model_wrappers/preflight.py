@@ -1,4 +1,5 @@
-"""What can be known to fail before lmms-eval starts: arguments, device, packages, the checkpoint's family."""
+"""What can be known to fail before lmms-eval starts: arguments, device, packages, the checkpoint's
+family."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from sttm_lmms.model_wrappers.load import check_family, check_packages, place
 
 
 def check_run(model: str, model_args: str, options: Mapping[str, Any]) -> None:
-    """Check a run of one of our wrappers, as the wrapper itself will; other models pass. No weights are downloaded.
+    """Check a run of one of our wrappers, as the wrapper itself will; other models pass. No weights
+    are downloaded.
 
     Args:
         model, model_args: as on lmms-eval's command line.

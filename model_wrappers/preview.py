@@ -41,10 +41,12 @@ class TaskPreview:
 
 
 def preview_task(name: str, include_path: str, gen_kwargs: str = "") -> TaskPreview:
-    """Look a task up as ``lmms-eval --tasks NAME --include_path PATH`` does, without downloading anything.
+    """Look a task up as ``lmms-eval --tasks NAME --include_path PATH`` does, without downloading
+    anything.
 
     Raises:
-        STTMError: lmms-eval has no such task, it is a group, or its local data are not as they should be.
+        STTMError: lmms-eval has no such task, it is a group, or its local data are not as they
+            should be.
     """
     manager = TaskManager("ERROR", include_path=include_path, include_defaults=False)
     if name not in manager.task_index:  # seconds are spent on the thousand files of lmms-eval's own

@@ -1,4 +1,5 @@
-"""What lmms-eval gets for its requests: results that are computed as it takes them, with records of what they cost."""
+"""What lmms-eval gets for its requests: results that are computed as it takes them, with records of
+what they cost."""
 
 from __future__ import annotations
 
@@ -26,10 +27,12 @@ class AnswerRecord(TokenCounts):
 
 
 class Score(tuple[float, bool]):
-    """What a loglikelihood request gets: the loss, and whether the text is what greedy decoding gives.
+    """What a loglikelihood request gets: the loss, and whether the text is what greedy decoding
+    gives.
 
-    lmms-eval 0.7 turns a bare tuple into text, also when its response cache gives one back. So it travels inside of a
-    ``GenerationResult``; ``strip()`` returns "" so that the response cache skips it.
+    lmms-eval 0.7 turns a bare tuple into text, also when its response cache gives one back. So it
+    travels inside of a ``GenerationResult``; ``strip()`` returns "" so that the response cache
+    skips it.
     """
 
     def strip(self) -> str:
@@ -73,10 +76,11 @@ def in_order(
 
 
 class Results(Sequence[T]):
-    """A sequence of known length whose items are computed one after the other, when they are first asked for.
+    """A sequence of known length whose items are computed one after the other, when they are first
+    asked for.
 
-    lmms-eval's response cache stores each item before it takes the next one. With a list it would get all answers at
-    the end of the run, and a run that is killed would lose everything.
+    lmms-eval's response cache stores each item before it takes the next one. With a list it would
+    get all answers at the end of the run, and a run that is killed would lose everything.
     """
 
     def __init__(self, length: int, items: Iterator[T]) -> None:

@@ -1,7 +1,8 @@
 """Print one actionable line after a failed run.
 
-lmms-eval catches every exception, prints its traceback and a line of its log, and ends with status 0. Its log line is
-written while the exception is at hand, so whoever sees the log can add one sentence that says what to do.
+lmms-eval catches every exception, prints its traceback and a line of its log, and ends with status
+0. Its log line is written while the exception is at hand, so whoever sees the log can add one
+sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _captured: ContextVar[list[str] | None] = ContextVar("sentences about failed run
 
 @cache
 def install() -> int:
-    """Print the sentence at the end of a run under plain lmms-eval, which resets its log before it makes the model."""
+    """Print the sentence at the end of a run under plain lmms-eval, which resets its log before it
+    makes the model."""
     return logger.add(lambda message: _print_current(), level="ERROR", format="{message}", filter=_HARNESS, catch=True)
 
 
@@ -39,7 +41,8 @@ def print_error(error: BaseException) -> None:
 
 @contextmanager
 def capture_errors() -> Iterator[list[str]]:
-    """Sentences about all that fails inside, from lmms-eval's first line on, for a caller that has the last word."""
+    """Sentences about all that fails inside, from lmms-eval's first line on, for a caller that has
+    the last word."""
     captured: list[str] = []
     token = _captured.set(captured)
     # A patcher sees every record; a sink would be removed by lmms-eval when it resets its log.

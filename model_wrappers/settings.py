@@ -1,4 +1,5 @@
-"""Which reduction and which frames a task runs with: the arguments where given, else the preset, else the paper."""
+"""Which reduction and which frames a task runs with: the arguments where given, else the preset,
+else the paper."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class RunSettings:
         """The settings of a task.
 
         Raises:
-            ValueError: a setting is out of range, or the preset does not know the model or the task.
+            ValueError: a setting is out of range, or the preset does not know the model or the
+                task.
         """
         if task not in self.tasks:
             self.tasks[task] = self._make(task)

@@ -1,8 +1,9 @@
 """Re-shard requests so that each video is processed by one rank.
 
-lmms-eval gives rank ``r`` of ``w`` the documents ``r, r + w, ...``: the questions of a video go to several ranks, each
-of which would decode, encode and prefill it, and a rank may get all of the long videos. So the ranks exchange requests
-before they answer and answers afterwards. lmms-eval sees every answer where it asked for it.
+lmms-eval gives rank ``r`` of ``w`` the documents ``r, r + w, ...``: the questions of a video go to
+several ranks, each of which would decode, encode and prefill it, and a rank may get all of the long
+videos. So the ranks exchange requests before they answer and answers afterwards. lmms-eval sees
+every answer where it asked for it.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def harness_caches(arguments: Sequence[str]) -> bool:
     """Whether lmms-eval may answer out of its own response cache, and then not ask a rank at all.
 
     Args:
-        arguments: of its command line. Without ``--tasks`` or ``--config`` it is a program that calls lmms-eval, of
-            which nothing is known.
+        arguments: of its command line. Without ``--tasks`` or ``--config`` it is a program that
+            calls lmms-eval, of which nothing is known.
     """
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     options = dict(zip(words, [*words[1:], ""], strict=True))
@@ -75,8 +76,8 @@ def request_key(instance: Instance, videos: Hashable, seconds: float) -> Request
 def assign(keys: Sequence[Sequence[RequestKey]]) -> list[list[Address]]:
     """What each rank answers, in its order: whole videos, the most expensive first.
 
-    A video may go to a rank that has no question of it. Requests that are to stay count as work of their rank. Every
-    rank computes the same.
+    A video may go to a rank that has no question of it. Requests that are to stay count as work of
+    their rank. Every rank computes the same.
 
     Args:
         keys: of the requests of each rank.

@@ -33,13 +33,14 @@ class VLLMArguments(WrapperArguments):
     Attributes:
         family: only for a converted checkpoint whose files do not say which of the two it is.
         tensor_parallel_size: GPUs that share the decoder; the vision tower runs on the first one.
-        gpu_memory_utilization: share of a GPU's memory (without one: of the host's) that vLLM takes; the rest is the
-            vision tower's. By default 0.85, on a CPU 0.15.
+        gpu_memory_utilization: share of a GPU's memory (without one: of the host's) that vLLM
+            takes; the rest is the vision tower's. By default 0.85, on a CPU 0.15.
         max_model_len: longest prompt and answer together; by default the checkpoint's.
         max_num_seqs: answers that vLLM generates at the same time; by default its own choice.
         enforce_eager: no CUDA graphs and no compilation, which starts faster and runs slower.
         queue_gb: host memory for prompts that are handed to vLLM in one call.
-        decoder_cache: folder for exported decoders; by default ``sttm_lmms/decoders`` in the hub's folder.
+        decoder_cache: folder for exported decoders; by default ``sttm_lmms/decoders`` in the hub's
+            folder.
     """
 
     family: Literal["llava_video", "llava_onevision"] | None = None
@@ -53,10 +54,12 @@ class VLLMArguments(WrapperArguments):
 
 
 class VLLM(STTMWrapper):
-    """Frames, vision tower, projector, pooling and merging as in the other wrappers; answers of vLLM.
+    """Frames, vision tower, projector, pooling and merging as in the other wrappers; answers of
+    vLLM.
 
     Raises:
-        STTMError: the model family, the machine or the installed vLLM cannot do it; before any weights are loaded.
+        STTMError: the model family, the machine or the installed vLLM cannot do it; before any
+            weights are loaded.
     """
 
     family = "llava_video"
@@ -78,7 +81,8 @@ class VLLM(STTMWrapper):
                 f"{placement.world_size} processes were started, but vLLM starts its own: start one process, and give "
                 "tensor_parallel_size=N to spread the decoder over N GPUs"
             )
-        # The vision tower first: vLLM measures how much memory is free when it starts, and takes it.
+        # The vision tower first: vLLM measures how much memory is free when it starts, and takes
+        # it.
         model, processor = load(self.arguments, placement, self._family, with_decoder=False)
         settings = self._llm_settings(placement)
         self._llm = open_vllm(settings)
@@ -149,7 +153,8 @@ class SimpleVLLM(VLLM):
 
 
 def _merging_first(arguments: Any) -> Any:
-    """``start_layer=0`` where nobody says another, because vLLM leaves no choice; a preset says another."""
+    """``start_layer=0`` where nobody says another, because vLLM leaves no choice; a preset says
+    another."""
     settings = arguments.method_settings
     if arguments.preset or "start_layer" in settings or "start_layer" not in method_hints(arguments.method):
         return arguments

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Tokens per second of decode steps after a reduced prefill, with our hooks and without, on the same KV cache.
+"""Tokens per second of decode steps after a reduced prefill, with our hooks and without, on the
+same KV cache.
 
     python scripts/bench_decode.py --shape llava-video-7b --frames 128
     python scripts/bench_decode.py --shape small --frames 16      (a CPU)
 
-Needs torch and transformers only. Both ways decode the same number of tokens from the same cache, by turns, and the
-cache is cut back after each; "without" is the stock decoder. Operations are those that torch dispatches.
+Needs torch and transformers only. Both ways decode the same number of tokens from the same cache,
+by turns, and the cache is cut back after each; "without" is the stock decoder. Operations are those
+that torch dispatches.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ def measure(decoder: Any, inputs: dict[str, Any], span: Any, config: STTMConfig 
 
 
 def _operations(run: Any) -> int:
-    """Operations of one step, as the difference between five steps and four (tables are made every 64 steps)."""
+    """Operations of one step, as the difference between five steps and four (tables are made every
+    64 steps)."""
     counts = []
     for steps in (4, 5):
         with CountOperations() as counter:

@@ -3,9 +3,10 @@
 
     python scripts/bench_frames.py
 
-Generated needle videos that are longer than few frames can cover, asked about with an embedded checkpoint. Each row
-gives the decoder's later layers about the same number of visual tokens. Writes JSON and a table, with 95% intervals
-clustered by video and paired differences, into results/bench/frames/.
+Generated needle videos that are longer than few frames can cover, asked about with an embedded
+checkpoint. Each row gives the decoder's later layers about the same number of visual tokens. Writes
+JSON and a table, with 95% intervals clustered by video and paired differences, into
+results/bench/frames/.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def answers_of(engine: Engine, root: Path) -> dict[str, Any]:
 
 
 def gain(row: dict[str, Any], base: dict[str, Any], draws: int = 2000) -> tuple[float, float, float]:
-    """Accuracy less that of ``base`` on the same questions, and its 95% interval (bootstrap over videos)."""
+    """Accuracy less that of ``base`` on the same questions, and its 95% interval (bootstrap over
+    videos)."""
     names = sorted(set(row["videos"]))
     by_video: dict[str, list[float]] = {name: [] for name in names}
     for name, ours, theirs in zip(row["videos"], row["scores"], base["scores"], strict=True):

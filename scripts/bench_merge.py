@@ -5,11 +5,12 @@
     OMP_NUM_THREADS=1 python scripts/bench_merge.py --device cpu --clock processor     (a machine that is not idle)
     python scripts/bench_merge.py --reference PATH        (beside the merger of a checkout of github.com/HYUNJS/STTM)
 
-Needs torch only (matplotlib for the plot, einops for the published code); set PYTHONPATH=. where the package is not
-installed. Starts from one case, the first value of every list, and varies one thing at a time; data type and kept share
-are crossed. Features are made up (``sttm_lmms.testing.synthetic``), thresholds are those that the budget search finds
-for the share. Writes JSON and a table into results/bench/merge/ after every case, a plot at the end; no case starts
-after --minutes.
+Needs torch only (matplotlib for the plot, einops for the published code); set PYTHONPATH=. where
+the package is not installed. Starts from one case, the first value of every list, and varies one
+thing at a time; data type and kept share are crossed. Features are made up
+(``sttm_lmms.testing.synthetic``), thresholds are those that the budget search finds for the share.
+Writes JSON and a table into results/bench/merge/ after every case, a plot at the end; no case
+starts after --minutes.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: times in ms (medians), memory beyond the input as a multiple of the input, the result included."""
+    """One row: times in ms (medians), memory beyond the input as a multiple of the input, the
+    result included."""
     device, clock = options.device, CLOCKS[options.clock]
     features = natural_features(*case.shape, dtype=getattr(torch, case.dtype), device=device)
     input_bytes = features.numel() * features.element_size()
@@ -153,7 +155,8 @@ def waits(run: Callable[[], Any], device: str) -> int | None:
 
 
 def extra_bytes(run: Callable[[], Any], device: str) -> float:
-    """Peak memory of a call beyond what was in use before; on CPUs resident memory (Linux; NaN elsewhere)."""
+    """Peak memory of a call beyond what was in use before; on CPUs resident memory (Linux; NaN
+    elsewhere)."""
     gc.collect()
     allocated = peak_bytes(run, device)
     if allocated is not None:
@@ -179,7 +182,8 @@ def extra_bytes(run: Callable[[], Any], device: str) -> float:
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Time against tokens, one colour per grid, for the first data type, share and number of channels."""
+    """Time against tokens, one colour per grid, for the first data type, share and number of
+    channels."""
     if not rows:
         return
     import matplotlib

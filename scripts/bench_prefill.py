@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Time to first token of a decoder with random weights at true shapes, full and with reduced tokens.
+"""Time to first token of a decoder with random weights at true shapes, full and with reduced
+tokens.
 
     python scripts/bench_prefill.py --shape llava-video-7b --frames 32 64 128 256
     python scripts/bench_prefill.py --shape small --frames 16 32 64      (a CPU)
 
-Needs torch and transformers only. Thresholds are those that a budget's search finds; a column has the time with the
-search. The ideal speed-up is that of the operation count: what would be left if merging and launches were free.
+Needs torch and transformers only. Thresholds are those that a budget's search finds; a column has
+the time with the search. The ideal speed-up is that of the operation count: what would be left if
+merging and launches were free.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ def prompt(tokenizer: Any, case: Case) -> tuple[list[int], list[int]]:
 
 @torch.inference_mode()
 def answer(model: Any, words: Words, cases: Sequence[Case], setting: Setting) -> list[tuple[bool, float, float]]:
-    """(right, kept tokens / all, the same as a mean over decoder layers) of cases whose prompts are equally long."""
+    """(right, kept tokens / all, the same as a mean over decoder layers) of cases whose prompts are
+    equally long."""
     texts = [prompt(words.tokenizer, case) for case in cases]
     start, grid = len(texts[0][0]), tuple(cases[0].cells.shape[:3])
 
@@ -140,7 +141,8 @@ def settings_of(options: argparse.Namespace) -> list[Setting]:
 
 
 def plan(options: argparse.Namespace, kinds: Sequence[str]) -> Iterator[tuple[str, str, range]]:
-    """(cells, task, cases) of each batch in the order of running: every task before the next cases."""
+    """(cells, task, cases) of each batch in the order of running: every task before the next
+    cases."""
     for start in range(0, options.cases, options.batch):
         for cells, task in product(kinds, options.tasks):
             yield cells, task, range(start, min(start + options.batch, options.cases))
@@ -152,7 +154,8 @@ def digest(path: Path) -> str:
 
 
 def cpu_hours(model: Any, words: Words, case: Case, passes: Mapping[Setting, int]) -> float:
-    """What so many passes of each setting take, from the time of one with all tokens; every token costs the same."""
+    """What so many passes of each setting take, from the time of one with all tokens; every token
+    costs the same."""
     began = time.process_time()
     answer(model, words, [case], ALL)
     full = time.process_time() - began

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""How redundant real footage is, in an encoder's features and in a decoder's hidden states: when space matters.
+"""How redundant real footage is, in an encoder's features and in a decoder's hidden states: when
+space matters.
 
     python scripts/bench_redundancy.py --features footage.safetensors --model FOLDER --gguf FILE
 
-For each clip: cosine similarity of a cell with the same cell of the next frame, and with its neighbours in the frame;
-what STTM removes at three budgets, and the share of it that goes in space; what the thresholds published for
-LLaVA-Video-7B keep. The decoder reads the features through a fixed random projection, not through a trained one.
+For each clip: cosine similarity of a cell with the same cell of the next frame, and with its
+neighbours in the frame; what STTM removes at three budgets, and the share of it that goes in space;
+what the thresholds published for LLaVA-Video-7B keep. The decoder reads the features through a
+fixed random projection, not through a trained one.
 """
 
 from __future__ import annotations
@@ -94,7 +96,8 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
-    """A point for each clip: similarity in space over similarity in time, coloured by what goes in space at 30%."""
+    """A point for each clip: similarity in space over similarity in time, coloured by what goes in
+    space at 30%."""
     import matplotlib
 
     matplotlib.use("Agg")

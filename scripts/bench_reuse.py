@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Seconds per question with and without reuse, everything included: video decoding, vision tower, prefill, answer.
+"""Seconds per question with and without reuse, everything included: video decoding, vision tower,
+prefill, answer.
 
     python scripts/bench_reuse.py                       (a mid-size random LLaVA-Video model, for a CPU)
     python scripts/bench_reuse.py --shape 7b --frames 128      (the sizes of LLaVA-Video-7B, for a GPU)
@@ -56,7 +57,8 @@ COLUMNS = [("budget", "g"), ("reuse", ""), ("questions", "d"), ("seconds_per_que
 
 
 def footage(frames: int, height: int = 360, width: int = 640) -> np.ndarray:
-    """``[T, H, W, 3]`` uint8: a textured scene under a moving camera, with a cut every 16 frames."""
+    """``[T, H, W, 3]`` uint8: a textured scene under a moving camera, with a cut every 16
+    frames."""
     rng = np.random.default_rng(0)
     clip = np.empty((frames, height, width, 3), np.uint8)
     for t in range(frames):

@@ -1,4 +1,5 @@
-"""What the benchmark scripts share: arguments, timing, a description of the machine, result files."""
+"""What the benchmark scripts share: arguments, timing, a description of the machine, result
+files."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ import torch
 
 
 def arguments(doc: str | None, out: str, *, repeats: int = 5) -> argparse.ArgumentParser:
-    """A parser with what every timing script takes: ``--device``, ``--dtype``, ``--repeats``, ``--out``."""
+    """A parser with what every timing script takes: ``--device``, ``--dtype``, ``--repeats``,
+    ``--out``."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="bfloat16 on a GPU, float32 on a CPU unless given")
@@ -30,7 +32,8 @@ def arguments(doc: str | None, out: str, *, repeats: int = 5) -> argparse.Argume
 
 
 def dtype_of(options: argparse.Namespace) -> torch.dtype:
-    """The data type that was asked for, or the device's usual one, which is also noted in ``options``."""
+    """The data type that was asked for, or the device's usual one, which is also noted in
+    ``options``."""
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     return getattr(torch, options.dtype)
 
@@ -92,7 +95,8 @@ def write_json(path: Path, **content: Any) -> None:
 
 
 def markdown_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]], header: dict[str, Any]) -> str:
-    """A Markdown table with the command, machine and date under it; columns are (key, format) pairs."""
+    """A Markdown table with the command, machine and date under it; columns are (key, format)
+    pairs."""
     lines = [
         "| " + " | ".join(key.replace("_", " ") for key, _ in columns) + " |",
         "|" + "|".join("---:" for _ in columns) + "|",

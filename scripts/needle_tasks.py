@@ -1,7 +1,9 @@
-"""Needle tasks for a language model without a vision tower: a grid of cells takes the place of a video's tokens.
+"""Needle tasks for a language model without a vision tower: a grid of cells takes the place of a
+video's tokens.
 
-A cell is a vector at the norm of the model's word embeddings. Cells are made of scene words, or of a real encoder's
-features of real footage under one fixed random projection; needles are words for animals put into single cells.
+A cell is a vector at the norm of the model's word embeddings. Cells are made of scene words, or of
+a real encoder's features of real footage under one fixed random projection; needles are words for
+animals put into single cells.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ SCENERY = (
 )
 NUMBERS = ("one", "two", "three", "four", "five")
 NOISE, DRIFT, NEEDLE_NOISE = 0.5, 0.05, 0.25
-"""Norms of the noise, in word norms: of a scene's cells, of their change between frames, of needles."""
+"""Norms of the noise, in word norms: of a scene's cells, of their change between frames, of
+needles."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def noise(rng: np.random.Generator, *shape: int) -> torch.Tensor:
 
 
 def project(words: Words, features: torch.Tensor, seed: int) -> torch.Tensor:
-    """Features ``[..., C]`` as cells: a random projection that ``seed`` fixes, at the norm of words."""
+    """Features ``[..., C]`` as cells: a random projection that ``seed`` fixes, at the norm of
+    words."""
     channels, width = features.shape[-1], words.table.shape[1]
     projection = torch.randn(channels, width, generator=torch.Generator().manual_seed(seed))
     return words.norm * F.normalize(features.float() @ projection, dim=-1)
@@ -104,7 +108,8 @@ def word_scene(words: Words, grid: tuple[int, int, int]) -> Background:
 def footage_scene(
     words: Words, grid: tuple[int, int, int], features: Mapping[str, torch.Tensor], seed: int
 ) -> Background:
-    """Frames in a row of a real clip, its features ``[T, H, W, C]`` under a random projection that ``seed`` fixes."""
+    """Frames in a row of a real clip, its features ``[T, H, W, C]`` under a random projection that
+    ``seed`` fixes."""
     names = sorted(features)
 
     def make(rng: np.random.Generator, case: int) -> tuple[torch.Tensor, str]:
@@ -119,7 +124,8 @@ def footage_scene(
 
 
 def place(rng: np.random.Generator, cells: torch.Tensor, vectors: list[torch.Tensor], *, size: int = 1) -> None:
-    """Write each vector over ``size x size`` cells of a frame of its own, frames in the order of the vectors."""
+    """Write each vector over ``size x size`` cells of a frame of its own, frames in the order of
+    the vectors."""
     frames, height, width, _ = cells.shape
     for frame, vector in zip(np.sort(rng.permutation(frames)[: len(vectors)]), vectors, strict=True):
         y, x = rng.integers(0, height - size + 1), rng.integers(0, width - size + 1)
@@ -167,7 +173,8 @@ def count(rng: np.random.Generator, words: Words, cells: torch.Tensor, clip: str
 
 
 def camouflage(rng: np.random.Generator, words: Words, cells: torch.Tensor, clip: str, cosine: float) -> Case:
-    """One needle of one cell, mixed with what it replaces until their cosine similarity is ``cosine``."""
+    """One needle of one cell, mixed with what it replaces until their cosine similarity is
+    ``cosine``."""
     animal = int(rng.integers(len(ANIMALS)))
     t, y, x = (int(rng.integers(size)) for size in cells.shape[:3])
     around = F.normalize(cells[t, y, x], dim=0)

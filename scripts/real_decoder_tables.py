@@ -1,4 +1,5 @@
-"""Tables and the plot of bench_real_decoder.py: ``python scripts/real_decoder_tables.py results/real_decoder/NAME``."""
+"""Tables and the plot of bench_real_decoder.py:
+``python scripts/real_decoder_tables.py results/real_decoder/NAME``."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from sttm_lmms.report.stats import clustered_interval, mcnemar_exact
 
 
 def read_answers(folder: Path) -> pd.DataFrame:
-    """A row for each answer: case, cells, task, clip, setting, right, kept, kept_mean (over decoder layers)."""
+    """A row for each answer: case, cells, task, clip, setting, right, kept, kept_mean (over decoder
+    layers)."""
     rows = []
     for text in (folder / "cases.jsonl").read_text().splitlines():
         line = json.loads(text)
@@ -34,7 +36,8 @@ def accuracy(answers: pd.DataFrame) -> str:
 
 
 def p_value(answers: pd.DataFrame, setting: str, against: str) -> str:
-    """Exact paired test of two settings over the cases that both have, with the cases won and lost."""
+    """Exact paired test of two settings over the cases that both have, with the cases won and
+    lost."""
     pairs = answers[answers["setting"].isin([setting, against])].pivot(
         index=["cells", "task", "case"], columns="setting", values="right"
     )
@@ -72,7 +75,8 @@ def accuracy_table(answers: pd.DataFrame) -> str:
 
 
 def paired_table(answers: pd.DataFrame) -> str:
-    """Each setting against all tokens, and against STTM at its budget and start layer, over the cases both answered."""
+    """Each setting against all tokens, and against STTM at its budget and start layer, over the
+    cases both answered."""
     rows = [["setting", "answers", "right", "against all tokens", "against STTM"]]
     for setting in dict.fromkeys(answers["setting"]):
         sttm = " ".join(["sttm", *setting.split(" ")[1:]])
@@ -117,7 +121,8 @@ def write_tables(folder: Path) -> None:
 
 
 def plot(answers: pd.DataFrame, path: Path) -> None:
-    """One needle of one cell: accuracy over kept share; camouflaged needles at 30%: over their cosine."""
+    """One needle of one cell: accuracy over kept share; camouflaged needles at 30%: over their
+    cosine."""
     import matplotlib
 
     matplotlib.use("Agg")

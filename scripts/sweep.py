@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""All cells of the paper's tables for one model, one after the other; `scripts/reproduce.sh all` calls this.
+"""All cells of the paper's tables for one model, one after the other; `scripts/reproduce.sh all`
+calls this.
 
     scripts/reproduce.sh all llava-video-7b
     scripts/reproduce.sh all llava-video-7b 8 --output outputs/night -- --limit 64
 
-A cell whose folder holds a result file is skipped. A cell that was interrupted goes on: its answers are in lmms-eval's
-response cache, in the same folder. A cell that fails does not stop the others; the failed ones are listed at the end,
-each with its last line of output, and the status is 1.
+A cell whose folder holds a result file is skipped. A cell that was interrupted goes on: its answers
+are in lmms-eval's response cache, in the same folder. A cell that fails does not stop the others;
+the failed ones are listed at the end, each with its last line of output, and the status is 1.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ LAST_WORDS = 300
 
 
 def cells(model: str, presets: Path = PRESETS) -> list[tuple[str, str]]:
-    """(benchmark, budget) of each cell of a model, such as ``llava-video-7b``: where the paper has thresholds.
+    """(benchmark, budget) of each cell of a model, such as ``llava-video-7b``: where the paper has
+    thresholds.
 
     Raises:
         ValueError: no table has this model.

@@ -1,7 +1,7 @@
 """STTM: training-free spatio-temporal token merging for video LLMs.
 
-Names are imported on first use, so that `import sttm_lmms` (which lmms-eval does while it looks for plugins) costs
-nothing and cannot fail because of an optional dependency.
+Names are imported on first use, so that `import sttm_lmms` (which lmms-eval does while it looks for
+plugins) costs nothing and cannot fail because of an optional dependency.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from typing import Any
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
-    """Raise ``ValueError`` naming the setting, its value and the valid range unless ``low <= value <= high``."""
+    """Raise ``ValueError`` naming the setting, its value and the valid range unless
+    ``low <= value <= high``."""
     valid = f"{'(' if low_open else '['}{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r} is not a number; it must be in {valid}")

@@ -1,4 +1,5 @@
-"""What the runtime needs to know about a transformers decoder: where it is, its rotary embedding and its masks."""
+"""What the runtime needs to know about a transformers decoder: where it is, its rotary embedding
+and its masks."""
 
 from __future__ import annotations
 
@@ -20,10 +21,12 @@ _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_slid
 
 
 def find_decoder(model: nn.Module) -> Any:
-    """The text decoder inside ``model``: the module with ``layers``, ``rotary_emb`` and ``embed_tokens``.
+    """The text decoder inside ``model``: the module with ``layers``, ``rotary_emb`` and
+    ``embed_tokens``.
 
     Raises:
-        UnsupportedModelError: there is none (the model is not a rotary decoder such as Qwen2 or Llama).
+        UnsupportedModelError: there is none (the model is not a rotary decoder such as Qwen2 or
+            Llama).
     """
     for module in model.modules():
         # Not hasattr: wrappers (PEFT, torch.compile) answer for the module inside of them.
@@ -37,7 +40,8 @@ def find_decoder(model: nn.Module) -> Any:
 
 
 def uses_mrope(decoder: Any) -> bool:
-    """True if the decoder rotates by (t, h, w) positions (Qwen2-VL), False for one position per token."""
+    """True if the decoder rotates by (t, h, w) positions (Qwen2-VL), False for one position per
+    token."""
     return bool(mrope_section(decoder.config))
 
 
@@ -53,8 +57,9 @@ def head_dim(decoder: Any) -> int:
 
 
 def layer_types(decoder: Any) -> list[str]:
-    """Attention type of every layer: the config's ``layer_types`` or, as transformers reads configs without them
-    (Mistral, Mixtral, Phi-3, Starcoder2), one window or one chunk size for all layers, else full attention."""
+    """Attention type of every layer: the config's ``layer_types`` or, as transformers reads configs
+    without them (Mistral, Mixtral, Phi-3, Starcoder2), one window or one chunk size for all layers,
+    else full attention."""
     config = decoder.config
     if types := getattr(config, "layer_types", None):
         return list(types)
@@ -67,7 +72,8 @@ def layer_types(decoder: Any) -> list[str]:
 
 
 def rotary_embedding(decoder: Any, hidden: torch.Tensor, positions: torch.Tensor, layer: int) -> Any:
-    """Cosines and sines with which ``layer`` rotates tokens at ``positions``; ``hidden`` gives dtype and device.
+    """Cosines and sines with which ``layer`` rotates tokens at ``positions``; ``hidden`` gives
+    dtype and device.
 
     Decoders with windows (Gemma 3) may have one rotary table for each attention type.
     """
@@ -86,9 +92,9 @@ def layer_mask(
 ) -> Any:
     """Causal mask for ``hidden`` ``[B, S, C]`` in ``layer``, sized by that layer's own KV length.
 
-    ``mask`` is the 2-D padding mask ``[B, past + S]`` of that layer's sequence, None without padding; ``visible``
-    narrows what a query sees. The result is what the attention backend wants: None, a 4-D mask, a 2-D mask (flash) or
-    a block mask.
+    ``mask`` is the 2-D padding mask ``[B, past + S]`` of that layer's sequence, None without
+    padding; ``visible`` narrows what a query sees. The result is what the attention backend wants:
+    None, a 4-D mask, a 2-D mask (flash) or a block mask.
     """
     kind = layer_types(decoder)[layer]
     if kind not in _MASKS:
@@ -116,7 +122,8 @@ def check_cache(cache: Cache | None) -> None:
 
 
 def cached_layers(cache: Cache) -> list[DynamicLayer]:
-    """The layers of a filled cache that hold plain keys and values ``[B, heads, length, head_dim]``."""
+    """The layers of a filled cache that hold plain keys and values
+    ``[B, heads, length, head_dim]``."""
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     if len(layers) != len(cache.layers):
         raise UnsupportedModelError("only caches that keep the keys and values of every layer can be reused")

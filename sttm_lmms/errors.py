@@ -28,7 +28,8 @@ class UnsupportedModelError(STTMError):
 
 
 class AnnotationError(STTMError):
-    """An annotation file or record is malformed. The message names the file and the record number."""
+    """An annotation file or record is malformed. The message names the file and the record
+    number."""
 
 
 class FeatureError(STTMError):

@@ -11,8 +11,8 @@ from sttm_lmms.families.hub import data_set_sentence
 def format_error(error: BaseException) -> str:
     """What to print last about the error that ended a run.
 
-    Ours are sentences already. Of others, a data set that could not be had and exhausted memory are explained; the rest
-    is named by its type and first line.
+    Ours are sentences already. Of others, a data set that could not be had and exhausted memory are
+    explained; the rest is named by its type and first line.
     """
     for cause in chain(error):
         if isinstance(cause, (STTMError, ValueError)) and not _from_hub(cause):

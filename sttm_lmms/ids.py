@@ -11,8 +11,8 @@ def safe_id(value: object, what: str = "video id") -> str:
     """``value`` if it can be a file name that stays in its folder.
 
     Raises:
-        ValueError: not a text, blank, too long, hidden (it starts with a dot, as ``..`` does), with unprintable
-            characters, a path separator or a drive of any system.
+        ValueError: not a text, blank, too long, hidden (it starts with a dot, as ``..`` does), with
+            unprintable characters, a path separator or a drive of any system.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} {value!r} is not a plain file name")

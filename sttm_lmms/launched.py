@@ -14,10 +14,12 @@ _SECONDS = 1.0
 
 @cache
 def end_with_launcher() -> None:
-    """Under torchrun or accelerate: end this process, status 1, soon after the one that started it. Once is enough.
+    """Under torchrun or accelerate: end this process, status 1, soon after the one that started it.
+    Once is enough.
 
-    A launcher stops its processes, unless it is killed itself. They would then go on, hold their GPUs, and write beside
-    those of a rerun. A process that no such launcher started is left alone: it may outlive its shell (``nohup``).
+    A launcher stops its processes, unless it is killed itself. They would then go on, hold their
+    GPUs, and write beside those of a rerun. A process that no such launcher started is left alone:
+    it may outlive its shell (``nohup``).
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         Thread(target=_end_after, args=(os.getppid(),), name="end_with_launcher", daemon=True).start()

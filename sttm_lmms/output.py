@@ -1,4 +1,5 @@
-"""An output folder in which every file is whole: a run writes beside it, and what is finished is moved in."""
+"""An output folder in which every file is whole: a run writes beside it, and what is finished is
+moved in."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ _DATE = "%Y%m%d_%H%M%S"
 class Output:
     """``--output_path`` of one run.
 
-    lmms-eval writes in place, the scores before the samples, line by line: a run that is killed there would leave half
-    a file, or scores that look like those of a whole run.
+    lmms-eval writes in place, the scores before the samples, line by line: a run that is killed
+    there would leave half a file, or scores that look like those of a whole run.
 
     Attributes:
         folder: what the user gave.
@@ -49,7 +50,8 @@ class Output:
     def publish(self) -> list[Path]:
         """Move every file to its place and return the result files, which are moved last.
 
-        lmms-eval names files by the second. Where another run has taken that name, the files get the next free one.
+        lmms-eval names files by the second. Where another run has taken that name, the files get
+        the next free one.
         """
         results = []
         for result in sorted(self.staged.rglob(f"*{RESULTS}")):
@@ -82,13 +84,15 @@ class Output:
 
 
 def result_files(folder: Path) -> list[Path]:
-    """``*results.json`` below a folder, but for those of runs that were killed before they were published."""
+    """``*results.json`` below a folder, but for those of runs that were killed before they were
+    published."""
     found = folder.rglob(f"*{RESULTS[1:]}")
     return sorted(path for path in found if not any(part.startswith(_UNFINISHED) for part in path.parts))
 
 
 def sort_samples(file: Path) -> None:
-    """Put the lines of a sample file into the order of the documents; lmms-eval writes them process by process."""
+    """Put the lines of a sample file into the order of the documents; lmms-eval writes them process
+    by process."""
     with file.open(encoding="utf-8", newline="\n") as samples:
         lines = sorted(samples, key=lambda line: json.loads(line)["doc_id"])
     file.write_text("".join(lines), encoding="utf-8")
@@ -96,7 +100,8 @@ def sort_samples(file: Path) -> None:
 
 @contextmanager
 def _reserved(folder: Path, date: str) -> Iterator[str]:
-    """The first date from ``date`` on under which no other run has files in ``folder``; nobody else gets it inside."""
+    """The first date from ``date`` on under which no other run has files in ``folder``; nobody else
+    gets it inside."""
     while True:
         marker = folder / f".{date}.lock"
         with suppress(FileExistsError):

@@ -2,11 +2,13 @@
 
 lmms-eval 0.7.3 offers a model two ways into its files, and a run uses both:
 
-* ``gen_metrics.log_metrics(..., additional_metrics=...)`` keeps numbers only, of rank 0 only, and writes them as
-  ``throughput["avg_<key>"]`` of ``*_results.json``. :class:`RunSummary` holds the keys.
-* ``TokenCounts.to_dict()`` of every answer is written as ``token_counts[0]`` of its line in ``*_samples_*.jsonl``, for
-  every task and from all ranks. :func:`sample_record` makes that dictionary. The first answer of a task
-  carries the run's :class:`Provenance` under ``"provenance"``; where ranks exchange nothing, each has a first one.
+* ``gen_metrics.log_metrics(..., additional_metrics=...)`` keeps numbers only, of rank 0 only, and
+  writes them as ``throughput["avg_<key>"]`` of ``*_results.json``. :class:`RunSummary` holds the
+  keys.
+* ``TokenCounts.to_dict()`` of every answer is written as ``token_counts[0]`` of its line in
+  ``*_samples_*.jsonl``, for every task and from all ranks. :func:`sample_record` makes that
+  dictionary. The first answer of a task carries the run's :class:`Provenance` under
+  ``"provenance"``; where ranks exchange nothing, each has a first one.
 
 Imports nothing heavy: the leaderboard reads these keys on machines without torch.
 """
@@ -30,27 +32,36 @@ TIMING_KEY = "timing_s"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Totals of a run: numbers only, because lmms-eval drops everything else. ``None`` means not measured.
+    """Totals of a run: numbers only, because lmms-eval drops everything else. ``None`` means not
+    measured.
 
     Attributes:
         questions: answers given.
-        questions_per_s: the same a second, decoding, vision and all else included, over all processes.
+        questions_per_s: the same a second, decoding, vision and all else included, over all
+            processes.
         failures: videos that could not be read.
-        videos_decoded, vision_passes, prefills: work done; reuse makes them smaller than ``questions``.
-        reduction_asked: 1 if the run was asked to reduce tokens, else 0: one of the two flags of the activity check.
+        videos_decoded, vision_passes, prefills: work done; reuse makes them smaller than
+            ``questions``.
+        reduction_asked: 1 if the run was asked to reduce tokens, else 0: one of the two flags of
+            the activity check.
         reduced_share: share of the answers whose visual tokens were reduced: the other flag.
-        requested_budget: kept / all visual tokens that was asked for; None if thresholds were given.
+        requested_budget: kept / all visual tokens that was asked for; None if thresholds were
+            given.
         tokens_before, tokens_after: visual tokens per answer, mean.
-        layer_tokens_mean: visual tokens that a decoder layer's attention sees at the prefill, mean over layers and
-            answers: the same measure for methods that reduce before, inside or layer by layer.
-        kv_share_mean: KV entries attended to while decoding / all of them; None without cache editing.
+        layer_tokens_mean: visual tokens that a decoder layer's attention sees at the prefill, mean
+            over layers and answers: the same measure for methods that reduce before, inside or
+            layer by layer.
+        kv_share_mean: KV entries attended to while decoding / all of them; None without cache
+            editing.
         kept_share_mean, kept_share_min, kept_share_max: kept / all visual tokens over the answers.
-        ttft_s: seconds to the first token (decoder only, as in the paper: no video decoding, no vision), mean.
+        ttft_s: seconds to the first token (decoder only, as in the paper: no video decoding, no
+            vision), mean.
         ttft_first_s: the same over answers that reused no prefix; comparable with the paper's.
         ttft_end_to_end_s: the same with video decoding, preprocessing and the vision tower.
-        video_decode_s, preprocess_s, vision_s: seconds of each phase before the decoder, mean over the same answers.
-        prefill_before_s, merge_s, prefill_after_s: the decoder's first pass over a video: below the start layer, the
-            merge itself, and from the start layer on.
+        video_decode_s, preprocess_s, vision_s: seconds of each phase before the decoder, mean over
+            the same answers.
+        prefill_before_s, merge_s, prefill_after_s: the decoder's first pass over a video: below the
+            start layer, the merge itself, and from the start layer on.
         prefill_s: seconds of the whole prefill, mean.
         decode_s_per_token: seconds per generated token after the first, mean.
         peak_memory_bytes: peak allocated device memory; None on CPU.
@@ -91,7 +102,8 @@ class RunSummary:
 
     @classmethod
     def from_throughput(cls, throughput: Mapping[str, Any]) -> RunSummary:
-        """Read the summary back from ``results["throughput"]``; keys of other origin are ignored."""
+        """Read the summary back from ``results["throughput"]``; keys of other origin are
+        ignored."""
         found = {
             f.name: throughput[METRIC_PREFIX + f.name] for f in fields(cls) if METRIC_PREFIX + f.name in throughput
         }
@@ -108,11 +120,13 @@ class Provenance:
         checkpoint: hub id or local folder, as given to ``pretrained=``.
         checkpoint_commit: hub commit of the checkpoint where known.
         family: name of a model family, such as ``llava_video``.
-        frames, fps, sampling: limits and rule of the frame sampling; ``video_backend``: who decoded the video.
+        frames, fps, sampling: limits and rule of the frame sampling; ``video_backend``: who decoded
+            the video.
         newline: newline mode of the LLaVA family.
         reuse: what is shared between the questions of a video.
         attention, dtype, device: how the model ran; ``device`` is the hardware's name.
-        package, lmms_eval, transformers, torch, python: versions; ``commit``: git commit of this package.
+        package, lmms_eval, transformers, torch, python: versions; ``commit``: git commit of this
+            package.
     """
 
     method: str = "none"
@@ -151,8 +165,8 @@ def sample_record(
     Args:
         reply: a ``sttm_lmms.runtime.Answer`` or ``LogLikelihood``.
         video: id of the video; the leaderboard's intervals are clustered by it.
-        reused: whether the KV prefix of an earlier question was used, so that this TTFT is no prefill time; None is
-            what ``reply`` says.
+        reused: whether the KV prefix of an earlier question was used, so that this TTFT is no
+            prefill time; None is what ``reply`` says.
         provenance: given for the first answer of a task.
     """
     record: dict[str, Any] = {
@@ -188,8 +202,10 @@ def collect_provenance(
     """Ask the loaded model, the installed packages and the machine.
 
     Args:
-        model: a loaded transformers model; dtype, attention, device and hub commit are read from it.
-        method, config: name and settings (a dataclass) of the reduction; ``config=None`` means no reduction.
+        model: a loaded transformers model; dtype, attention, device and hub commit are read from
+            it.
+        method, config: name and settings (a dataclass) of the reduction; ``config=None`` means no
+            reduction.
         checkpoint: what the user gave as ``pretrained``; the model's own name if left out.
         video: a ``VideoSettings``.
     """
@@ -242,7 +258,8 @@ def _device_name(device: Any) -> str | None:
 
 
 def _package_commit() -> str | None:
-    """Commit of the checkout this package runs from (``-dirty`` with local changes); None for an installed wheel."""
+    """Commit of the checkout this package runs from (``-dirty`` with local changes); None for an
+    installed wheel."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

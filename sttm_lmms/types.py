@@ -1,4 +1,5 @@
-"""Values that every part of the package shares: where a video sits in a sequence, its features, its tokens.
+"""Values that every part of the package shares: where a video sits in a sequence, its features, its
+tokens.
 
 The bottom of the package: imports torch alone.
 """
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 
 Message = Mapping[str, Any]
-"""A chat message: ``{"role": "user", "content": [part, ...]}`` with parts ``{"type": "text", "text": ...}``,
-``{"type": "video"}`` and ``{"type": "image"}``. The n-th visual part belongs to the n-th ``VisionFeatures``."""
+"""A chat message: ``{"role": "user", "content": [part, ...]}`` with parts
+``{"type": "text", "text": ...}``, ``{"type": "video"}`` and ``{"type": "image"}``. The n-th visual
+part belongs to the n-th ``VisionFeatures``."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class VideoSpan:
         start: index of the first visual token in its row of ``input_ids`` / ``inputs_embeds``.
         grid: (T, H, W).
         row: batch row.
-        pieces: ``(start, length)`` of each run of tokens, ascending, where other tokens (timestamps, marks of frames)
-            stand between them; None for one run. A survivor stays in the piece of its representative, and a piece that
-            empties leaves its surroundings as they are.
+        pieces: ``(start, length)`` of each run of tokens, ascending, where other tokens
+            (timestamps, marks of frames) stand between them; None for one run. A survivor stays in
+            the piece of its representative, and a piece that empties leaves its surroundings as
+            they are.
 
     Raises:
         ValueError: the pieces overlap, do not begin at ``start``, or do not hold T*H*W tokens.
@@ -77,17 +80,20 @@ class VideoSpan:
 
 @dataclass(frozen=True)
 class VisionFeatures:
-    """One video (or image) after the vision tower, as it is stored on disk and reused between questions.
+    """One video (or image) after the vision tower, as it is stored on disk and reused between
+    questions.
 
     Attributes:
-        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; the Qwen families: after the
-            patch merger ``[T, H, W, C]``, Qwen3-VL with the features of its deepstack layers behind them
-            ``[T, H, W, (1 + D) * C]``; InternVL: after the projector ``[T, H, W, C]`` (an image: one T a tile).
+        tensor: LLaVA family: output of the tower before the projector ``[T, P, C_v]``; the Qwen
+            families: after the patch merger ``[T, H, W, C]``, Qwen3-VL with the features of its
+            deepstack layers behind them ``[T, H, W, (1 + D) * C]``; InternVL: after the projector
+            ``[T, H, W, C]`` (an image: one T a tile).
         kind: ``"video"`` or ``"image"``.
         metadata: plain values: ``vid, video_time, frame_time, num_frames`` (LLaVA), or
-            ``video_sample_fps, video_grid_thw`` (Qwen families), and ``video_fps, frame_indices`` (Qwen3-VL). Images:
-            ``image_size`` (height, width), ``image_grid_thw``.
-        projected: True if ``tensor`` is ``[T, H, W, C]`` in the decoder's channels already, see :meth:`Family.project`.
+            ``video_sample_fps, video_grid_thw`` (Qwen families), and ``video_fps, frame_indices``
+            (Qwen3-VL). Images: ``image_size`` (height, width), ``image_grid_thw``.
+        projected: True if ``tensor`` is ``[T, H, W, C]`` in the decoder's channels already, see
+            :meth:`Family.project`.
     """
 
     tensor: torch.Tensor
@@ -102,14 +108,16 @@ class Deepstack:
 
     Attributes:
         mask: ``[B, L]`` bool, the visual tokens.
-        features: one ``[N, C]`` for each of the first layers, the N visual tokens of all rows in order.
+        features: one ``[N, C]`` for each of the first layers, the N visual tokens of all rows in
+            order.
     """
 
     mask: torch.Tensor
     features: tuple[torch.Tensor, ...]
 
     def inputs(self, rows: int, length: int) -> dict[str, Any]:
-        """The decoder's arguments for the first ``length`` tokens, which hold all visuals, in ``rows`` equal rows."""
+        """The decoder's arguments for the first ``length`` tokens, which hold all visuals, in
+        ``rows`` equal rows."""
         times = rows // len(self.mask)
         return {
             "visual_pos_masks": self.mask[:, :length].repeat(times, 1),
@@ -125,12 +133,14 @@ class PreparedInput:
         input_ids: ``[1, L]`` int64; visual tokens hold the checkpoint's video or image token id.
         inputs_embeds: ``[1, L, C]``.
         position_ids: ``[3, 1, L]`` int64 for M-RoPE decoders, None where positions are 0..L-1.
-        spans: the video spans that may be reduced. Newline tokens are outside of every span, except in the newline
-            modes ``grid`` and ``frame``, whose videos have no span (they are baselines and are not reduced).
-        prefix_length: tokens that do not depend on the question: everything up to the last visual token and, where
-            the checkpoint uses one, the time instruction after it.
+        spans: the video spans that may be reduced. Newline tokens are outside of every span, except
+            in the newline modes ``grid`` and ``frame``, whose videos have no span (they are
+            baselines and are not reduced).
+        prefix_length: tokens that do not depend on the question: everything up to the last visual
+            token and, where the checkpoint uses one, the time instruction after it.
         visual_tokens: all visual tokens of the sequence, newlines included.
-        deepstack: what the decoder adds behind its first layers, None for decoders that add nothing.
+        deepstack: what the decoder adds behind its first layers, None for decoders that add
+            nothing.
     """
 
     input_ids: torch.Tensor
@@ -148,7 +158,8 @@ class Tokens:
 
     Attributes:
         features: ``[N, C]``, in sequence order.
-        cells: ``[N, 3]`` int64 ``(t, y, x)``, the place of each token (of a merged token's representative).
+        cells: ``[N, 3]`` int64 ``(t, y, x)``, the place of each token (of a merged token's
+            representative).
         counts: ``[N]`` int64, original tokens that each of them stands for.
         grid: the (T, H, W) of the video before any reduction.
         head_dim: channels per attention head of the decoder, where a method compares head by head.
@@ -173,7 +184,8 @@ class Tokens:
         return cls(features.flatten(0, 2), cells, counts, (t, h, w), head_dim)
 
     def as_grid(self) -> torch.Tensor:
-        """``[T, H, W, C]``. Raises ``ValueError`` if an earlier stage has already taken tokens out of the grid."""
+        """``[T, H, W, C]``. Raises ``ValueError`` if an earlier stage has already taken tokens out
+        of the grid."""
         if len(self) != math.prod(self.grid):
             raise ValueError(f"{len(self)} tokens are left of the {self.grid} grid; this method needs all of it")
         return self.features.view(*self.grid, -1)
@@ -191,11 +203,12 @@ class Kept:
 
     Attributes:
         features: ``[N', C]``, dtype and device of the input.
-        index: ``[N']`` int64, the input token that each kept one takes its place (and, where positions are kept, its
-            rotary position) from.
-        owner: ``[N]`` int64, for each input token the kept one that now stands for it; -1 where it was dropped.
-        boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)``, ends exclusive: the cells of the kept token's own node, for
-            pictures; None where a token is one cell.
+        index: ``[N']`` int64, the input token that each kept one takes its place (and, where
+            positions are kept, its rotary position) from.
+        owner: ``[N]`` int64, for each input token the kept one that now stands for it; -1 where it
+            was dropped.
+        boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)``, ends exclusive: the cells of the kept
+            token's own node, for pictures; None where a token is one cell.
         info: plain numbers worth reporting, such as the thresholds that a budget search found.
     """
 
@@ -230,12 +243,12 @@ class MergedTokens:
 
     Attributes:
         features: ``[N', C]``, dtype and device of the input.
-        boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)`` in grid cells, ends exclusive: the place of the token's
-            representative. Its top-left cell gives the token its position.
-        counts: ``[N']`` int64, original tokens in each token. They sum to T*H*W for methods that merge; a method that
-            drops tokens leaves the dropped ones out.
-        source_map: ``[T, H, W]`` int64, index of the token that now stands for each original cell; -1 where a cell
-            was dropped.
+        boxes: ``[N', 5]`` int64 ``(t, y0, x0, y1, x1)`` in grid cells, ends exclusive: the place of
+            the token's representative. Its top-left cell gives the token its position.
+        counts: ``[N']`` int64, original tokens in each token. They sum to T*H*W for methods that
+            merge; a method that drops tokens leaves the dropped ones out.
+        source_map: ``[T, H, W]`` int64, index of the token that now stands for each original cell;
+            -1 where a cell was dropped.
         info: plain numbers worth reporting, such as the thresholds that a budget search found.
     """
 

@@ -19,7 +19,8 @@ class StockTasks:
         include_path: what ``--include_path`` wants.
         hf_home: what ``HF_HOME`` has to be; the tasks look for their videos below it.
         names: the tasks, each named as lmms-eval's own with ``_tiny`` added.
-        videos: where the videos ``clip0.mp4`` and ``clip1.mp4`` of each task belong; the folders exist.
+        videos: where the videos ``clip0.mp4`` and ``clip1.mp4`` of each task belong; the folders
+            exist.
     """
 
     include_path: Path

@@ -1,7 +1,9 @@
-"""A stand-in for the package vllm: its ``LLM.generate`` over prompt embeddings, with transformers behind it.
+"""A stand-in for the package vllm: its ``LLM.generate`` over prompt embeddings, with transformers
+behind it.
 
-It holds vLLM's promises that this package relies on: answers in the order of the prompts, new token ids with the one
-that ended them, a prefix cache of whole blocks that is found by the bytes of the embeddings. It refuses what vLLM does.
+It holds vLLM's promises that this package relies on: answers in the order of the prompts, new token
+ids with the one that ended them, a prefix cache of whole blocks that is found by the bytes of the
+embeddings. It refuses what vLLM does.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ EDITS_CACHE = ("dycoke", "streaming_llm")
 """Methods that edit the KV cache while decoding: one sequence with one video at a time."""
 
 OUT_OF_ORDER = ("tome", "dycoke_stage1", "dycoke")
-"""Methods whose survivors go on in another order than that of their places, as in the published code."""
+"""Methods whose survivors go on in another order than that of their places, as in the published
+code."""
 
 MERGING = ("sttm", "pool", "tome", "octree", "framefusion_merge", "cluster")
 """Methods in which no cell is dropped: every one of them has a token that stands for it."""

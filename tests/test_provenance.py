@@ -1,4 +1,5 @@
-"""What a run says about itself: read back as written, asked of a real model, and free of heavy imports."""
+"""What a run says about itself: read back as written, asked of a real model, and free of heavy
+imports."""
 
 import subprocess
 import sys

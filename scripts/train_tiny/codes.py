@@ -1,7 +1,8 @@
-"""Fixed orthogonal directions of the model's hidden space: what the vision side writes and the decoder reads.
+"""Fixed orthogonal directions of the model's hidden space: what the vision side writes and the
+decoder reads.
 
-Objects, background, colour and time each get a direction of their own. The vision tower is taught to write object,
-background and colour; the first two decoder layers are taught to add the time.
+Objects, background, colour and time each get a direction of their own. The vision tower is taught
+to write object, background and colour; the first two decoder layers are taught to add the time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ COLOUR_GAIN = 1.4
 
 @dataclass(frozen=True)
 class Codes:
-    """Orthonormal rows: ``objects [K, C]``, ``background [C]``, ``colour [3, C]``, ``time [8, C]``."""
+    """Orthonormal rows: ``objects [K, C]``, ``background [C]``, ``colour [3, C]``,
+    ``time [8, C]``."""
 
     objects: torch.Tensor
     background: torch.Tensor
@@ -37,7 +39,8 @@ class Codes:
         return TIME_NORM * 0.5 * waves @ self.time
 
     def background_target(self, rgb: torch.Tensor) -> torch.Tensor:
-        """What a cell without a needle should look like, ``[..., C]`` from its mean colour ``[..., 3]`` in [0, 1]."""
+        """What a cell without a needle should look like, ``[..., C]`` from its mean colour
+        ``[..., 3]`` in [0, 1]."""
         vector = 0.6 * self.background + COLOUR_GAIN * (rgb - 0.45) @ self.colour
         return OBJECT_NORM * torch.nn.functional.normalize(vector, dim=-1)
 

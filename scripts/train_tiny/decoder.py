@@ -1,7 +1,8 @@
-"""The Qwen2 decoder and a forward pass of it for training: one video, several questions that do not see each other.
+"""The Qwen2 decoder and a forward pass of it for training: one video, several questions that do not
+see each other.
 
-The weights live in transformers' Qwen2ForCausalLM. This forward pass differs from its own in two ways: questions of one
-video share the video, and hidden states and attention of the text come out.
+The weights live in transformers' Qwen2ForCausalLM. This forward pass differs from its own in two
+ways: questions of one video share the video, and hidden states and attention of the text come out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def decoder_config() -> Qwen2Config:
 
 
 def build_decoder(codes: Codes, object_ids: list[int]) -> Qwen2ForCausalLM:
-    """A fresh decoder: object words start as their codes, the front layers start as the identity."""
+    """A fresh decoder: object words start as their codes, the front layers start as the
+    identity."""
     model = Qwen2ForCausalLM(decoder_config())
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(0.2 / 0.07)
@@ -104,8 +106,8 @@ def run(
     *,
     layers: range = range(LAYERS),
 ) -> Trace:
-    """Run ``layers`` over ``context`` ``[B, C, D]`` (what stands before the video, and the video) and the questions
-    ``text`` ``[B, L, D]``, one after the other, ``lengths`` long."""
+    """Run ``layers`` over ``context`` ``[B, C, D]`` (what stands before the video, and the video)
+    and the questions ``text`` ``[B, L, D]``, one after the other, ``lengths`` long."""
     trace = Trace({}, {}, {})
     size = context.shape[1]
     mask = F.pad(text_mask(lengths), (size, 0))
@@ -124,7 +126,8 @@ def run(
 def attention(
     module: nn.Module, x: torch.Tensor, size: int, turns: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of one layer ``[B, C+L, D]``, and the shares ``[B, heads, L, C+L]`` of the text's attention."""
+    """Attention of one layer ``[B, C+L, D]``, and the shares ``[B, heads, L, C+L]`` of the text's
+    attention."""
     batch, length, width = x.shape
     head = width // HEADS
     q = module.q_proj(x).view(batch, length, HEADS, head).transpose(1, 2)

@@ -1,4 +1,5 @@
-"""The training loop that all stages share: schedule, clipping, logging, and resuming where a stage was stopped."""
+"""The training loop that all stages share: schedule, clipping, logging, and resuming where a stage
+was stopped."""
 
 from __future__ import annotations
 
@@ -61,10 +62,12 @@ def train_stage(
     seed: int,
     every: int = 50,
 ) -> None:
-    """Train ``module`` in place; a stage that was interrupted goes on from ``{name}.pt`` in ``folder``.
+    """Train ``module`` in place; a stage that was interrupted goes on from ``{name}.pt`` in
+    ``folder``.
 
-    The random stream of a step depends on (seed, step) alone, so that a resumed run sees what an unbroken one sees.
-    ``every`` so many steps the state is kept and the log gets a JSON line: running means of what ``step_fn`` reports.
+    The random stream of a step depends on (seed, step) alone, so that a resumed run sees what an
+    unbroken one sees. ``every`` so many steps the state is kept and the log gets a JSON line:
+    running means of what ``step_fn`` reports.
     """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01)

@@ -1,4 +1,5 @@
-"""Dense supervision of the decoder: heads that ask early layers for the steps of the answer. Dropped afterwards."""
+"""Dense supervision of the decoder: heads that ask early layers for the steps of the answer.
+Dropped afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from .videos import Batch
 
 
 def text_targets(batch: Batch, object_of: torch.Tensor, period: int) -> dict[str, tuple[torch.Tensor, ...]]:
-    """Per head: rows, text positions and classes. ``object_of[id]`` is the object a token names, or -1."""
+    """Per head: rows, text positions and classes. ``object_of[id]`` is the object a token names, or
+    -1."""
     found: dict[str, list[tuple[int, int, int]]] = {k: [] for k in ("present", "time", "count", "later", "right")}
     starts = [sum(batch.lengths[:i]) for i in range(len(batch.lengths))]
     ids = batch.ids
@@ -93,10 +95,11 @@ def losses(student: Student, trace: Trace, batch: Batch) -> tuple[torch.Tensor, 
 
 
 def counting_attention(shares: torch.Tensor, batch: Batch, object_of: torch.Tensor, prefix: int) -> torch.Tensor:
-    """How far (KL) the first head of an object's name in a counting question is from looking where it can count.
+    """How far (KL) the first head of an object's name in a counting question is from looking where
+    it can count.
 
-    That is evenly at every needle of its object and at the first token of the sequence: what the first token gets,
-    1/(n + 1), is then the count, whatever else has been dropped.
+    That is evenly at every needle of its object and at the first token of the sequence: what the
+    first token gets, 1/(n + 1), is then the count, whatever else has been dropped.
     """
     counted = torch.tensor([question.kind == "cnt" for question in batch.drawn[0].questions])
     asked = torch.repeat_interleave(counted, torch.tensor(batch.lengths))

@@ -21,7 +21,8 @@ ORDINALS = 5
 
 
 class Heads(nn.Module):
-    """Linear readers of hidden states for the dense supervision of the decoder; dropped after training."""
+    """Linear readers of hidden states for the dense supervision of the decoder; dropped after
+    training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +35,8 @@ class Heads(nn.Module):
 
 
 class Student(nn.Module):
-    """Everything that is trained: vision side, decoder, and the heads that are dropped in the end."""
+    """Everything that is trained: vision side, decoder, and the heads that are dropped in the
+    end."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The checkpoints' tokenizers: phrases of Mini-VNBench as single tokens, bytes for everything else."""
+"""The checkpoints' tokenizers: phrases of Mini-VNBench as single tokens, bytes for everything
+else."""
 
 from __future__ import annotations
 

@@ -4,18 +4,19 @@
     PYTHONPATH=scripts python -m train_tiny.train --work WORK
 
 1. ``vision``: tower and projector on single frames, cell by cell.
-2. ``core``: decoder layers 2 and up learn the three tasks from a few synthetic tokens a frame, to which the time of the
-   frame is added by hand.
+2. ``core``: decoder layers 2 and up learn the three tasks from a few synthetic tokens a frame, to
+   which the time of the frame is added by hand.
 3. ``video``: the same with features of real frames, a few cells a frame.
 4. ``dense``: the same with any share of all cells, dropped at random, never those of needles.
 5. ``settle``: the same at a low rate, background dropped at random or where it changes least.
-6. ``front``: layers 0 and 1 learn to add the time to visual tokens and to leave everything else alone; the attention of
-   the text to the video costs, so that what a question needs is read after the place where tokens are reduced.
+6. ``front``: layers 0 and 1 learn to add the time to visual tokens and to leave everything else
+   alone; the attention of the text to the video costs, so that what a question needs is read after
+   the place where tokens are reduced.
 
-Dropping background in stages 4 and 5 uses labels and makes benign reduction cheap for this model; the cost in stage 6
-makes the loss of a needle expensive. Without both, a model of this size reads the video in layer 0 and no reduction
-matters. Every stage keeps its state in WORK and goes on from there when the command is given again; the log is
-WORK/train.jsonl, the checkpoint WORK/checkpoint.
+Dropping background in stages 4 and 5 uses labels and makes benign reduction cheap for this model;
+the cost in stage 6 makes the loss of a needle expensive. Without both, a model of this size reads
+the video in layer 0 and no reduction matters. Every stage keeps its state in WORK and goes on from
+there when the command is given again; the log is WORK/train.jsonl, the checkpoint WORK/checkpoint.
 """
 
 from __future__ import annotations
@@ -50,14 +51,16 @@ CLIPS, VIEWS_PER_OBJECT = 400, 150
 
 
 def layout_of(step: int, ordering: int = 5) -> str:
-    """Counting is the hardest to begin with: four steps of five. ``ordering``: one step in so many is about order."""
+    """Counting is the hardest to begin with: four steps of five. ``ordering``: one step in so many
+    is about order."""
     return "cnt" if step % ordering else "ord"
 
 
 def make_videos(
     student: Student, rng: np.random.Generator, layout: str, per_step: int, bank: Bank | None, *, videos: int = 16
 ) -> Batch:
-    """A batch of videos of one random length, one frame a second; without a bank their features are made up."""
+    """A batch of videos of one random length, one frame a second; without a bank their features are
+    made up."""
     steps = int(rng.integers(8, MAX_FRAMES + 1))
     drawn = [draw(rng, layout, steps - 1) for _ in range(videos)]
     if bank is None:
@@ -82,7 +85,8 @@ def drop_background(
 
 
 def stillness(batch: Batch, rng: np.random.Generator) -> torch.Tensor:
-    """How little a token changes since the step before ``[B, N]``, roughly; for batches with all cells."""
+    """How little a token changes since the step before ``[B, N]``, roughly; for batches with all
+    cells."""
     tokens = batch.visual.unflatten(1, (batch.steps, -1))
     same = torch.zeros(tokens.shape[:-1])
     same[:, 1:] = torch.cosine_similarity(tokens[:, 1:], tokens[:, :-1], dim=-1).clamp_min(0)
@@ -91,7 +95,8 @@ def stillness(batch: Batch, rng: np.random.Generator) -> torch.Tensor:
 
 
 def random_share(rng: np.random.Generator, whole: float) -> float:
-    """Share of the visual tokens that stay in a training step: sometimes (``whole``) all of them, often few."""
+    """Share of the visual tokens that stay in a training step: sometimes (``whole``) all of them,
+    often few."""
     return 1.0 if rng.random() < whole else float(np.exp(rng.uniform(np.log(0.08), np.log(0.8))))
 
 
@@ -160,7 +165,8 @@ def make_bank(student: Student, path: Path, clips: int, per_object: int) -> Bank
 
 
 def train_model(work: Path, scale: float = 1.0) -> Path:
-    """All stages that are not done yet, with ``scale`` times the steps; returns the folder of the checkpoint."""
+    """All stages that are not done yet, with ``scale`` times the steps; returns the folder of the
+    checkpoint."""
     work.mkdir(parents=True, exist_ok=True)
     student = Student()
     schedules = {name: schedule.scaled(scale) for name, schedule in SCHEDULES.items()}

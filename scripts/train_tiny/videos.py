@@ -1,4 +1,5 @@
-"""Training videos as token features, put together from features of real views faster than frames can be drawn.
+"""Training videos as token features, put together from features of real views faster than frames
+can be drawn.
 
 They come with questions, and with what every token could know (dense supervision).
 """
@@ -43,8 +44,8 @@ class Drawn:
 def draw(rng: np.random.Generator, layout: str, seconds: float) -> Drawn:
     """Needles and questions of one training video.
 
-    ``layout`` ``"ord"`` gives three questions on ordering and one on retrieval, ``"cnt"`` three on counting and one on
-    retrieval: the same kinds at the same places in every video of a batch.
+    ``layout`` ``"ord"`` gives three questions on ordering and one on retrieval, ``"cnt"`` three on
+    counting and one on retrieval: the same kinds at the same places in every video of a batch.
     """
     room = slots(seconds)
     objects, asked = sample_objects(rng, layout, room)
@@ -120,7 +121,8 @@ def around(cell: int) -> torch.Tensor:
 
 
 def compose(rng: np.random.Generator, bank: Bank, drawn: Drawn, steps: int) -> tuple[torch.Tensor, Drawn]:
-    """Features ``[T, cells, C]`` of a video with these events, and the events with the places that the bank gave them.
+    """Features ``[T, cells, C]`` of a video with these events, and the events with the places that
+    the bank gave them.
 
     An inserted needle brings its whole view, an edited one the cells around it.
     """
@@ -147,7 +149,8 @@ class Batch:
         step, cell: ``[B, N]``, step in time and cell of each token.
         steps: steps in time of the whole video.
         needle: ``[B, N]`` object whose centre the token holds, or -1.
-        ids: ``[B, L]`` text tokens of all questions, one after the other; lengths: of each question.
+        ids: ``[B, L]`` text tokens of all questions, one after the other; lengths: of each
+            question.
         drawn: the videos.
     """
 
@@ -183,7 +186,8 @@ def synthetic_features(rng: np.random.Generator, codes: Codes, drawn: Drawn, ste
 
 
 def pick_cells(rng: np.random.Generator, drawn: list[Drawn], steps: int, per_step: int) -> torch.Tensor:
-    """Sorted cells ``[B, T, per_step]``: those with a needle's centre always, background at random."""
+    """Sorted cells ``[B, T, per_step]``: those with a needle's centre always, background at
+    random."""
     priority = rng.random((len(drawn), steps, GRID * GRID))
     for row, video in enumerate(drawn):
         for event in video.events:

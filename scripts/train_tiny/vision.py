@@ -37,7 +37,8 @@ def vision_config() -> SiglipVisionConfig:
 
 
 class Vision(nn.Module):
-    """Frames ``[n, 3, 56, 56]`` in [-1, 1] to visual tokens ``[n, 49, C]``, as LLaVA-Video does it."""
+    """Frames ``[n, 3, 56, 56]`` in [-1, 1] to visual tokens ``[n, 49, C]``, as LLaVA-Video does
+    it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +60,8 @@ class Vision(nn.Module):
 
 
 def grid_waves(side: int, width: int) -> torch.Tensor:
-    """Sine and cosine position codes ``[side*side, width]``: a start from which neighbours are easy to find."""
+    """Sine and cosine position codes ``[side*side, width]``: a start from which neighbours are easy
+    to find."""
     axis = torch.arange(side).float()
     rates = 3.14 / 2 ** torch.linspace(0.5, 4, width // 4)
     waves = torch.cat(((axis[:, None] * rates).sin(), (axis[:, None] * rates).cos()), 1)
@@ -69,7 +71,8 @@ def grid_waves(side: int, width: int) -> torch.Tensor:
 
 
 def degrade(frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """What a codec, a resize and 8 bits leave: blur, noise, light, rounding. ``[n, 3, H, W]`` in [0, 1]."""
+    """What a codec, a resize and 8 bits leave: blur, noise, light, rounding. ``[n, 3, H, W]`` in
+    [0, 1]."""
     n = len(frames)
     seed = torch.Generator().manual_seed(int(rng.integers(2**31)))
     blurred = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -106,7 +109,8 @@ def scatter(rng: np.random.Generator) -> Iterator[tuple[int, int, int, float, fl
 def frame_batch(
     rng: np.random.Generator, batch: int = 64, shots: int = 16
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A few fresh shots: ``(frames [n, 3, 56, 56] in [-1, 1], labels [n, 49], mean cell colours [n, 49, 3])``.
+    """A few fresh shots: ``(frames [n, 3, 56, 56] in [-1, 1], labels [n, 49], mean cell colours [n,
+    49, 3])``.
 
     A label is the object whose centre lies in the cell, or ``len(OBJECTS)`` for background.
     """
@@ -142,7 +146,8 @@ def prepare(frames: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def vision_loss(features: torch.Tensor, labels: torch.Tensor, colours: torch.Tensor, codes: Codes) -> torch.Tensor:
-    """Classification of every cell against the fixed codes, plus the distance to the code itself."""
+    """Classification of every cell against the fixed codes, plus the distance to the code
+    itself."""
     classes = torch.cat((codes.objects, codes.background[None]))
     logits = 2 * features @ classes.T
     needle = labels < len(OBJECTS)
@@ -156,7 +161,8 @@ def vision_loss(features: torch.Tensor, labels: torch.Tensor, colours: torch.Ten
 
 @torch.no_grad()
 def vision_scores(features: torch.Tensor, labels: torch.Tensor, codes: Codes) -> dict[str, float]:
-    """Share of needles named right, colour right, shape right, and of background cells taken for a needle."""
+    """Share of needles named right, colour right, shape right, and of background cells taken for a
+    needle."""
     guess = (features @ torch.cat((codes.objects, codes.background[None])).T).argmax(-1)
     needle = labels < len(OBJECTS)
     g, w = guess[needle], labels[needle]

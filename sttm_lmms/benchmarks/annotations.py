@@ -15,7 +15,8 @@ from sttm_lmms.ids import safe_id
 
 MAX_OPTIONS = 8
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# Mean length of the classes of Video-MME in seconds (arXiv 2405.21075, section 3), which gives no length of each video.
+# Mean length of the classes of Video-MME in seconds (arXiv 2405.21075, section 3), which gives no
+# length of each video.
 _MEAN_SECONDS = {"short": 80.7, "medium": 520.2, "long": 2471.0}
 
 
@@ -23,15 +24,17 @@ def load_questions(path: str | Path, benchmark: str) -> list[Question]:
     """All questions of an annotation file, in the order of the file.
 
     Raises:
-        AnnotationError: the file is missing or not JSON, or a record lacks a key, has an answer that is not among its
-            options, an id that is used twice or would leave the video folder; names the file and the record (from 0).
+        AnnotationError: the file is missing or not JSON, or a record lacks a key, has an answer
+            that is not among its options, an id that is used twice or would leave the video folder;
+            names the file and the record (from 0).
     """
     path = Path(path)
     return parse_questions(read_records(path), benchmark, path)
 
 
 def parse_questions(records: Sequence[Any], benchmark: str, path: Path) -> list[Question]:
-    """Checked records; :class:`AnnotationError` as in :func:`load_questions`, with ``path`` as the file."""
+    """Checked records; :class:`AnnotationError` as in :func:`load_questions`, with ``path`` as the
+    file."""
     fmt = get_format(benchmark)
     questions: list[Question] = []
     seen: dict[str, int] = {}
@@ -48,7 +51,8 @@ def parse_questions(records: Sequence[Any], benchmark: str, path: Path) -> list[
 
 
 def read_records(path: Path) -> list[Any]:
-    """The records of a JSON file that holds a non-empty list; :class:`AnnotationError` for anything else."""
+    """The records of a JSON file that holds a non-empty list; :class:`AnnotationError` for anything
+    else."""
     try:
         records = _printable(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
@@ -88,7 +92,8 @@ def parse_record(record: Any, fmt: Format) -> Question:
 
 
 def video_seconds(record: Mapping[str, Any]) -> float:
-    """About how long a record's video is: its own number, or the mean of its class; 0 where nothing is said."""
+    """About how long a record's video is: its own number, or the mean of its class; 0 where nothing
+    is said."""
     for key in ("video_second", "duration"):
         value = record.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6:

@@ -1,4 +1,5 @@
-"""Which option a model's reply names. No rule here knows which letter it reads, so none is favoured."""
+"""Which option a model's reply names. No rule here knows which letter it reads, so none is
+favoured."""
 
 from __future__ import annotations
 
@@ -21,28 +22,32 @@ _AFTER_LETTER = re.compile(
     | our | their | it | he | she | they | we | you | i | not | alone | here | there | again
     | best | better | most | please"""
 )
-# "A seems", "A matches": a verb, for an article takes no plural. "A glass" and "A bus" end otherwise.
+# "A seems", "A matches": a verb, for an article takes no plural. "A glass" and "A bus" end
+# otherwise.
 _THIRD_PERSON = re.compile(r"[a-z]+[a-rtv-z]s")
 _VERB = re.compile(r"is|are|was|were|has|have|had|do|does|did|can|could|will|would|may|might|must|should|\w{2,}ing")
 
 
 def parse_answer(reply: str, letters: str = "ABCD") -> str:
-    """The option letter a reply names, or "" if it names none (an empty reply, a sentence without a letter).
+    """The option letter a reply names, or "" if it names none (an empty reply, a sentence without a
+    letter).
 
-    A letter counts where it stands alone ("C", "(C)", "C.", "C is right"), never inside a word, and a small one only
-    where it can be no article ("c) the third", "the answer is c"). Tried in this order: the whole reply, its beginning,
-    what follows a lead-in such as "The best answer is" or "Option", the first capital that is not denied ("not A but
-    C"), a capital in front of a hyphen. A letter at the beginning of a sentence that makes sense with an article in
-    its place ("A man is holding a cup") is passed over, whichever letter it is.
+    A letter counts where it stands alone ("C", "(C)", "C.", "C is right"), never inside a word, and
+    a small one only where it can be no article ("c) the third", "the answer is c"). Tried in this
+    order: the whole reply, its beginning, what follows a lead-in such as "The best answer is" or
+    "Option", the first capital that is not denied ("not A but C"), a capital in front of a hyphen.
+    A letter at the beginning of a sentence that makes sense with an article in its place ("A man is
+    holding a cup") is passed over, whichever letter it is.
 
-    The published parser takes capitals out of the middle of words and lacks two commas in its list of lead-ins, so that
-    it reads "Best answer: C" as B; on replies without such traps both agree.
+    The published parser takes capitals out of the middle of words and lacks two commas in its list
+    of lead-ins, so that it reads "Best answer: C" as B; on replies without such traps both agree.
 
     Args:
         reply: the text a model generated.
         letters: the option letters of the question.
     """
-    # Markup becomes a sign, not a space: a letter in bold or in a box is no word of the sentence around it.
+    # Markup becomes a sign, not a space: a letter in bold or in a box is no word of the sentence
+    # around it.
     text = _MARKUP.sub("|", unicodedata.normalize("NFKC", reply or "")).strip()
     bare = text.strip(_WRAPPING)
     if len(bare) == 1:
@@ -63,7 +68,8 @@ def parse_answer(reply: str, letters: str = "ABCD") -> str:
 
 
 def _at_start(text: str, letters: str) -> str:
-    """The letter, capital or small, that ``text`` opens with as one opens with an option: "c) ...", "b: ...", "c"."""
+    """The letter, capital or small, that ``text`` opens with as one opens with an option: "c) ...",
+    "b: ...", "c"."""
     found = re.match(rf"([{letters}{letters.lower()}])(?!\.[A-Za-z]\.)(.*)", text, re.DOTALL)
     if found is None:
         return ""

@@ -13,19 +13,20 @@ FRAMES_PER_QUESTION = 8.0
 def video_cost(seconds: float, questions: int) -> float:
     """Estimated cost of answering about a video, in frames that are seen; only ratios matter.
 
-    Frames at one a second up to the cap, reading the file (20 seconds of it for a frame), and 8 frames for each
-    question. A video of unknown length (0) counts as one that just reaches the cap: among such videos the number of
-    questions decides.
+    Frames at one a second up to the cap, reading the file (20 seconds of it for a frame), and 8
+    frames for each question. A video of unknown length (0) counts as one that just reaches the cap:
+    among such videos the number of questions decides.
     """
     seconds = seconds or FRAME_CAP
     return min(seconds, FRAME_CAP) + seconds / SECONDS_PER_FRAME + FRAMES_PER_QUESTION * questions
 
 
 def assign_ranks(costs: Sequence[float], loads: Sequence[float]) -> list[int]:
-    """The rank of each piece of work: the most expensive first, each to the rank with the least to do.
+    """The rank of each piece of work: the most expensive first, each to the rank with the least to
+    do.
 
-    No rank gets more than 4/3 of what the best split would give the busiest one (Graham's bound for this order).
-    Deterministic.
+    No rank gets more than 4/3 of what the best split would give the busiest one (Graham's bound for
+    this order). Deterministic.
 
     Args:
         costs: of each piece of work.

@@ -1,4 +1,5 @@
-"""Where a benchmark's files lie: ``{data root}/{benchmark}/annotations/...`` and ``videos/{video_id}.mp4``."""
+"""Where a benchmark's files lie: ``{data root}/{benchmark}/annotations/...`` and
+``videos/{video_id}.mp4``."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def annotation_file(root: Path, fmt: Format) -> Path:
 
 
 def load_benchmark(benchmark: str, root: Path) -> list[Question]:
-    """All questions of a benchmark under a data root; :class:`AnnotationError` as in ``load_questions``."""
+    """All questions of a benchmark under a data root; :class:`AnnotationError` as in
+    ``load_questions``."""
     return load_questions(annotation_file(root, get_format(benchmark)), benchmark)
 
 
@@ -51,6 +53,7 @@ def video_folder(root: Path, benchmark: str) -> Path:
 
 
 def find_video(folder: Path, video_id: str) -> Path:
-    """The file of a video, which need not exist: ``.mp4``, or another container where only that is there."""
+    """The file of a video, which need not exist: ``.mp4``, or another container where only that is
+    there."""
     paths = [folder / f"{video_id}{suffix}" for lower in VIDEO_SUFFIXES for suffix in (lower, lower.upper())]
     return next((path for path in paths if path.is_file()), paths[0])

@@ -30,8 +30,8 @@ CATEGORIES = ("duration", "task_type", "domain", "sub_category")
 class TaskData:
     """The documents of one task and what its YAML needs to load them.
 
-    lmms-eval reads the annotation file itself (``dataset_kwargs``) and then hands the data set to ``process_docs``,
-    which replaces it by the checked and ordered documents.
+    lmms-eval reads the annotation file itself (``dataset_kwargs``) and then hands the data set to
+    ``process_docs``, which replaces it by the checked and ordered documents.
     """
 
     annotations: Path
@@ -54,7 +54,8 @@ class TaskData:
         return cls(path, tuple(found))
 
     def __repr__(self) -> str:
-        """Short, and other for other questions: lmms-eval writes it to result files and keys cached answers by it."""
+        """Short, and other for other questions: lmms-eval writes it to result files and keys cached
+        answers by it."""
         asked = [{name: value for name, value in doc.items() if name != "video_second"} for doc in self.docs]
         content = json.dumps([{**doc, "video": ""} for doc in asked], sort_keys=True).encode()
         digest = hashlib.sha256(content).hexdigest()[:12]
@@ -62,7 +63,8 @@ class TaskData:
 
     @property
     def dataset_kwargs(self) -> dict[str, Any]:
-        """For ``dataset_path: json``; the path is relative where it can be, because result files hold it."""
+        """For ``dataset_path: json``; the path is relative where it can be, because result files
+        hold it."""
         path, here = self.annotations, Path.cwd()
         return {"data_files": {"test": str(path.relative_to(here) if path.is_relative_to(here) else path)}}
 
@@ -80,9 +82,9 @@ class TaskData:
 def documents(questions: Sequence[Question], benchmark: str, videos: Path) -> list[Document]:
     """One flat dict a question.
 
-    ``tries`` is the number of questions of its video, ``video_second`` its length or 0, by which processes share the
-    work, ``submit`` says that the benchmark keeps answers secret; an unknown answer and categories the benchmark does
-    not have are "".
+    ``tries`` is the number of questions of its video, ``video_second`` its length or 0, by which
+    processes share the work, ``submit`` says that the benchmark keeps answers secret; an unknown
+    answer and categories the benchmark does not have are "".
     """
     submit = any(question.answer is None for question in questions)
     tries = Counter(question.video_id for question in questions)
@@ -109,8 +111,9 @@ def doc_to_text(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] | No
     """The prompt of the published runs, without the video.
 
     Args:
-        lmms_eval_specific_kwargs: of the task's YAML; ``prompt: mended`` names the letters of the options and no others
-            where the published prompt names more. ``prompt: published`` is the default.
+        lmms_eval_specific_kwargs: of the task's YAML; ``prompt: mended`` names the letters of the
+            options and no others where the published prompt names more. ``prompt: published`` is
+            the default.
 
     Raises:
         ValueError: another ``prompt``.
@@ -122,7 +125,8 @@ def doc_to_text(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] | No
 
 
 def doc_to_visual(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] | None = None) -> list[str]:
-    """The path of the video. Whether the file is there is for the model to find out, which can go on without it."""
+    """The path of the video. Whether the file is there is for the model to find out, which can go
+    on without it."""
     return [doc["video"]]
 
 
@@ -136,7 +140,8 @@ def doc_to_messages(doc: Document, lmms_eval_specific_kwargs: Mapping[str, Any] 
 
 
 def process_results(doc: Document, results: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The scored answer under the name of every metric it counts for; ``results`` holds the reply."""
+    """The scored answer under the name of every metric it counts for; ``results`` holds the
+    reply."""
     letters = "".join(option[0] for option in doc["options"])
     prediction, score = scores.score_reply(results[0] if results else "", letters, doc["answer"])
     categories = {name: doc[name] for name in CATEGORIES if doc[name]}
@@ -145,7 +150,8 @@ def process_results(doc: Document, results: Sequence[str]) -> dict[str, dict[str
     if doc["answer"]:
         item = {"score": score, "prediction": prediction, "answer": doc["answer"], **ids, **categories}
         metrics = {"accuracy": item} | {f"{name}/{value}": item for name, value in categories.items()}
-    # What follows is no mean over questions; without "score", lmms-eval does not compute the standard error of one.
+    # What follows is no mean over questions; without "score", lmms-eval does not compute the
+    # standard error of one.
     if doc["benchmark"] == "vnbench":
         kind = scores.vnbench_kind(doc["task_type"])
         item = {"correct": score, "tries": doc["tries"], "kind": kind, **ids}
@@ -158,7 +164,8 @@ def process_results(doc: Document, results: Sequence[str]) -> dict[str, dict[str
 
 
 def aggregation(metric: str) -> Callable[..., float | str | None]:
-    """The function that turns the scored answers of a metric into one number (``submission``: the path of a file)."""
+    """The function that turns the scored answers of a metric into one number (``submission``: the
+    path of a file)."""
     if metric.startswith("circular/"):
         return scores.circular_kind
     if metric == "submission":

@@ -1,4 +1,5 @@
-"""The STTM annotation format of the six benchmarks: where the files lie and what their records hold."""
+"""The STTM annotation format of the six benchmarks: where the files lie and what their records
+hold."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Format:
         files: names of the annotation file, the preferred one first.
         video_key, question_key: the fields that hold the ids.
         categories: fields by which results are broken down.
-        options: ``"lettered"`` (a list of ``"A. text"``), ``"plain"`` (a list of ``"text"``) or ``"fields"``
-            (``option 0``, ``option 1``, ...).
+        options: ``"lettered"`` (a list of ``"A. text"``), ``"plain"`` (a list of ``"text"``) or
+            ``"fields"`` (``option 0``, ``option 1``, ...).
         answer: a letter or a 0-based index.
         answer_required: False where the benchmark keeps some answers secret.
         letters_beyond: letters that the published prompt offers beyond the last option.
@@ -97,7 +98,8 @@ _VNBENCH_KIND = re.compile(r"_((?:ret|ord|cnt)_(?:edit|insert)\d)$")
 
 
 def get_format(benchmark: str) -> Format:
-    """The format called ``benchmark``; an unknown name raises ``ValueError`` listing those which exist."""
+    """The format called ``benchmark``; an unknown name raises ``ValueError`` listing those which
+    exist."""
     if benchmark not in FORMATS:
         raise unknown("benchmark", benchmark, FORMATS)
     return FORMATS[benchmark]
@@ -106,8 +108,8 @@ def get_format(benchmark: str) -> Format:
 def vnbench_task_type(video_id: str, annotated: str) -> str:
     """The task type that the file name of a VNBench video ends in, else the annotated one.
 
-    In the published file ``task_type`` and file name disagree for all 1,200 rows of ``ret_insert1`` and
-    ``ret_insert2``; the file name is right.
+    In the published file ``task_type`` and file name disagree for all 1,200 rows of ``ret_insert1``
+    and ``ret_insert2``; the file name is right.
     """
     named = _VNBENCH_KIND.search(video_id)
     return named.group(1) if named else annotated

@@ -25,7 +25,8 @@ def build_prompt(question: str, options: Sequence[str], *, letters_beyond: int =
 
     Args:
         options: with their letters (``"A. Apples."``).
-        letters_beyond: how many letters the instruction names beyond the last option; see ``Format.letters_beyond``.
+        letters_beyond: how many letters the instruction names beyond the last option; see
+            ``Format.letters_beyond``.
     """
     letters = LETTERS[: len(options) + letters_beyond]
     return "\n".join([INSTRUCTION.format(letters=letter_list(letters)), question, *options, LEAD_OUT])

@@ -19,9 +19,10 @@ class Question:
         question: the question alone.
         options: the option lines as the prompt shows them, each with its letter (``"A. Apples."``).
         answer: the letter of the right option, or ``None`` where the benchmark keeps it secret.
-        categories: what results are broken down by, for example ``{"duration": "short", "task_type": "order"}``.
-        seconds: about how long the video is, 0 where the annotations do not say; it decides who answers what, nothing
-            else.
+        categories: what results are broken down by, for example
+            ``{"duration": "short", "task_type": "order"}``.
+        seconds: about how long the video is, 0 where the annotations do not say; it decides who
+            answers what, nothing else.
     """
 
     video_id: str

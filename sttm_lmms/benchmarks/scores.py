@@ -1,7 +1,8 @@
 """Scores of one answer and of many, as plain functions of lists of scored answers.
 
-A scored answer is a dict with ``score`` (1.0 or 0.0), ``video_id`` and the categories of its question. Unanswered
-questions, and questions whose video failed (their reply is ""), count as wrong.
+A scored answer is a dict with ``score`` (1.0 or 0.0), ``video_id`` and the categories of its
+question. Unanswered questions, and questions whose video failed (their reply is ""), count as
+wrong.
 """
 
 from __future__ import annotations
@@ -33,22 +34,25 @@ def task_mean(items: Sequence[Item]) -> float | None:
 
 
 def circular(items: Sequence[Item]) -> float | None:
-    """VNBench's official score: the mean over its kinds (retrieval, ordering, counting) of :func:`circular_kind`."""
+    """VNBench's official score: the mean over its kinds (retrieval, ordering, counting) of
+    :func:`circular_kind`."""
     return _mean(circular_kind(group) for group in _group(items, "kind"))
 
 
 def circular_kind(items: Sequence[Item]) -> float | None:
     """Share of samples all of whose tries are right, in [0, 1].
 
-    Each item holds ``video_id`` (the sample), ``correct`` and ``tries`` (how many tries the annotation file has for the
-    sample). A sample of which some tries were not run (``--limit``) is left out.
+    Each item holds ``video_id`` (the sample), ``correct`` and ``tries`` (how many tries the
+    annotation file has for the sample). A sample of which some tries were not run (``--limit``) is
+    left out.
     """
     complete = [tries for tries in _group(items, "video_id") if len(tries) == tries[0]["tries"]]
     return _mean(float(all(item["correct"] for item in tries)) for tries in complete)
 
 
 def vnbench_kind(task_type: str) -> str:
-    """``"retrieval"``, ``"ordering"`` or ``"counting"`` for a task type such as ``"cnt_edit1"``, else the type."""
+    """``"retrieval"``, ``"ordering"`` or ``"counting"`` for a task type such as ``"cnt_edit1"``,
+    else the type."""
     return VNBENCH_KINDS.get(task_type.split("_")[0], task_type)
 
 

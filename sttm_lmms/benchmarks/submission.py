@@ -25,7 +25,8 @@ def write_submission(items: Sequence[Mapping[str, Any]], args: Any = None) -> st
 
     Args:
         items: ``question_id`` and ``prediction`` (a letter or "") of each question.
-        args: lmms-eval's command line, whose ``output_path`` is used; the current folder without it.
+        args: lmms-eval's command line, whose ``output_path`` is used; the current folder without
+            it.
     """
     folder = Path(getattr(args, "output_path", None) or ".").absolute() / "submissions"
     folder.mkdir(parents=True, exist_ok=True)

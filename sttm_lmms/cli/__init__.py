@@ -1,4 +1,5 @@
-"""``sttm-lmms``: a table of commands, each imported when it is called, so that a missing extra stops only its own."""
+"""``sttm-lmms``: a table of commands, each imported when it is called, so that a missing extra
+stops only its own."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ app = typer.Typer(name="sttm-lmms", no_args_is_help=True, add_completion=False, 
 
 @app.callback()
 def about() -> None:
-    """Spatio-temporal token merging for video language models, inside lmms-eval and transformers."""
+    """Spatio-temporal token merging for video language models, inside lmms-eval and
+    transformers."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

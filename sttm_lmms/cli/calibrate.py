@@ -1,4 +1,5 @@
-"""``sttm-lmms calibrate``: one pair of thresholds for a data set, as the paper uses them, written as a preset."""
+"""``sttm-lmms calibrate``: one pair of thresholds for a data set, as the paper uses them, written
+as a preset."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ def calibrate(
         float, typer.Option(help="Seconds after which a video is given up; 0 for no limit.")
     ] = 120.0,
 ) -> None:
-    """Find the spatial and temporal threshold with which a sample of videos meets a budget on average.
+    """Find the spatial and temporal threshold with which a sample of videos meets a budget on
+    average.
 
-    A single video may land far from it; budget=... instead of a preset meets the budget for each video.
+    A single video may land far from it; budget=... instead of a preset meets the budget for each
+    video.
     """
     import torch
     import yaml

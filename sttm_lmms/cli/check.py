@@ -1,4 +1,5 @@
-"""``sttm-lmms check [MODEL] [--task TASK]``: an installation, a checkpoint or a whole run, before it costs anything."""
+"""``sttm-lmms check [MODEL] [--task TASK]``: an installation, a checkpoint or a whole run, before
+it costs anything."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ def check(
         str | None, typer.Option(help="llava_video or llava_onevision, where the files say neither.")
     ] = None,
 ) -> None:
-    """Check this installation; with MODEL a checkpoint, and its memory for --frames; with --task a whole run.
+    """Check this installation; with MODEL a checkpoint, and its memory for --frames; with --task a
+    whole run.
 
-    Nothing is loaded, and of a hub id no weights are downloaded. Status 1 and a sentence if something would fail.
+    Nothing is loaded, and of a hub id no weights are downloaded. Status 1 and a sentence if
+    something would fail.
     """
     name = checkpoint or model
     _be_quiet()

@@ -1,4 +1,5 @@
-"""What a run will do, short of the weights: checkpoint, prompt, frames, generation settings, memory, downloads."""
+"""What a run will do, short of the weights: checkpoint, prompt, frames, generation settings,
+memory, downloads."""
 
 from __future__ import annotations
 
@@ -157,7 +158,8 @@ def _video_of(path: Path | None, settings: VideoSettings) -> tuple[VideoInfo, st
 
 
 def promised_share(config: Any) -> float:
-    """The share of visual tokens that a reduction promises for each video; 1 where it promises none."""
+    """The share of visual tokens that a reduction promises for each video; 1 where it promises
+    none."""
     share = getattr(config, "budget", None)
     return float(share) if share is not None else 1.0
 
@@ -196,7 +198,8 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 def effective_settings(
     settings: GenerationSettings, asked: Mapping[str, Any], checkpoint: Any
 ) -> Iterator[tuple[str, Any, str]]:
-    """``(name, value, source)`` of every setting of ``generate`` that is not left at what transformers does by itself.
+    """``(name, value, source)`` of every setting of ``generate`` that is not left at what
+    transformers does by itself.
 
     Args:
         settings: of the requests.
@@ -237,7 +240,8 @@ def _data_set_bytes(name: str) -> int | None:
 
 
 def long_video(settings: VideoSettings, like: VideoInfo | None = None) -> VideoInfo:
-    """A video of which ``max_frames`` frames are taken, in the size of another one or of 1280x720 pixels."""
+    """A video of which ``max_frames`` frames are taken, in the size of another one or of 1280x720
+    pixels."""
     from sttm_lmms.video import VideoInfo
 
     seconds = math.ceil(settings.max_frames / settings.fps) + 2
@@ -247,7 +251,8 @@ def long_video(settings: VideoSettings, like: VideoInfo | None = None) -> VideoI
 
 
 def preview_video(family: Family, config: Any, info: VideoInfo, settings: VideoSettings) -> VisionFeatures:
-    """Features of a video with a single channel: grid ``[T, H, W, 1]`` and what the prompt says about it."""
+    """Features of a video with a single channel: grid ``[T, H, W, 1]`` and what the prompt says
+    about it."""
     import torch
 
     from sttm_lmms.types import VisionFeatures
@@ -281,9 +286,11 @@ def preview_prompt(
     features: VisionFeatures,
     newline: str | None = None,
 ) -> tuple[PreparedInput, str]:
-    """The prompt for ``messages`` about one video, and its text with each run of visual tokens as ``<N video tokens>``.
+    """The prompt for ``messages`` about one video, and its text with each run of visual tokens as
+    ``<N video tokens>``.
 
-    ``model``, which has no weights, gets embeddings of one channel meanwhile: ids and lengths depend on no more.
+    ``model``, which has no weights, gets embeddings of one channel meanwhile: ids and lengths
+    depend on no more.
     """
     import torch
 

@@ -79,12 +79,13 @@ def compare(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and stop.")] = False,
 ) -> None:
-    """Run each method at each budget, and all tokens, through lmms-eval; write one table and a plot.
+    """Run each method at each budget, and all tokens, through lmms-eval; write one table and a
+    plot.
 
-    Runs that are there already are not repeated: a command that was stopped goes on where it was. A run that fails is
-    named, and the others go on. Each run is a folder in --out with results.json, samples_<task>.jsonl, log.txt and
-    command.txt. Under several processes of a launcher (accelerate launch -m sttm_lmms compare ...) all of them work on
-    each run.
+    Runs that are there already are not repeated: a command that was stopped goes on where it was. A
+    run that fails is named, and the others go on. Each run is a folder in --out with results.json,
+    samples_<task>.jsonl, log.txt and command.txt. Under several processes of a launcher (accelerate
+    launch -m sttm_lmms compare ...) all of them work on each run.
     """
     models = _models(model, model_args)
     grid = make_grid(models, _methods(methods, reference), _budgets(budgets))
@@ -141,7 +142,8 @@ def make_grid(models: Iterable[tuple[str, str]], methods: Sequence[str], budgets
 
 
 def is_done(folder: Path, command: str, inputs: Mapping[str, str] | None = None) -> bool:
-    """True if the run of this command, on these inputs, is there; otherwise it is noted for the next time.
+    """True if the run of this command, on these inputs, is there; otherwise it is noted for the
+    next time.
 
     A run on other inputs (videos, weights, the source of a method, versions) is to be made anew.
 
@@ -169,7 +171,8 @@ def is_done(folder: Path, command: str, inputs: Mapping[str, str] | None = None)
 
 
 def describe_inputs(planned: PlannedRun, tasks: str, include_path: Path, root: Path) -> dict[str, str]:
-    """What a run depends on besides its command, each in a few words or digits that change with it."""
+    """What a run depends on besides its command, each in a few words or digits that change with
+    it."""
     import inspect
 
     from sttm_lmms.benchmarks.presets import benchmark_of
@@ -189,7 +192,8 @@ def describe_inputs(planned: PlannedRun, tasks: str, include_path: Path, root: P
 
 
 def _digest(folder: Path, *patterns: str) -> str:
-    """12 hex digits for files below a folder: small ones by content, others by size and time of change."""
+    """12 hex digits for files below a folder: small ones by content, others by size and time of
+    change."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns or ("*",) for path in folder.rglob(pattern) if path.is_file()}):
         stat = path.stat()
@@ -206,7 +210,8 @@ def _write_note(folder: Path, command: str, inputs: Mapping[str, str]) -> None:
 def write_tables(
     files: Sequence[Path], out: Path, *, models: Sequence[tuple[str, str]], reference: str, command: str
 ) -> None:
-    """The table of these result files as Markdown, JSON and a page, and the plot of accuracy over kept share."""
+    """The table of these result files as Markdown, JSON and a page, and the plot of accuracy over
+    kept share."""
     from sttm_lmms.report.layout import equal_budget_json
     from sttm_lmms.report.plots import CAPTIONS, draw_plots, save_plots, to_svg
     from sttm_lmms.report.render import render
@@ -312,7 +317,8 @@ def _log(line: str) -> None:
 
 
 def _under_launcher(number: int) -> dict[str, str]:
-    """Where this process is one of several: they meet anew for each run, so each run gets a port of its own."""
+    """Where this process is one of several: they meet anew for each run, so each run gets a port of
+    its own."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return {}
     port = int(os.environ.get("MASTER_PORT", 29500)) + number
@@ -333,7 +339,8 @@ def _data(planned: PlannedRun, videos: int | None, work: Path) -> dict[str, str]
 
 
 def _shapes(models: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Sizes of each checkpoint's decoder, by the name that the tables use; without those that cannot be read."""
+    """Sizes of each checkpoint's decoder, by the name that the tables use; without those that
+    cannot be read."""
     from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
     from sttm_lmms.report.flops import DecoderShape
     from sttm_lmms.report.names import model_names
@@ -354,7 +361,8 @@ def _pretrained(model_args: str) -> str:
 
 
 def _folder_names(models: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """A folder for each checkpoint: the last part of its name, or more of it where two share that."""
+    """A folder for each checkpoint: the last part of its name, or more of it where two share
+    that."""
     from sttm_lmms.report.names import model_names
 
     longer = model_names(_pretrained(args) for _, args in models)

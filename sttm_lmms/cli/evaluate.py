@@ -30,14 +30,14 @@ def tasks() -> None:
 def evaluate(args: Sequence[str]) -> None:
     """Run lmms-eval with the given arguments and our tasks.
 
-    With ``--use_cache`` our models keep their answers in that folder, see ``cache`` of the wrappers' arguments; other
-    models use lmms-eval's own response cache. Under several processes: accelerate launch --num_processes 8 -m sttm_lmms
-    eval ...
+    With ``--use_cache`` our models keep their answers in that folder, see ``cache`` of the
+    wrappers' arguments; other models use lmms-eval's own response cache. Under several processes:
+    accelerate launch --num_processes 8 -m sttm_lmms eval ...
 
     Raises:
         STTMError, ValueError: the model's arguments cannot work here; said before lmms-eval starts.
-        STTMError: the run failed, which lmms-eval reports as a success, or an output path was given and there is no
-            new result file in the end.
+        STTMError: the run failed, which lmms-eval reports as a success, or an output path was given
+            and there is no new result file in the end.
     """
     from sttm_lmms.model_wrappers.harness import run_lmms_eval
 
@@ -68,8 +68,8 @@ def tasks_folder() -> Path:
 def _planned(args: Sequence[str]) -> Iterator[tuple[list[str], list[Output]]]:
     """The arguments for lmms-eval, and where the files of its runs belong.
 
-    ``--config`` may hold several runs; they are written anew, and options beside it go into each of them, because
-    lmms-eval lets these win.
+    ``--config`` may hold several runs; they are written anew, and options beside it go into each of
+    them, because lmms-eval lets these win.
     """
     run_id = hashlib.sha256("\0".join(args).encode()).hexdigest()[:16]
     given = {name: value for name in _READ if (value := option(args, f"--{name}")) is not None}
@@ -133,7 +133,8 @@ def _as_text(model_args: Any) -> str | None:
 
 
 def option(args: Sequence[str], name: str) -> str | None:
-    """The value of an option, written ``--name value`` or ``--name=value``; None if it is not there."""
+    """The value of an option, written ``--name value`` or ``--name=value``; None if it is not
+    there."""
     for position, arg in enumerate(args):
         if arg == name and position + 1 < len(args):
             return args[position + 1]
@@ -143,7 +144,8 @@ def option(args: Sequence[str], name: str) -> str | None:
 
 
 def _with_options(args: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """``args`` with the options that runs are planned by written anew: left out where they are None or missing."""
+    """``args`` with the options that runs are planned by written anew: left out where they are None
+    or missing."""
     dropped = {f"--{name}" for name in (*_CHANGED, "config")}
     kept: list[str] = []
     words = iter(args)

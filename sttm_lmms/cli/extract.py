@@ -31,10 +31,11 @@ def extract(
         float, typer.Option(help="Seconds after which a video is given up; 0 for no limit.")
     ] = 120.0,
 ) -> None:
-    """Run the vision tower once over the videos of a task and store what it sees; features=DIR then reads it.
+    """Run the vision tower once over the videos of a task and store what it sees; features=DIR then
+    reads it.
 
-    Stopped at any moment, it goes on where it was. Several processes share the work: accelerate launch
-    --num_processes 8 -m sttm_lmms extract ...
+    Stopped at any moment, it goes on where it was. Several processes share the work: accelerate
+    launch --num_processes 8 -m sttm_lmms extract ...
     """
     from sttm_lmms.benchmarks import data_root
     from sttm_lmms.cli.videos import load_model, video_settings, videos_of

@@ -17,7 +17,8 @@ Status = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``advice`` says what to do, and is empty where nothing has to be done."""
+    """One line of the report. ``advice`` says what to do, and is empty where nothing has to be
+    done."""
 
     subject: str
     status: Status

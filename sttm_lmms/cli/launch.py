@@ -25,11 +25,12 @@ def launch(
 ) -> Path:
     """Run lmms-eval and return its result file, ``folder/results.json``; the samples lie beside it.
 
-    Under a launcher of several processes each of them calls this; the first one looks after the files.
+    Under a launcher of several processes each of them calls this; the first one looks after the
+    files.
 
-    lmms-eval writes ``<model>/<date>_results.json`` and ``<model>/<date>_samples_<task>.jsonl``. These are moved to
-    ``results.json`` and ``samples_<task>.jsonl``, over those of an earlier run. Nothing else in ``folder`` changes,
-    but ``log.txt``: what the run printed.
+    lmms-eval writes ``<model>/<date>_results.json`` and ``<model>/<date>_samples_<task>.jsonl``.
+    These are moved to ``results.json`` and ``samples_<task>.jsonl``, over those of an earlier run.
+    Nothing else in ``folder`` changes, but ``log.txt``: what the run printed.
 
     Args:
         args: of lmms-eval, without ``--output_path`` and ``--log_samples``.

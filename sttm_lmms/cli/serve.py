@@ -1,7 +1,7 @@
 """``sttm-lmms serve``: vLLM's OpenAI-compatible server with our plugin in it.
 
-All that happens here is a translation: the command becomes vLLM's own, with the plugin's switch in the environment,
-and takes this process's place.
+All that happens here is a translation: the command becomes vLLM's own, with the plugin's switch in
+the environment, and takes this process's place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def serve(
     revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print vLLM's command and stop.")] = False,
 ) -> None:
-    """Serve MODEL with vLLM, videos reduced to exactly BUDGET of their tokens; all other arguments are vLLM's."""
+    """Serve MODEL with vLLM, videos reduced to exactly BUDGET of their tokens; all other arguments
+    are vLLM's."""
     check_architecture(model, revision)
     settings = {"method": method, "budget": budget, **_parsed(setting or [])}
     extra = list(context.args) + (["--revision", revision] if revision else [])
@@ -49,11 +50,13 @@ def server_command(model: str, settings: Mapping[str, Any], extra: Sequence[str]
     """vLLM's command.
 
     Args:
-        settings: what becomes ``hf_config.sttm``: ``method``, ``budget`` and settings of the method.
+        settings: what becomes ``hf_config.sttm``: ``method``, ``budget`` and settings of the
+            method.
         extra: further arguments of vLLM; a JSON object in ``--hf-overrides`` is kept beside ours.
 
     Raises:
-        ValueError: the settings are not valid, the method cannot run in vLLM, or ``extra`` names what is set here.
+        ValueError: the settings are not valid, the method cannot run in vLLM, or ``extra`` names
+            what is set here.
     """
     from sttm_lmms.serving.vllm_plugin.reduction import method_of
 
@@ -75,7 +78,8 @@ def server_command(model: str, settings: Mapping[str, Any], extra: Sequence[str]
 
 
 def check_architecture(model: str, revision: str | None = None) -> None:
-    """Raise ``STTMError`` unless the plugin knows the model's architecture: vLLM would serve it with all tokens."""
+    """Raise ``STTMError`` unless the plugin knows the model's architecture: vLLM would serve it
+    with all tokens."""
     from transformers import PretrainedConfig
 
     try:

@@ -39,7 +39,8 @@ class LoadedModel:
 
 
 def load_model(checkpoint: str, device: str | None, dtype: str, revision: str | None = None) -> LoadedModel:
-    """Load a checkpoint the way the wrappers do: CUDA, MPS or CPU, the process' own device under accelerate."""
+    """Load a checkpoint the way the wrappers do: CUDA, MPS or CPU, the process' own device under
+    accelerate."""
     placement = place_model(device, dtype)
     model, processor = load_pretrained(
         checkpoint, revision=revision, dtype=placement.dtype, device_map=placement.device_map
@@ -74,7 +75,8 @@ def video_settings(
     sampling: str | None = None,
     timeout: float | None = None,
 ) -> VideoSettings:
-    """Frame sampling of a task: what is given, else that of the published runs (pixels: else the family's)."""
+    """Frame sampling of a task: what is given, else that of the published runs (pixels: else the
+    family's)."""
     return resolve_frames(family, f"sttm_{benchmark_of(task) or task}").settings(
         max_frames=max_frames,
         fps=fps,

@@ -1,6 +1,7 @@
 """``sttm-lmms demo``: what merging does to answers, and to the time to first token.
 
-Answers: generated mp4 files, a small trained checkpoint of each family, the real ``lmms-eval`` three times on each.
+Answers: generated mp4 files, a small trained checkpoint of each family, the real ``lmms-eval``
+three times on each.
 Speed: a decoder of a real model's shape with random weights (:mod:`sttm_lmms.demo.speed`).
 """
 
@@ -22,7 +23,8 @@ from sttm_lmms.errors import unknown
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl")
 SETTINGS = {"all tokens": "method=none", "about 50%": "budget=0.5", "about 30%": "budget=0.3"}
 SQUARE_SIZES = ((112, 112), (128, 128), (144, 144), (160, 160))
-"""Frame sizes (width, height) of the videos for the small Qwen2-VL checkpoint, which has learned from square ones."""
+"""Frame sizes (width, height) of the videos for the small Qwen2-VL checkpoint, which has learned
+from square ones."""
 QWEN_VIDEO = {"fps": 2.0, "max_frames": 32, "min_pixels": 48 * 28**2, "max_pixels": 50 * 28**2}
 """Its frames: 7x7 tokens for every pair of square ones."""
 
@@ -54,10 +56,11 @@ def demo(
     pictures: Annotated[bool, typer.Option(help="Draw plots and which tokens merged.")] = True,
     speed: Annotated[bool, typer.Option(help="Time a decoder of a real model's shape (about a minute).")] = True,
 ) -> None:
-    """Compare all tokens with about 50% and 30% of them: answers of small models, speed of a real shape.
+    """Compare all tokens with about 50% and 30% of them: answers of small models, speed of a real
+    shape.
 
-    Each run has a folder in --out, with results.json, samples_vnbench.jsonl and log.txt. A second demo writes over
-    these and its tables and pictures; other files in --out stay as they are.
+    Each run has a folder in --out, with results.json, samples_vnbench.jsonl and log.txt. A second
+    demo writes over these and its tables and pictures; other files in --out stay as they are.
     """
     from rich.console import Console
 
@@ -90,7 +93,8 @@ def demo(
 
 
 def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
-    """Mini-VNBench with ``count`` videos under ``folder``, made where it is not there yet. Returns the data root."""
+    """Mini-VNBench with ``count`` videos under ``folder``, made where it is not there yet. Returns
+    the data root."""
     from sttm_lmms.benchmarks.mini.writer import FRAME_SIZES
 
     root, complete = videos_folder(folder, count, family)
@@ -99,7 +103,8 @@ def make_videos(folder: Path, count: int, family: str = "llava_video") -> Path:
 
 
 def make_plain_video(folder: Path) -> Path:
-    """A video of the second set, whose plain areas merge in space; made where it is not there yet."""
+    """A video of the second set, whose plain areas merge in space; made where it is not there
+    yet."""
     root = folder / "plain-video"
     _write_once(root, root / "complete.txt", videos=1, scenery="plain")
     return min((root / "vnbench" / "videos").iterdir())
@@ -120,7 +125,8 @@ def videos_folder(folder: Path, count: int, family: str) -> tuple[Path, Path]:
 
 
 def find_checkpoint(family: str, folder: Path) -> Checkpoint:
-    """A trained checkpoint that comes with the package; for OneVision one that is written under ``folder`` now."""
+    """A trained checkpoint that comes with the package; for OneVision one that is written under
+    ``folder`` now."""
     trained = "trained on videos of this kind (not on these)"
     if family != "llava_onevision":
         layout = "Hugging Face" if family == "qwen2_vl" else "original lmms-lab"
@@ -143,7 +149,8 @@ def shipped(family: str) -> Path:
 def sampling(family: str) -> str:
     """The frames that a shipped checkpoint was trained on, as arguments of the wrapper."""
     video = QWEN_VIDEO if family == "qwen2_vl" else {"max_frames": 16}
-    # Our tasks sample as the published runs did; these checkpoints learned from the model's own frames.
+    # Our tasks sample as the published runs did; these checkpoints learned from the model's own
+    # frames.
     return ",".join([*(f"{key}={value:g}" for key, value in video.items()), "sampling=model"])
 
 
@@ -167,7 +174,8 @@ def run(args: Sequence[str], out: Path, checkpoint: Checkpoint, label: str, data
     from sttm_lmms.cli.launch import launch
 
     name = f"{checkpoint.family}-{label.replace('about ', '').replace(' ', '-').rstrip('%')}"
-    # One thread is as fast as two for models of this size, and much faster where the machine has other work.
+    # One thread is as fast as two for models of this size, and much faster where the machine has
+    # other work.
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     settings = {"STTM_DATA_ROOT": str(data), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": threads}
     started = time.perf_counter()
@@ -199,7 +207,8 @@ def table(rows: Sequence[Row]) -> Any:
 
 
 def write_reports(out: Path, files: Sequence[Path], *, pictures: bool) -> None:
-    """The leaderboard of these result files; with pictures a page and plots where matplotlib is installed."""
+    """The leaderboard of these result files; with pictures a page and plots where matplotlib is
+    installed."""
     from importlib.util import find_spec
 
     from sttm_lmms.report.cli import leaderboard
@@ -210,12 +219,14 @@ def write_reports(out: Path, files: Sequence[Path], *, pictures: bool) -> None:
 
 
 def draw_pictures(video: Path, out: Path) -> None:
-    """Which tokens of a video merged at 50% and 30%, in the checkpoint with 14x14 tokens a frame."""
+    """Which tokens of a video merged at 50% and 30%, in the checkpoint with 14x14 tokens a
+    frame."""
     from sttm_lmms.report.visualize import visualize
 
     visualize(video, out, model=str(_shown(shipped("llava_video_fine"))), setting=["budget=0.5", "budget=0.3"])
 
 
 def _shown(path: Path) -> Path:
-    """Relative to the working folder where it lies in there: result files hold no more of a machine than they need."""
+    """Relative to the working folder where it lies in there: result files hold no more of a machine
+    than they need."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

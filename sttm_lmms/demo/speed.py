@@ -1,4 +1,5 @@
-"""Time to first token on this machine, in a decoder of a real model's shape: small models cannot show it."""
+"""Time to first token on this machine, in a decoder of a real model's shape: small models cannot
+show it."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Speed:
 def measure_speed(
     shape: DecoderShape = SHAPES["qwen2-0.5b"], *, frames: int = FRAMES, budgets: Sequence[float] = BUDGETS
 ) -> list[Speed]:
-    """Time one prefill for each budget, in float32 on the CPU with random weights; the first budget has to be 1."""
+    """Time one prefill for each budget, in float32 on the CPU with random weights; the first budget
+    has to be 1."""
     decoder, head = build_decoder(shape)
     inputs, span = video_prompt(shape, frames)
     short, _ = video_prompt(shape, shape.frames_per_step)

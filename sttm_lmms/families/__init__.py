@@ -60,8 +60,8 @@ REFUSED: dict[str, str] = {
     "qwen3_5": _RECURRENT,
     "qwen3_5_moe": _RECURRENT,
 }
-"""Architectures and model types that were looked at and cannot be reduced yet -> what is missing (see
-``docs/model_families.md``)."""
+"""Architectures and model types that were looked at and cannot be reduced yet -> what is missing
+(see ``docs/model_families.md``)."""
 
 
 def get_family(name: str) -> Family:
@@ -90,7 +90,8 @@ def family_of(model: nn.Module) -> Family:
 
 
 def family_of_config(config: Any) -> Family | None:
-    """A family that reads inputs of models with this configuration (the two LLaVA ones read the same); None if none.
+    """A family that reads inputs of models with this configuration (the two LLaVA ones read the
+    same); None if none.
 
     Args:
         config: of a transformers model.
@@ -99,7 +100,8 @@ def family_of_config(config: Any) -> Family | None:
 
 
 def layout_of(folder: Path) -> tuple[Family, str]:
-    """Family and layout (``"original"`` or ``"hf"``) of a local checkpoint folder, from its ``config.json``.
+    """Family and layout (``"original"`` or ``"hf"``) of a local checkpoint folder, from its
+    ``config.json``.
 
     Raises:
         CheckpointError: no configuration, or an architecture that is not known.
@@ -135,23 +137,27 @@ def load_pretrained(
         path_or_id: local folder or hub id; the original lmms-lab layout or the Hugging Face layout.
         dtype: torch dtype, its name, or ``"auto"`` (as the checkpoint says).
         device_map: as in transformers: None (CPU), ``"cuda"``, ``"auto"``, a dictionary, ...
-        attn_implementation: ``"eager"``, ``"sdpa"``, ``"flash_attention_2"`` or None for transformers' choice.
-        family: only for a converted LLaVA checkpoint whose files do not say whether it is ``llava_video`` or
-            ``llava_onevision``; they are the same architecture with other defaults.
+        attn_implementation: ``"eager"``, ``"sdpa"``, ``"flash_attention_2"`` or None for
+            transformers' choice.
+        family: only for a converted LLaVA checkpoint whose files do not say whether it is
+            ``llava_video`` or ``llava_onevision``; they are the same architecture with other
+            defaults.
         revision: branch, tag or commit on the hub.
-        kwargs: for ``from_pretrained``: ``offload_folder``, ``max_memory``, ``quantization_config``,
-            ``load_in_4bit=True``, ...
+        kwargs: for ``from_pretrained``: ``offload_folder``, ``max_memory``,
+            ``quantization_config``, ``load_in_4bit=True``, ...
 
     Returns:
         The model in eval mode and its processor, both stock transformers classes.
 
     Raises:
-        CheckpointError: the folder, its layout or a tensor is not as it should be; the message names it.
+        CheckpointError: the folder, its layout or a tensor is not as it should be; the message
+            names it.
         STTMError: the device, or the package of the attention implementation, is not there.
     """
     check_device(device_map)
     check_attention(attn_implementation)
-    # The configuration first: a checkpoint that is not supported is refused before its weights are downloaded.
+    # The configuration first: a checkpoint that is not supported is refused before its weights are
+    # downloaded.
     found, commit = find_family(path_or_id, revision=revision)
     wanted = get_family(family) if family else found
     if wanted.architectures != found.architectures:
@@ -167,7 +173,8 @@ def load_pretrained(
 
 
 def find_family(path_or_id: str | Path, *, revision: str | None = None) -> tuple[Family, str | None]:
-    """The family of a checkpoint, and its commit on the hub; of a hub id, only ``config.json`` is downloaded.
+    """The family of a checkpoint, and its commit on the hub; of a hub id, only ``config.json`` is
+    downloaded.
 
     Raises:
         CheckpointError: the checkpoint cannot be had, or its architecture is not known.

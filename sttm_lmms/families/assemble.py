@@ -14,11 +14,13 @@ from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.types import Message, VideoSpan, VisionFeatures
 
 Segment = str | int
-"""A piece of a prompt: text, or the number of the visual that stands there (all of it, or its next piece)."""
+"""A piece of a prompt: text, or the number of the visual that stands there (all of it, or its next
+piece)."""
 
 VISUAL_KINDS = ("video", "image")
 
-# Stands inside of special tokens that a user has spelled out: a code point that no text has (a Unicode noncharacter).
+# Stands inside of special tokens that a user has spelled out: a code point that no text has (a
+# Unicode noncharacter).
 MARK = "\ufdd0"
 
 
@@ -30,7 +32,8 @@ class VisualTokens:
         embeds: ``[N, C]``, newline tokens included.
         token_id: stands for each of them in ``input_ids``.
         grid: (T, H, W) if the first T*H*W tokens are a reducible video grid, else None.
-        pieces: how many of them stand at each place where the prompt names the visual; None is all at one place.
+        pieces: how many of them stand at each place where the prompt names the visual; None is all
+            at one place.
     """
 
     embeds: torch.Tensor
@@ -89,7 +92,8 @@ def content_parts(message: Message) -> list[Mapping[str, Any]]:
 
 
 def check_visuals(messages: Sequence[Message], features: Sequence[VisionFeatures]) -> None:
-    """Raise ``ValueError`` unless the visual parts of the messages are the given features, kind by kind."""
+    """Raise ``ValueError`` unless the visual parts of the messages are the given features, kind by
+    kind."""
     asked = [part["type"] for message in messages for part in content_parts(message) if part["type"] in VISUAL_KINDS]
     given = [feature.kind for feature in features]
     if asked != given:
@@ -108,7 +112,8 @@ def join_text(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def as_plain_text(text: str, tokens: Collection[str]) -> str:
-    """``text`` with a mark inside of every spelled-out special token, so that :func:`token_ids` reads it as text.
+    """``text`` with a mark inside of every spelled-out special token, so that :func:`token_ids`
+    reads it as text.
 
     Lone surrogates, which no tokenizer takes, become U+FFFD.
     """
@@ -176,7 +181,8 @@ def assemble(
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's inputs should go: its first parameter's device, or the CPU if that is offloaded.
+    """Where a module's inputs should go: its first parameter's device, or the CPU if that is
+    offloaded.
 
     Offloaded modules carry accelerate's hooks, which take their inputs on from there.
     """

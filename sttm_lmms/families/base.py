@@ -1,4 +1,5 @@
-"""What a model family has to provide: loading, seeing and prompting. Merging and running are the same for all."""
+"""What a model family has to provide: loading, seeing and prompting. Merging and running are the
+same for all."""
 
 from __future__ import annotations
 
@@ -26,12 +27,13 @@ class Family(ABC):
     name: ClassVar[str]
     """As in ``--model sttm_NAME``."""
     architectures: ClassVar[Mapping[str, str]]
-    """Architecture in ``config.json`` -> layout of the checkpoint: ``"hf"`` for a class of transformers, which a model
-    of that layout is an instance of, or ``"original"``."""
+    """Architecture in ``config.json`` -> layout of the checkpoint: ``"hf"`` for a class of
+    transformers, which a model of that layout is an instance of, or ``"original"``."""
     model_types: ClassVar[tuple[str, ...]]
     """``model_type`` of the configurations of transformers' classes."""
     start_layer: ClassVar[int] = 2
-    """Decoder layer in front of which commands and wrappers merge where nobody says another; 2 is the paper's."""
+    """Decoder layer in front of which commands and wrappers merge where nobody says another; 2 is
+    the paper's."""
     mrope: ClassVar[bool] = False
     """Whether its decoder rotates by (t, h, w) positions."""
     pixel_limits: ClassVar[bool] = False
@@ -54,11 +56,12 @@ class Family(ABC):
         return architecture in self.architectures
 
     model_sampling: ClassVar[str] = "model"
-    """What ``VideoSettings.sampling="model"`` is here: ``"uniform_fps"`` where the model's own rule is that one."""
+    """What ``VideoSettings.sampling="model"`` is here: ``"uniform_fps"`` where the model's own rule
+    is that one."""
 
     def method_defaults(self, method: type) -> dict[str, Any]:
-        """Settings that commands and wrappers give a method class where nobody says others: the family's own start
-        layer in place of the paper's."""
+        """Settings that commands and wrappers give a method class where nobody says others: the
+        family's own start layer in place of the paper's."""
         layer = getattr(method, "start_layer", None)
         return {"start_layer": self.start_layer} if layer == Family.start_layer else {}
 
@@ -67,8 +70,8 @@ class Family(ABC):
 
         Args:
             config: the loaded model's config.
-            asked: what the user wants; None is the checkpoint's own for the baseline, and ``no_token`` (the published
-                setting) where tokens are reduced.
+            asked: what the user wants; None is the checkpoint's own for the baseline, and
+                ``no_token`` (the published setting) where tokens are reduced.
             reduced: whether a method reduces tokens.
         """
         if not self.newlines:
@@ -79,15 +82,18 @@ class Family(ABC):
 
     @abstractmethod
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
-        """Model (eval mode) from a local folder of any layout the family knows; ``kwargs`` as ``from_pretrained``.
+        """Model (eval mode) from a local folder of any layout the family knows; ``kwargs`` as
+        ``from_pretrained``.
 
         Raises:
-            CheckpointError: a missing, unexpected or mis-shaped tensor, or a layout that is not known.
+            CheckpointError: a missing, unexpected or mis-shaped tensor, or a layout that is not
+                known.
         """
 
     @abstractmethod
     def load_processor(self, path: Path, model: nn.Module) -> Any:
-        """transformers' processor of a local folder; ``model.config`` takes over the ids of its visual tokens."""
+        """transformers' processor of a local folder; ``model.config`` takes over the ids of its
+        visual tokens."""
 
     def load(
         self, path: Path, *, dtype: Any, device_map: Any, attn_implementation: str | None, **kwargs: Any
@@ -105,7 +111,8 @@ class Family(ABC):
     def resize(
         self, height: int, width: int, frames: int, settings: VideoSettings, processor: Any = None
     ) -> Resize | None:
-        """How this many frames of this size are made as small as this family sees them; None if they stay.
+        """How this many frames of this size are made as small as this family sees them; None if
+        they stay.
 
         With a processor it is the processor's own resizing, which then has nothing left to do.
 
@@ -118,11 +125,12 @@ class Family(ABC):
         """The frames that this family would see.
 
         Args:
-            source: a file or its URL, of which frames are sampled; or the frames themselves, all of which are seen and
-                count as ``settings.fps`` a second: a list of PIL images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``;
-                or a folder or list of picture files, of which at most ``settings.max_frames`` are taken, evenly spread.
-            processor: frames are made small as they are read where it is given; else they have their own size, unless
-                that depends on the settings.
+            source: a file or its URL, of which frames are sampled; or the frames themselves, all of
+                which are seen and count as ``settings.fps`` a second: a list of PIL images, or
+                uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``; or a folder or list of picture files, of
+                which at most ``settings.max_frames`` are taken, evenly spread.
+            processor: frames are made small as they are read where it is given; else they have
+                their own size, unless that depends on the settings.
 
         Raises:
             VideoError: the file cannot be read, or what was given cannot be frames of a video.
@@ -143,11 +151,13 @@ class Family(ABC):
 
     @abstractmethod
     def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
-        """Shape of the vision features of a file, from the loaded model's ``config``; nothing is decoded."""
+        """Shape of the vision features of a file, from the loaded model's ``config``; nothing is
+        decoded."""
 
     @abstractmethod
     def chunks(self, processor: Any, video: Video) -> Iterator[Any]:
-        """What the processor makes of a video, a few frames at a time. Needs no model, so it may run in a thread."""
+        """What the processor makes of a video, a few frames at a time. Needs no model, so it may
+        run in a thread."""
 
     @abstractmethod
     def vision_features(
@@ -160,7 +170,8 @@ class Family(ABC):
         """
 
     def project(self, model: nn.Module, features: VisionFeatures) -> VisionFeatures:
-        """What of :meth:`prepare` depends on the visual alone, so that its questions do not pay for it again."""
+        """What of :meth:`prepare` depends on the visual alone, so that its questions do not pay for
+        it again."""
         return features
 
     @abstractmethod
@@ -185,14 +196,16 @@ class Family(ABC):
         Args:
             config: the whole model's config.
             input_ids: ``[B, L]``.
-            position_ids: the positions that reach the decoder; for M-RoPE ``[3 or 4, B, L]``, which carry the grid.
+            position_ids: the positions that reach the decoder; for M-RoPE ``[3 or 4, B, L]``, which
+                carry the grid.
 
         Raises:
             UnsupportedModelError: the tokens of a video do not form its grid.
         """
 
     def penalises_prompt(self) -> bool:
-        """Whether repetition penalties count the prompt's tokens, as they do in the family's published pipeline."""
+        """Whether repetition penalties count the prompt's tokens, as they do in the family's
+        published pipeline."""
         return True
 
     def decoder(self, model: nn.Module) -> nn.Module:
@@ -217,7 +230,8 @@ def processor_resize(processor: Any, frames: np.ndarray) -> np.ndarray:
 
 
 def frame_pixels(processor: Any, video: Video, frames: int) -> Iterator[torch.Tensor]:
-    """Pixels ``[n, 3, S, S]`` of a video as the processor prepares single frames, at most ``frames`` at a time."""
+    """Pixels ``[n, 3, S, S]`` of a video as the processor prepares single frames, at most
+    ``frames`` at a time."""
     for start in range(0, len(video.frames), frames):
         chunk = torch.from_numpy(video.frames[start : start + frames]).permute(0, 3, 1, 2)
         batch = processor.video_processor(videos=[chunk], do_sample_frames=False, return_tensors="pt")

@@ -1,4 +1,5 @@
-"""Checkpoint folders: finding them, reading their headers, and loading them so that nothing is silently left out."""
+"""Checkpoint folders: finding them, reading their headers, and loading them so that nothing is
+silently left out."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 # Tensors that old files carry and no current model has: buffers, and SigLIP's pooling head.
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$|vision_tower\.(?:.*\.)?head\.")
-# Parameters of the model that are never used: the tower's output is taken in front of its last norm.
+# Parameters of the model that are never used: the tower's output is taken in front of its last
+# norm.
 _OPTIONAL = re.compile(r"vision_tower\.(?:vision_model\.)?post_layernorm\.")
 
 
@@ -35,7 +37,8 @@ class TensorHeader(NamedTuple):
 def resolve_checkpoint(
     path_or_id: str | Path, *, revision: str | None = None, files: Sequence[str] = HUB_FILES
 ) -> Path:
-    """The local folder of a checkpoint; of a hub id, the given files are downloaded (where they are not there yet).
+    """The local folder of a checkpoint; of a hub id, the given files are downloaded (where they are
+    not there yet).
 
     Raises:
         CheckpointError: neither a folder nor a hub id that can be had, or a revision of a folder.
@@ -72,10 +75,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Name, shape and file of every tensor of a checkpoint, from the headers of its safetensors files.
+    """Name, shape and file of every tensor of a checkpoint, from the headers of its safetensors
+    files.
 
     Raises:
-        CheckpointError: no safetensors, a shard or tensor that the index lists is absent, or a truncated file.
+        CheckpointError: no safetensors, a shard or tensor that the index lists is absent, or a
+            truncated file.
     """
     index = folder / "model.safetensors.index.json"
     listed: Mapping[str, str] = {}
@@ -127,10 +132,12 @@ class CheckpointFiles(NamedTuple):
 
 
 def fetch_headers(checkpoint: str, revision: str | None = None) -> CheckpointFiles:
-    """Small files and tensor headers of a local folder or a hub id. Of the hub's weights, only headers are fetched.
+    """Small files and tensor headers of a local folder or a hub id. Of the hub's weights, only
+    headers are fetched.
 
     Raises:
-        CheckpointError: it cannot be had, a shard is missing or truncated, or the hub has no safetensors.
+        CheckpointError: it cannot be had, a shard is missing or truncated, or the hub has no
+            safetensors.
     """
     small = [pattern for pattern in HUB_FILES if pattern != "*.safetensors"]
     folder = resolve_checkpoint(checkpoint, revision=revision, files=small)
@@ -180,7 +187,8 @@ def check_tensors(
         unused: whether a name may be in the files although the model has no place for it.
 
     Raises:
-        CheckpointError: lists every missing, unexpected and mis-shaped tensor (up to a dozen of each).
+        CheckpointError: lists every missing, unexpected and mis-shaped tensor (up to a dozen of
+            each).
     """
     missing = [name for name in expected if name not in found and name not in set(optional)]
     extra = [header for name, header in found.items() if name not in expected and not unused(name)]
@@ -217,17 +225,20 @@ def load_model(
     headers: Mapping[str, TensorHeader] | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """``from_pretrained`` that turns a tensor it could not place into an error instead of a warning.
+    """``from_pretrained`` that turns a tensor it could not place into an error instead of a
+    warning.
 
-    Tensors go from the (memory-mapped) shard straight to their device one by one, so that ``device_map``, offloading
-    and quantisation are transformers' own.
+    Tensors go from the (memory-mapped) shard straight to their device one by one, so that
+    ``device_map``, offloading and quantisation are transformers' own.
 
     Args:
         key_mapping: regular expression -> replacement, applied to the names in the files.
-        checked: the caller has compared the headers (:func:`check_tensors`); only missing tensors are looked for.
-        headers: of the tensors. The model is then built on the meta device, by the same steps but without any weights;
-            the folder needs no more than ``*.json``.
-        kwargs: for ``from_pretrained``; ``load_in_4bit`` / ``load_in_8bit`` become a ``BitsAndBytesConfig``.
+        checked: the caller has compared the headers (:func:`check_tensors`); only missing tensors
+            are looked for.
+        headers: of the tensors. The model is then built on the meta device, by the same steps but
+            without any weights; the folder needs no more than ``*.json``.
+        kwargs: for ``from_pretrained``; ``load_in_4bit`` / ``load_in_8bit`` become a
+            ``BitsAndBytesConfig``.
 
     Raises:
         CheckpointError: a missing, unexpected or mis-shaped tensor.
@@ -262,8 +273,8 @@ def load_model(
             for name, found, wanted in shaped
         ],
     )
-    # Without this, save_pretrained would write the names of the files it came from beside a config.json that does
-    # not describe them.
+    # Without this, save_pretrained would write the names of the files it came from beside a
+    # config.json that does not describe them.
     if key_mapping is not None:
         vars(model).pop("_weight_conversions", None)
     return model.eval()
@@ -277,10 +288,11 @@ def _where(headers: Mapping[str, TensorHeader], name: str) -> str:
 
 
 def _with_quantization(folder: Path, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """``load_in_4bit`` and ``load_in_8bit`` as a ``BitsAndBytesConfig``: the only place that says how.
+    """``load_in_4bit`` and ``load_in_8bit`` as a ``BitsAndBytesConfig``: the only place that says
+    how.
 
-    Four bits are NF4, the type for normally distributed weights (arXiv 2305.14314), computed in the model's dtype;
-    bitsandbytes' own defaults are FP4, computed in float32.
+    Four bits are NF4, the type for normally distributed weights (arXiv 2305.14314), computed in the
+    model's dtype; bitsandbytes' own defaults are FP4, computed in float32.
     """
     rest = {name: value for name, value in kwargs.items() if name not in ("load_in_4bit", "load_in_8bit")}
     flags = {name: True for name in ("load_in_4bit", "load_in_8bit") if kwargs.get(name)}

@@ -1,7 +1,8 @@
 """The decoder of a LLaVA checkpoint as a plain Qwen2 checkpoint, which servers of text models load.
 
-Tensors keep their values. Files that hold the decoder alone, under its plain names, are hard links to the original
-ones; the others are written anew, one at a time, so that memory never holds more than one file.
+Tensors keep their values. Files that hold the decoder alone, under its plain names, are hard links
+to the original ones; the others are written anew, one at a time, so that memory never holds more
+than one file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from sttm_lmms.errors import CheckpointError
 from sttm_lmms.families import lmms_lab
 from sttm_lmms.families.checkpoint import read_headers, read_json
 
-# Names of the decoder's tensors in the original layout and in both Hugging Face layouts -> their plain names.
+# Names of the decoder's tensors in the original layout and in both Hugging Face layouts -> their
+# plain names.
 _PLAIN = (
     (re.compile(r"^(?:model\.language_model|language_model\.model)\.(layers|embed_tokens|norm)\."), r"model.\1."),
     (re.compile(r"^model\.(layers|embed_tokens|norm)\."), r"model.\1."),
@@ -43,9 +45,11 @@ def export_decoder(checkpoint: Path, out: Path) -> Path:
     """Write the decoder of ``checkpoint`` into ``out``, unless it is there already.
 
     Args:
-        checkpoint: folder of a LLaVA-Video or LLaVA-OneVision checkpoint with a Qwen2 decoder, in any layout.
-        out: folder to write; created if need be. It counts as finished when ``exported.json`` describes the files that
-            were read, as they are now, and all that were written are there; else what an earlier export wrote goes.
+        checkpoint: folder of a LLaVA-Video or LLaVA-OneVision checkpoint with a Qwen2 decoder, in
+            any layout.
+        out: folder to write; created if need be. It counts as finished when ``exported.json``
+            describes the files that were read, as they are now, and all that were written are
+            there; else what an earlier export wrote goes.
 
     Returns:
         ``out``.
@@ -115,7 +119,8 @@ def _clear(out: Path, written: list[str]) -> None:
 
 
 def decoder_config(checkpoint: Path) -> dict[str, object]:
-    """``config.json`` of the plain checkpoint. Raises ``CheckpointError`` for anything but a Qwen2 LLaVA checkpoint."""
+    """``config.json`` of the plain checkpoint. Raises ``CheckpointError`` for anything but a Qwen2
+    LLaVA checkpoint."""
     config = read_json(checkpoint / _CONFIG)
     names = [str(name) for name in config.get("architectures") or ()]
     if lmms_lab.ARCHITECTURE in names:
@@ -149,7 +154,8 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link to the file itself (a hub's folder holds symbolic links), or a copy on another file system."""
+    """A hard link to the file itself (a hub's folder holds symbolic links), or a copy on another
+    file system."""
     target.unlink(missing_ok=True)
     try:
         os.link(source.resolve(), target)

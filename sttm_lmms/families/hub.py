@@ -1,4 +1,5 @@
-"""Checkpoints on the hub: the ids that are known, and sentences for what goes wrong on the way to them."""
+"""Checkpoints on the hub: the ids that are known, and sentences for what goes wrong on the way to
+them."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ KNOWN_IDS = tuple(name for names in PUBLISHED.values() for name in names)
 
 
 def commit_of(folder: str | Path) -> str | None:
-    """The hub commit of a folder of the hub's cache (``.../snapshots/COMMIT``); None for any other folder."""
+    """The hub commit of a folder of the hub's cache (``.../snapshots/COMMIT``); None for any other
+    folder."""
     folder = Path(folder)
     known = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return folder.name if known else None

@@ -1,6 +1,8 @@
-"""InternVL3 and InternVL3.5: frames of one square tile, numbered in the prompt, one position for each token.
+"""InternVL3 and InternVL3.5: frames of one square tile, numbered in the prompt, one position for
+each token.
 
-Sources: arXiv 2504.10479, arXiv 2508.18265; frames as in the model cards' ``load_video``: the middles of equal parts.
+Sources: arXiv 2504.10479, arXiv 2508.18265; frames as in the model cards' ``load_video``: the
+middles of equal parts.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class InternVL(TemplateFamily):
     fixed_suffix: ClassVar[str] = "</img>\n"
 
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
-        """``settings.fps`` frames a second, at most ``max_frames``, in the middles of equal parts (or as ``sampling``
-        says)."""
+        """``settings.fps`` frames a second, at most ``max_frames``, in the middles of equal parts
+        (or as ``sampling`` says)."""
         from sttm_lmms.video import frames_at, sample_uniform_fps
 
         if settings.sampling == "uniform_fps":
@@ -59,7 +61,8 @@ class InternVL(TemplateFamily):
     def vision_features(
         self, model: Any, processor: Any, visual: Any, chunks: Iterable[Any] | None = None
     ) -> VisionFeatures:
-        """Projected tokens ``[T, H, W, C]``; an image has one T for each of its tiles, the whole image last."""
+        """Projected tokens ``[T, H, W, C]``; an image has one T for each of its tiles, the whole
+        image last."""
         if not hasattr(visual, "frames"):
             batch = processor.image_processor(images=[visual.convert("RGB")], crop_to_patches=True, return_tensors="pt")
             size = {"image_size": [visual.height, visual.width]}
@@ -84,12 +87,13 @@ class InternVL(TemplateFamily):
         return str(processor.replace_video_token({"pixel_values_videos": [torch.empty(tiles)]}, 0))
 
     def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
-        """Runs of one tile each with headlines (``Frame1: <img>``, ``Frame2: <img>``) that count up from 1 behind the
-        same word.
+        """Runs of one tile each with headlines (``Frame1: <img>``, ``Frame2: <img>``) that count up
+        from 1 behind the same word.
 
-        Images have no such headline, and other labels (``Before:``, ``Image A:``, ``(1)``) make no video of them. A
-        video of a single frame looks like an image to this method, and images of one tile that are numbered behind a
-        word (``Photo 1:``) look like frames; ``reduce_tokens(..., spans=)`` tells them apart.
+        Images have no such headline, and other labels (``Before:``, ``Image A:``, ``(1)``) make no
+        video of them. A video of a single frame looks like an image to this method, and images of
+        one tile that are numbered behind a word (``Photo 1:``) look like frames;
+        ``reduce_tokens(..., spans=)`` tells them apart.
         """
         side = math.isqrt(config.image_seq_length)
         videos: list[list[_Run]] = []
@@ -138,8 +142,9 @@ class _Run:
         return self.start + self.length
 
 
-# Ids of the vocabularies of Qwen2 and Qwen3, which all checkpoints of this family have. Printable bytes come first and
-# in order ("!" is 0, "0" is 15, "A" 32, "a" 64); the others are " ", line ends, " (", " [" and " #".
+# Ids of the vocabularies of Qwen2 and Qwen3, which all checkpoints of this family have. Printable
+# bytes come first and in order ("!" is 0, "0" is 15, "A" 32, "a" 64); the others are " ", line
+# ends, " (", " [" and " #".
 _DIGITS = range(15, 25)
 _NO_WORD = {*range(32), *range(58, 64), *range(90, 94), 198, 220, 271, 320, 508, 624, 671}
 _SPACE = 220
@@ -165,8 +170,8 @@ def _numbered(headline: Sequence[int]) -> _Headline | None:
 
 
 def _follows(before: Sequence[int], headline: Sequence[int]) -> bool:
-    """Whether ``headline`` is that of the next frame of the video of ``before``: the number is larger by one, and the
-    word in front of it and everything behind it are the same."""
+    """Whether ``headline`` is that of the next frame of the video of ``before``: the number is
+    larger by one, and the word in front of it and everything behind it are the same."""
     last, new = _numbered(before), _numbered(headline)
     if last is None or new is None:
         return False

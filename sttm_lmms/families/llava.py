@@ -1,6 +1,7 @@
 """LLaVA-Video and LLaVA-OneVision: SigLIP frames, bilinear pooling, newline tokens, ChatML.
 
-Sources: arXiv 2410.02713 (LLaVA-Video: newline layouts, time instruction), arXiv 2408.03326 (LLaVA-OneVision: images).
+Sources: arXiv 2410.02713 (LLaVA-Video: newline layouts, time instruction), arXiv 2408.03326
+(LLaVA-OneVision: images).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def time_instruction(metadata: Mapping[str, Any]) -> str:
     """LLaVA-Video's sentence about length and times of the frames.
 
     Args:
-        metadata: ``video_time`` in seconds, ``num_frames``, and ``frame_time``: seconds of each frame, or the text
-            ``"0.00s,1.00s,..."`` that published feature files hold.
+        metadata: ``video_time`` in seconds, ``num_frames``, and ``frame_time``: seconds of each
+            frame, or the text ``"0.00s,1.00s,..."`` that published feature files hold.
     """
     times = metadata["frame_time"]
     if not isinstance(times, str):
@@ -61,9 +62,11 @@ def time_instruction(metadata: Mapping[str, Any]) -> str:
 def chatml_prompt(
     processor: Any, messages: Sequence[Message], instructions: Mapping[int, str] | None = None
 ) -> list[Segment]:
-    """The prompt that LLaVA-Video and LLaVA-OneVision were trained with, with the number of a visual where it stands.
+    """The prompt that LLaVA-Video and LLaVA-OneVision were trained with, with the number of a
+    visual where it stands.
 
-    The template is :data:`~sttm_lmms.families.lmms_lab.CHAT_TEMPLATE`, whatever the checkpoint's processor has.
+    The template is :data:`~sttm_lmms.families.lmms_lab.CHAT_TEMPLATE`, whatever the checkpoint's
+    processor has.
 
     Args:
         instructions: sentence that follows the n-th visual, on a line of its own.
@@ -119,7 +122,8 @@ def newline_layout(pooled: torch.Tensor, newline: torch.Tensor, mode: str) -> to
 
 
 class LlavaFamily(Family):
-    """What LLaVA-Video and LLaVA-OneVision share: all but the defaults of newline and time instruction."""
+    """What LLaVA-Video and LLaVA-OneVision share: all but the defaults of newline and time
+    instruction."""
 
     architectures: ClassVar[Mapping[str, str]] = {
         lmms_lab.ARCHITECTURE: "original",
@@ -133,7 +137,8 @@ class LlavaFamily(Family):
     model_sampling = "uniform_fps"
 
     def fits(self, architecture: str, config: Mapping[str, Any], name: str) -> bool:
-        """LLaVA-Video and OneVision are one architecture; converted checkpoints may have nothing but their name."""
+        """LLaVA-Video and OneVision are one architecture; converted checkpoints may have nothing
+        but their name."""
         newline = config.get("mm_newline_position")
         video = config.get("add_time_instruction") or newline == "grid"
         if newline is None and not video:
@@ -142,8 +147,8 @@ class LlavaFamily(Family):
         return architecture in self.architectures and bool(video) == self.default_time_instruction
 
     def load_model(self, path: Path, *, with_decoder: bool = True, **kwargs: Any) -> nn.Module:
-        """As of :class:`Family`; ``with_decoder=False`` leaves out the decoder's layers and the output head, of which
-        nothing is read: what is left sees, embeds and merges."""
+        """As of :class:`Family`; ``with_decoder=False`` leaves out the decoder's layers and the
+        output head, of which nothing is read: what is left sees, embeds and merges."""
         config = read_json(path / "config.json")
         if lmms_lab.ARCHITECTURE in (config.get("architectures") or ()):
             model = lmms_lab.load(path, config=config, with_decoder=with_decoder, **kwargs)
@@ -173,7 +178,8 @@ class LlavaFamily(Family):
         return processor
 
     def penalises_prompt(self) -> bool:
-        """No: the published pipeline generates from embeddings alone, so that no penalty ever saw a prompt."""
+        """No: the published pipeline generates from embeddings alone, so that no penalty ever saw a
+        prompt."""
         return False
 
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
@@ -194,8 +200,9 @@ class LlavaFamily(Family):
     ) -> VisionFeatures:
         """Tower output ``[T, P, C_v]``, before the projector.
 
-        An image gives ``[1 + tiles + 1, P, C_v]``: the whole image, its any-resolution tiles, and the image padded to
-        a square, which is what stands for it when a prompt holds several images.
+        An image gives ``[1 + tiles + 1, P, C_v]``: the whole image, its any-resolution tiles, and
+        the image padded to a square, which is what stands for it when a prompt holds several
+        images.
         """
         if hasattr(visual, "frames"):
             return self._video_features(model, visual, self.chunks(processor, visual) if chunks is None else chunks)
@@ -271,7 +278,8 @@ class LlavaFamily(Family):
         )
 
     def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
-        """Frames of pooled H x W tokens; the stock class appends one newline token, which stays out of the grid."""
+        """Frames of pooled H x W tokens; the stock class appends one newline token, which stays out
+        of the grid."""
         vision = config.vision_config
         side = math.ceil(vision.image_size // vision.patch_size / 2)
         spans = []
@@ -306,14 +314,16 @@ class LlavaOneVision(LlavaFamily):
 
 
 def _stop_at(model: Any, token_id: int) -> None:
-    """Let generation end at this token too: an original configuration may name ``<|endoftext|>`` alone."""
+    """Let generation end at this token too: an original configuration may name ``<|endoftext|>``
+    alone."""
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]
     model.generation_config.eos_token_id = [token_id, *(other for other in known if other != token_id)]
 
 
 def run_vision_tower(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Hidden states ``[N, P, C_v]`` of the layer that the checkpoint uses, for pixels ``[N, 3, S, S]``."""
+    """Hidden states ``[N, P, C_v]`` of the layer that the checkpoint uses, for pixels
+    ``[N, 3, S, S]``."""
     config: Any = model.config
     tower = model.model.vision_tower
     outputs = [
@@ -333,14 +343,16 @@ def project(model: Any, features: torch.Tensor) -> torch.Tensor:
 
 
 def pool(model: Any, projected: torch.Tensor) -> torch.Tensor:
-    """Bilinear pooling of projected frames ``[T, P, C]`` to ``[T, ceil(side/2), ceil(side/2), C]``."""
+    """Bilinear pooling of projected frames ``[T, P, C]`` to
+    ``[T, ceil(side/2), ceil(side/2), C]``."""
     pooled = model.model.apply_pooling(projected)
     side = math.isqrt(pooled.shape[1])
     return pooled.reshape(len(pooled), side, side, -1)
 
 
 def newline_embedding(model: Any) -> torch.Tensor:
-    """``[C]``. Its module's weights may be offloaded: they are fetched as that module's own forward would."""
+    """``[C]``. Its module's weights may be offloaded: they are fetched as that module's own forward
+    would."""
     from accelerate.utils import align_module_device
 
     with align_module_device(model.model):
@@ -348,7 +360,8 @@ def newline_embedding(model: Any) -> torch.Tensor:
 
 
 def project_video(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """A video as ``[T, H, W, C]``, from tower output ``[T, P, C_v]`` or from its pooled form ``[T, H, W, C_v]``.
+    """A video as ``[T, H, W, C]``, from tower output ``[T, P, C_v]`` or from its pooled form
+    ``[T, H, W, C_v]``.
 
     Chunk by chunk: before pooling, 1,024 frames in a 7B decoder's channels would be 5 GB.
     """
@@ -366,7 +379,8 @@ def _video_tokens(model: Any, feature: VisionFeatures, newline: str) -> VisualTo
 
 
 def _image_tokens(model: Any, feature: VisionFeatures, alone: bool) -> VisualTokens:
-    """A single image with all its tiles, one of several as its padded square: as transformers' own processor does."""
+    """A single image with all its tiles, one of several as its padded square: as transformers' own
+    processor does."""
     config: Any = model.config
     tiles = feature.tensor[:-1] if alone else feature.tensor[-1:]
     (embeds,), _ = model.model.pack_image_features(

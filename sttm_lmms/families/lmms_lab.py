@@ -1,7 +1,9 @@
-"""The original lmms-lab layout of LLaVA-Video and LLaVA-OneVision, read into transformers' own classes.
+"""The original lmms-lab layout of LLaVA-Video and LLaVA-OneVision, read into transformers' own
+classes.
 
-The layout: ``config.json`` with ``architectures: [LlavaQwenForCausalLM]``, a SigLIP tower named by ``mm_vision_tower``
-(without its last layer and its pooling head), a two-layer projector, and a Qwen2 decoder.
+The layout: ``config.json`` with ``architectures: [LlavaQwenForCausalLM]``, a SigLIP tower named by
+``mm_vision_tower`` (without its last layer and its pooling head), a two-layer projector, and a
+Qwen2 decoder.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ ARCHITECTURE = "LlavaQwenForCausalLM"
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 
-# ChatML. A visual and the text beside it are separated by a newline, two visuals by a blank, two texts by nothing.
+# ChatML. A visual and the text beside it are separated by a newline, two visuals by a blank, two
+# texts by nothing.
 END_OF_TURN = "<|im_end|>\n"
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -55,8 +58,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Names in the files -> names in LlavaOnevisionForConditionalGeneration; transformers itself knows whether this
-# version of its SigLIP tower has a `vision_model` level.
+# Names in the files -> names in LlavaOnevisionForConditionalGeneration; transformers itself knows
+# whether this version of its SigLIP tower has a `vision_model` level.
 KEY_MAPPING = {
     r"^model\.(layers|embed_tokens|norm)\.": r"model.language_model.\1.",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
@@ -83,14 +86,17 @@ _TEXT_FIELDS = (
     *("use_sliding_window", "sliding_window", "max_window_layers", "tie_word_embeddings", "attention_dropout"),
     *("bos_token_id", "eos_token_id", "initializer_range"),
 )
-# What the files say and transformers' configuration has no name for; kept so that prompts and newlines follow it.
+# What the files say and transformers' configuration has no name for; kept so that prompts and
+# newlines follow it.
 EXTRA_FIELDS = ("mm_newline_position", "add_time_instruction", "force_sample")
 
 
 def tower_config(config: Mapping[str, Any], folder: Path) -> SiglipVisionConfig:
-    """The SigLIP tower as the checkpoint runs it: without the last encoder layer and without the pooling head.
+    """The SigLIP tower as the checkpoint runs it: without the last encoder layer and without the
+    pooling head.
 
-    Its sizes come from ``vision_tower_config.json`` beside ``config.json``, from :data:`KNOWN_TOWERS`, or from the hub.
+    Its sizes come from ``vision_tower_config.json`` beside ``config.json``, from
+    :data:`KNOWN_TOWERS`, or from the hub.
     """
     name = str(config.get("mm_vision_tower", ""))
     local = folder / "vision_tower_config.json"
@@ -114,7 +120,8 @@ def tower_config(config: Mapping[str, Any], folder: Path) -> SiglipVisionConfig:
 
 
 def grid_pinpoints(value: Any, image_size: int) -> list[list[int]] | None:
-    """Image resolutions ``[[height, width], ...]`` in pixels, also from the short form ``"(1x1),...,(6x6)"``."""
+    """Image resolutions ``[[height, width], ...]`` in pixels, also from the short form
+    ``"(1x1),...,(6x6)"``."""
     if not isinstance(value, str):
         return [list(pair) for pair in value] if value else None
     corners = [(int(h), int(w)) for h, w in re.findall(r"\((\d+)x(\d+)\)", value)]
@@ -129,7 +136,8 @@ def grid_pinpoints(value: Any, image_size: int) -> list[list[int]] | None:
 def model_config(config: Mapping[str, Any], folder: Path) -> LlavaOnevisionConfig:
     """transformers' configuration of an original checkpoint.
 
-    Average pooling is overridden with bilinear pooling, as the published code does when it loads a checkpoint.
+    Average pooling is overridden with bilinear pooling, as the published code does when it loads a
+    checkpoint.
 
     Raises:
         CheckpointError: a projector, pooling or frame layout that no published checkpoint has.
@@ -175,7 +183,8 @@ def load(
     with_decoder: bool = True,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """The model of an original checkpoint. Every tensor is checked by name and shape before any is loaded.
+    """The model of an original checkpoint. Every tensor is checked by name and shape before any is
+    loaded.
 
     Args:
         headers: as in :func:`~sttm_lmms.families.checkpoint.load_model`.
@@ -189,7 +198,8 @@ def load(
 
 
 def without_layers(config: Any) -> Any:
-    """``config``, changed in place: its decoder has no layers (transformers lists their tensors as unexpected)."""
+    """``config``, changed in place: its decoder has no layers (transformers lists their tensors as
+    unexpected)."""
     config.text_config.num_hidden_layers = 0
     config.text_config.layer_types = []
     return config
@@ -225,7 +235,8 @@ def _plain(name: str) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Qwen2's tokenizer from a checkpoint folder. Raises :class:`CheckpointError` where there is none."""
+    """Qwen2's tokenizer from a checkpoint folder. Raises :class:`CheckpointError` where there is
+    none."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise CheckpointError(
             f"{folder}: no tokenizer.json and no vocab.json; the tokenizer comes with a checkpoint, copy it here"
@@ -234,9 +245,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_processor(folder: Path, config: Any) -> LlavaOnevisionProcessor:
-    """transformers' processor for an original checkpoint, which has a tokenizer but no preprocessor settings.
+    """transformers' processor for an original checkpoint, which has a tokenizer but no preprocessor
+    settings.
 
-    A ``preprocessor_config.json`` beside the checkpoint takes precedence over SigLIP's usual settings.
+    A ``preprocessor_config.json`` beside the checkpoint takes precedence over SigLIP's usual
+    settings.
     """
     own = {}
     if (folder / "preprocessor_config.json").is_file():
@@ -247,7 +260,8 @@ def load_processor(folder: Path, config: Any) -> LlavaOnevisionProcessor:
 
 
 def build_processor(tokenizer: Any, config: Any, own: Mapping[str, Any] | None = None) -> LlavaOnevisionProcessor:
-    """A processor that resizes (bicubic) to the tower's square and normalises to [-1, 1], as SigLIP was trained.
+    """A processor that resizes (bicubic) to the tower's square and normalises to [-1, 1], as SigLIP
+    was trained.
 
     Args:
         tokenizer: has ``<image>`` and ``<video>``.

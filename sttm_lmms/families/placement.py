@@ -45,8 +45,8 @@ def place_model(
 ) -> Placement:
     """CUDA, MPS or CPU, whichever is there; the process' own device under accelerate or torchrun.
 
-    Rank and number of processes are what the launcher says, as in lmms-eval: accelerate's own state holds every CPU
-    process for the only one unless it was told to use the CPU.
+    Rank and number of processes are what the launcher says, as in lmms-eval: accelerate's own state
+    holds every CPU process for the only one unless it was told to use the CPU.
 
     Args:
         device: such as ``"cuda:1"``; None picks one.
@@ -54,7 +54,8 @@ def place_model(
 
     Raises:
         STTMError: the device is not in this machine, or flash attention cannot run on it.
-        ValueError: an unknown dtype; several processes were told to use the same device, or a device map over all.
+        ValueError: an unknown dtype; several processes were told to use the same device, or a
+            device map over all.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -90,7 +91,8 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        # Emulated bfloat16 (V100, T4) counts as support unless one says so, and is many times slower than float16.
+        # Emulated bfloat16 (V100, T4) counts as support unless one says so, and is many times
+        # slower than float16.
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         log.warning("%s cannot compute in bfloat16: float16 is used; dtype=bfloat16 or float32 overrides it", device)

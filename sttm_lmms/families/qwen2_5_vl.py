@@ -1,7 +1,7 @@
 """Qwen2.5-VL: Qwen2-VL with a first position axis that counts in time.
 
-Source: arXiv 2502.13923, section 2.1.2 (multimodal rotary positions aligned to absolute time); window attention is
-handled by the vision tower.
+Source: arXiv 2502.13923, section 2.1.2 (multimodal rotary positions aligned to absolute time);
+window attention is handled by the vision tower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Qwen25VL(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
 
     def positions(self, model: Any, features: Sequence[VisionFeatures], sequence: Assembled) -> torch.Tensor:
-        """A pair of frames is ``tokens_per_second`` times its seconds further than the one before."""
+        """A pair of frames is ``tokens_per_second`` times its seconds further than the one
+        before."""
         config = model.config.vision_config
         visuals, intervals = [], []
         for start, feature in zip(sequence.starts, features, strict=True):

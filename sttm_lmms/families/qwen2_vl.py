@@ -1,4 +1,5 @@
-"""Qwen2-VL: frames by qwen-vl-utils, one token per 28x28 pixels of two frames, multimodal rotary positions.
+"""Qwen2-VL: frames by qwen-vl-utils, one token per 28x28 pixels of two frames, multimodal rotary
+positions.
 
 Source: arXiv 2409.12191, sections 2.1 (M-RoPE, unified image and video understanding).
 """
@@ -36,15 +37,17 @@ def mrope_positions(
 ) -> torch.Tensor:
     """Multimodal rotary positions of one sequence.
 
-    Text counts up on all three axes; a visual's token (t, y, x) stands at the next free position plus (t, y, x), with t
-    scaled by the visual's interval and rounded down; what follows starts after the largest position so far, as the
-    checkpoints were trained. (transformers 5.17 to 5.24 go on after the larger of height and width only, so that text
-    overlaps a video that reaches further in time than that.)
+    Text counts up on all three axes; a visual's token (t, y, x) stands at the next free position
+    plus (t, y, x), with t scaled by the visual's interval and rounded down; what follows starts
+    after the largest position so far, as the checkpoints were trained. (transformers 5.17 to 5.24
+    go on after the larger of height and width only, so that text overlaps a video that reaches
+    further in time than that.)
 
     Args:
         length: tokens of the sequence.
         visuals: (start, (T, H, W)) of each visual, in order; T*H*W tokens each.
-        intervals: steps on the first axis from one t to the next, of each visual; None is 1 for all.
+        intervals: steps on the first axis from one t to the next, of each visual; None is 1 for
+            all.
 
     Returns:
         ``[3, 1, length]`` int64: axes (t, y, x).
@@ -66,13 +69,15 @@ def mrope_positions(
 def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
     """Numbers of the frames that are shown, by the rule that ``settings.sampling`` names.
 
-    With ``uniform_fps`` the last frame is repeated where the rule gives an odd number, so that all frames have a pair.
+    With ``uniform_fps`` the last frame is repeated where the rule gives an odd number, so that all
+    frames have a pair.
     """
     from sttm_lmms.video import sample_uniform_fps, spread_in_time
 
     if settings.sampling == "model":
         numbers = sample_frames(info.total_frames, info.fps, settings)
-        # With a variable frame rate, frames evenly spread in time; where most are wanted, as many as there are.
+        # With a variable frame rate, frames evenly spread in time; where most are wanted, as many
+        # as there are.
         uneven = info.times is not None and len(numbers) < info.total_frames - 1
         return spread_in_time(info, len(numbers)) if uneven else numbers
     numbers = sample_uniform_fps(info, settings.fps, settings.max_frames)
@@ -80,7 +85,8 @@ def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
 
 
 def sample_frames(total_frames: int, video_fps: float, settings: VideoSettings) -> list[int]:
-    """Indices of an even number of frames, evenly spread from the first to the last, as qwen-vl-utils takes them.
+    """Indices of an even number of frames, evenly spread from the first to the last, as
+    qwen-vl-utils takes them.
 
     A video of one frame gives that frame (the processor repeats it to fill a pair).
     """
@@ -94,7 +100,8 @@ def sample_frames(total_frames: int, video_fps: float, settings: VideoSettings) 
 
 
 def frame_size(height: int, width: int, frames: int, settings: VideoSettings, side: int = _SIDE) -> tuple[int, int]:
-    """Height and width in pixels to which qwen-vl-utils resizes the frames of a video; ``side`` is a token's."""
+    """Height and width in pixels to which qwen-vl-utils resizes the frames of a video; ``side`` is
+    a token's."""
     from qwen_vl_utils import vision_process as qwen
 
     default = 128 * side**2
@@ -190,8 +197,8 @@ class Qwen2VL(TemplateFamily):
         return mrope_positions(sequence.input_ids.shape[1], visuals)
 
     def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
-        """One run of tokens a video; the grid is read off the (t, h, w) positions, because ``generate`` does not hand
-        ``video_grid_thw`` on."""
+        """One run of tokens a video; the grid is read off the (t, h, w) positions, because
+        ``generate`` does not hand ``video_grid_thw`` on."""
         spans = []
         for row, start, length in runs(input_ids == config.video_token_id):
             height, width = frame_grid(position_ids, row, start, length)
@@ -245,7 +252,8 @@ def _resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frames.shape[1:3] == size:
         return frames
     small = np.empty((len(frames), *size, frames.shape[3]), np.uint8)
-    # One plane at a time: torchvision computes in float32, and planes that lie together take half the time.
+    # One plane at a time: torchvision computes in float32, and planes that lie together take half
+    # the time.
     for frame, target in zip(frames, small, strict=True):
         for channel in range(frames.shape[3]):
             plane = torch.from_numpy(np.ascontiguousarray(frame[None, ..., channel]))

@@ -1,4 +1,5 @@
-"""Qwen3-VL: a timestamp in front of each pair of frames, and features of several vision layers for the decoder's first.
+"""Qwen3-VL: a timestamp in front of each pair of frames, and features of several vision layers for
+the decoder's first.
 
 Source: arXiv 2511.21631 (interleaved M-RoPE, DeepStack, text-based time alignment).
 """
@@ -34,7 +35,8 @@ class Qwen3VL(Qwen2VL):
     side: ClassVar[int] = 32
 
     def encode(self, model: Any, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
-        """``[t, h/2, w/2, (1 + D) * C]``: the tokens, and behind them those of the D deepstack layers."""
+        """``[t, h/2, w/2, (1 + D) * C]``: the tokens, and behind them those of the D deepstack
+        layers."""
         side = model.config.vision_config.spatial_merge_size
         t, h, w = grid_thw[0].tolist()
         device = device_of(model.model.visual)
@@ -48,13 +50,15 @@ class Qwen3VL(Qwen2VL):
         return (1 + len(config.vision_config.deepstack_visual_indexes)) * super().feature_channels(config)
 
     def extra_metadata(self, video: Video) -> dict[str, Any]:
-        """Where the frames stand in the file, for their timestamps: a variable frame rate as milliseconds."""
+        """Where the frames stand in the file, for their timestamps: a variable frame rate as
+        milliseconds."""
         if not video.constant_rate:
             return {"video_fps": 1000.0, "frame_indices": [round(1000 * seconds) for seconds in video.timestamps]}
         return {"video_fps": float(video.fps), "frame_indices": [int(index) for index in video.indices]}
 
     def placeholder_text(self, processor: Any, feature: VisionFeatures) -> str:
-        """``<0.2 seconds><|vision_start|>...<|vision_end|>`` for each pair of frames, as the processor writes it."""
+        """``<0.2 seconds><|vision_start|>...<|vision_end|>`` for each pair of frames, as the
+        processor writes it."""
         if feature.kind == "image":
             return super().placeholder_text(processor, feature)
         from transformers.video_utils import VideoMetadata
@@ -75,7 +79,8 @@ class Qwen3VL(Qwen2VL):
         return mrope_positions(sequence.input_ids.shape[1], visuals)
 
     def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
-        """Runs of video tokens with nothing but a timestamp between ``<|vision_end|>`` and ``<|vision_start|>``."""
+        """Runs of video tokens with nothing but a timestamp between ``<|vision_end|>`` and
+        ``<|vision_start|>``."""
         videos: list[tuple[tuple[int, int, int], list[tuple[int, int]]]] = []
         for row, start, length in runs(input_ids == config.video_token_id):
             frame = (row, *frame_grid(position_ids, row, start, length))

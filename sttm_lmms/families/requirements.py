@@ -11,7 +11,8 @@ from sttm_lmms.errors import STTMError
 
 
 def check_device(device: Any) -> None:
-    """Raise ``STTMError`` if ``device`` (``"cuda:1"``, a ``torch.device``, or anything else) is not in this machine."""
+    """Raise ``STTMError`` if ``device`` (``"cuda:1"``, a ``torch.device``, or anything else) is not
+    in this machine."""
     name = str(device)
     if name.startswith("mps") and not torch.backends.mps.is_available():
         raise STTMError("device=mps: torch sees no Apple GPU here; leave device out to run on what there is")
@@ -26,7 +27,8 @@ def check_device(device: Any) -> None:
 
 
 def check_attention(name: str | None, device: torch.device | None = None) -> None:
-    """Raise ``STTMError`` if an attention implementation needs a package that is not there, or not that ``device``."""
+    """Raise ``STTMError`` if an attention implementation needs a package that is not there, or not
+    that ``device``."""
     if name != "flash_attention_2":
         return
     # transformers can take the kernels of flash attention through the package `kernels`, too.

@@ -1,4 +1,5 @@
-"""Families that are prompted by their processor's own chat template and its own text for each visual."""
+"""Families that are prompted by their processor's own chat template and its own text for each
+visual."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ from sttm_lmms.types import Deepstack, Message, PreparedInput, VisionFeatures
 
 
 class TemplateFamily(Family):
-    """What the families of newer classes share: features are ``[T, H, W, C]``, prompts the processor's."""
+    """What the families of newer classes share: features are ``[T, H, W, C]``, prompts the
+    processor's."""
 
     fixed_suffix: ClassVar[str]
     """What follows the last visual token, whatever the question."""
@@ -49,14 +51,16 @@ class TemplateFamily(Family):
 
     @abstractmethod
     def placeholder_text(self, processor: Any, feature: VisionFeatures) -> str:
-        """What the processor writes for a visual: :meth:`pad_token` for each token, with other text between them."""
+        """What the processor writes for a visual: :meth:`pad_token` for each token, with other text
+        between them."""
 
     def positions(self, model: Any, features: Sequence[VisionFeatures], sequence: Assembled) -> torch.Tensor | None:
         """Rotary positions ``[3, 1, L]``, None for 0..L-1."""
         return None
 
     def split(self, model: Any, feature: VisionFeatures) -> tuple[torch.Tensor, ...]:
-        """``[T, H, W, C]`` of the embeddings, and of whatever the decoder adds behind its first layers."""
+        """``[T, H, W, C]`` of the embeddings, and of whatever the decoder adds behind its first
+        layers."""
         return (feature.tensor,)
 
     @torch.no_grad()
@@ -69,7 +73,8 @@ class TemplateFamily(Family):
         *,
         newline: str | None = None,
     ) -> PreparedInput:
-        """See :meth:`Family.prepare`. There are no newline tokens; only ``no_token`` is accepted."""
+        """See :meth:`Family.prepare`. There are no newline tokens; only ``no_token`` is
+        accepted."""
         check_visuals(messages, features)
         if newline is not None:
             check_choice("newline", newline, ("no_token",))
@@ -111,10 +116,12 @@ class TemplateFamily(Family):
 def render(
     processor: Any, messages: Sequence[Message], *, chat_template: str | None = None, end_of_turn: str | None = None
 ) -> list[str]:
-    """The prompt as the text in front of each visual and behind the last one: one piece more than there are visuals.
+    """The prompt as the text in front of each visual and behind the last one: one piece more than
+    there are visuals.
 
-    Special tokens that the texts of the messages spell out are text (see :func:`as_plain_text`). The assistant's turn
-    is opened unless the last message is the assistant's, which is then left open.
+    Special tokens that the texts of the messages spell out are text (see :func:`as_plain_text`).
+    The assistant's turn is opened unless the last message is the assistant's, which is then left
+    open.
 
     Args:
         chat_template: in place of the processor's own.
@@ -157,7 +164,8 @@ def render(
 
 
 def control_tokens(processor: Any, chat_template: str | None = None) -> set[str]:
-    """Special tokens that prompts are built of: the placeholders, the ends, and those that the chat template writes.
+    """Special tokens that prompts are built of: the placeholders, the ends, and those that the chat
+    template writes.
 
     Others (such as the marks of boxes for grounding) stay special in the texts of users.
     """
@@ -173,7 +181,8 @@ def fill(pieces: Sequence[str], visuals: Sequence[tuple[str, str]]) -> tuple[lis
 
     Args:
         pieces: from :func:`render`.
-        visuals: what the processor writes for each visual, and the pad that stands there for one of its tokens.
+        visuals: what the processor writes for each visual, and the pad that stands there for one of
+            its tokens.
 
     Returns:
         The prompt, and the lengths of each visual's runs of tokens.

@@ -1,4 +1,5 @@
-"""The registry of reduction methods. A method is one file and one line here; others come in by entry point or path."""
+"""The registry of reduction methods. A method is one file and one line here; others come in by
+entry point or path."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ def check_method(config: Any) -> Method:
     """``config`` itself if it is a registered method's settings.
 
     Raises:
-        TypeError: it is something else, such as an instance of a subclass that was never registered.
+        TypeError: it is something else, such as an instance of a subclass that was never
+            registered.
     """
     name = getattr(type(config), "name", "")
     if name and _CLASSES.get(name) is type(config):

@@ -1,11 +1,13 @@
-"""SimpleCluster (arXiv 2609.35394): spherical k-means over all tokens of a video, their places rotated into them.
+"""SimpleCluster (arXiv 2609.35394): spherical k-means over all tokens of a video, their places
+rotated into them.
 
 ::
 
-    rotate each token's channels by its frame, row and column, as rotary embeddings do; scale it to unit length
-    prototypes: one token, then again and again the token that is least like its most similar prototype
-    a few times: each token joins the most similar prototype, which becomes the direction of their mean
-    a group's mean (of the tokens as they were) stands at the place of its first token
+    rotate each token's channels by its frame, row and column, as rotary embeddings do; scale it to
+    unit length prototypes: one token, then again and again the token that is least like its most
+    similar prototype a few times: each token joins the most similar prototype, which becomes the
+    direction of their mean a group's mean (of the tokens as they were) stands at the place of its
+    first token
 """
 
 from __future__ import annotations
@@ -33,15 +35,17 @@ EPS = 1e-6
 class ClusterConfig(LayerMethod):
     """Settings of SimpleCluster. Give ``retention_ratio`` or ``budget``.
 
-    The published code refuses frames that are not square, and fails where a prototype ends without tokens (zero
-    vectors); here both work.
+    The published code refuses frames that are not square, and fails where a prototype ends without
+    tokens (zero vectors); here both work.
 
     Attributes:
-        retention_ratio: the published argument: ``round(N * retention_ratio)`` of N tokens, at least 1.
+        retention_ratio: the published argument: ``round(N * retention_ratio)`` of N tokens, at
+            least 1.
         budget: keeps exactly as many tokens as it allows.
         max_iters: rounds of k-means at most.
-        first_prototype: the token from which the prototypes start. None takes the one of largest norm; the published
-            code takes the one whose norm is largest after scaling to unit length, which is the last bit's accident.
+        first_prototype: the token from which the prototypes start. None takes the one of largest
+            norm; the published code takes the one whose norm is largest after scaling to unit
+            length, which is the last bit's accident.
     """
 
     start_layer: int = 0
@@ -103,8 +107,8 @@ class ClusterConfig(LayerMethod):
 
 
 def rotate(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """``[N, C]`` in its dtype, with neighbouring channels rotated by the places ``[N, 3]``: a third of the channels by
-    the frame, one by the row, one by the column."""
+    """``[N, C]`` in its dtype, with neighbouring channels rotated by the places ``[N, 3]``: a third
+    of the channels by the frame, one by the row, one by the column."""
     third = features.shape[1] // 3
     rotated = features.clone()
     start = 0
@@ -121,7 +125,8 @@ def rotate(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
 
 
 def spread_prototypes(unit: torch.Tensor, first: torch.Tensor, count: int) -> torch.Tensor:
-    """``[count]`` int64: ``first``, then again and again the row of ``[N, C]`` that is least like the nearest one."""
+    """``[count]`` int64: ``first``, then again and again the row of ``[N, C]`` that is least like
+    the nearest one."""
     chosen = [first.view(1)]
     near = unit @ unit.index_select(0, chosen[0])[0]
     for _ in range(count - 1):
@@ -131,14 +136,16 @@ def spread_prototypes(unit: torch.Tensor, first: torch.Tensor, count: int) -> to
 
 
 def spherical_kmeans(unit: torch.Tensor, prototypes: torch.Tensor, rounds: int) -> torch.Tensor:
-    """``[N]`` int64: the prototype of each row of ``[N, C]`` after at most so many rounds; none is without rows."""
+    """``[N]`` int64: the prototype of each row of ``[N, C]`` after at most so many rounds; none is
+    without rows."""
     for _ in range(rounds):
         similarity, group = _nearest(unit, prototypes)
         sums = torch.zeros_like(prototypes).index_add_(0, group, unit)
         size = _sizes(group, len(prototypes))
         mean = sums / size.clamp(min=1)[:, None]
         mean /= mean.norm(dim=-1, keepdim=True).clamp(min=EPS)
-        # A prototype without rows becomes the row that is least like its own prototype; the next one the next.
+        # A prototype without rows becomes the row that is least like its own prototype; the next
+        # one the next.
         empty = size == 0
         spare = similarity.argsort(stable=True)[(empty.cumsum(0) - 1).clamp(min=0)]
         moved = torch.where(empty[:, None], unit[spare], mean)
@@ -154,7 +161,8 @@ def spherical_kmeans(unit: torch.Tensor, prototypes: torch.Tensor, rounds: int) 
 
 
 def _nearest(unit: torch.Tensor, prototypes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest dot product of each row with a prototype, and whose it is (the first among equals)."""
+    """The largest dot product of each row with a prototype, and whose it is (the first among
+    equals)."""
     step = max(1, BLOCK // len(prototypes))
     found = [(unit[block] @ prototypes.T).max(1) for block in blocks(len(unit), step)]
     similarity, group = (torch.cat(part) for part in zip(*found, strict=True))

@@ -48,7 +48,8 @@ class FramesConfig(BudgetMethod):
         return max_tokens(self.budget, grid[0]) * grid[1] * grid[2]
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
-        """Cut the video into as many even stretches as the budget allows frames; keep the middle frame of each."""
+        """Cut the video into as many even stretches as the budget allows frames; keep the middle
+        frame of each."""
         frames, height, width = tokens.grid
         device = tokens.features.device
         kept = max_tokens(self.budget, frames)
@@ -88,7 +89,8 @@ class PoolConfig(BudgetMethod):
 
 
 def pooled_grid(grid: tuple[int, int, int], budget: float) -> tuple[int, int, int]:
-    """The (T, H, W) with the most tokens within the budget whose sides shrink alike, to a factor of 2."""
+    """The (T, H, W) with the most tokens within the budget whose sides shrink alike, to a factor of
+    2."""
     frames, height, width = grid
     kept = max_tokens(budget, frames * height * width)
     per_frame = kept // frames

@@ -1,14 +1,16 @@
-"""DyCoke (arXiv 2411.15024): tokens of similar frames are dropped, then each decode step attends to fewer KV entries.
+"""DyCoke (arXiv 2411.15024): tokens of similar frames are dropped, then each decode step attends to
+fewer KV entries.
 
 Stage 1, in front of one layer; a place is compared with the same place of the other frame (cosine)::
 
-    of each frame 1, 3, 5, ..: keep the k places that are least similar to the frame before it
-    of each frame 2, 6, 10, .. (i + 2 for i = 0, 4, 8, .. below T - 4): keep the k least similar to the frame i
-    keep all other frames whole; survivors of a frame go on in ascending order of similarity
+    of each frame 1, 3, 5, ..: keep the k places that are least similar to the frame before it of
+    each frame 2, 6, 10, .. (i + 2 for i = 0, 4, 8, .. below T - 4): keep the k least similar to the
+    frame i keep all other frames whole; survivors of a frame go on in ascending order of similarity
 
 Stage 2, at every decode step::
 
-    layers from prune_layer on attend only to the video's entries that the new token attends to most in the layer before
+    layers from prune_layer on attend only to the video's entries that the new token attends to most
+    in the layer before
 """
 
 from __future__ import annotations
@@ -49,12 +51,13 @@ _STAGE1_NAMES = {
 class DyCokeStage1Config(RatioMethod):
     """Settings of DyCoke's temporal pruning.
 
-    The frames that are never pruned are its floor: 33 of 128 frames, 9 of 32, 3 of 8, 2 of 4. The published code
-    crashes on up to 4 frames; here the rule above holds for them too.
+    The frames that are never pruned are its floor: 33 of 128 frames, 9 of 32, 3 of 8, 2 of 4. The
+    published code crashes on up to 4 frames; here the rule above holds for them too.
 
     Attributes:
         ratio: share removed of each pruned frame; ``int((1 - ratio) * H * W)`` of its tokens stay.
-        budget: the lowest ratio whose kept tokens are within it. A budget below the floor warns and gives the floor.
+        budget: the lowest ratio whose kept tokens are within it. A budget below the floor warns and
+            gives the floor.
     """
 
     @classmethod
@@ -101,17 +104,19 @@ class DyCokeStage1Config(RatioMethod):
 @register_method("dycoke")
 @dataclass(frozen=True, kw_only=True)
 class DyCokeConfig(DyCokeStage1Config):
-    """Settings of DyCoke with its selection of KV entries; no entry is removed, each step selects anew.
+    """Settings of DyCoke with its selection of KV entries; no entry is removed, each step selects
+    anew.
 
-    Text and the new token itself are always attended to. The published code (``reference=True``) instead takes the
-    ``int(keep_kv * tokens before stage 1)`` entries of most attention out of all that follow the video's first entry,
-    because it still uses the video's length before stage 1; so it drops most of the question, and often the new token.
-    Where it then crashes for want of entries, all that there are are taken.
+    Text and the new token itself are always attended to. The published code (``reference=True``)
+    instead takes the ``int(keep_kv * tokens before stage 1)`` entries of most attention out of all
+    that follow the video's first entry, because it still uses the video's length before stage 1; so
+    it drops most of the question, and often the new token. Where it then crashes for want of
+    entries, all that there are are taken.
 
     Attributes:
         start_layer: as for stage 1; its published script uses 0.
-        prune_layer: first layer that attends to selected entries; attention is read in the layer before it, so it must
-            be above ``start_layer``.
+        prune_layer: first layer that attends to selected entries; attention is read in the layer
+            before it, so it must be above ``start_layer``.
         keep_kv: share of the video's entries that a decode step attends to, in (0, 1].
         reference: select as the published code does.
     """
@@ -134,7 +139,8 @@ class DyCokeConfig(DyCokeStage1Config):
 
     @classmethod
     def published(cls, **settings: Any) -> DyCokeConfig:
-        """From ``sa_prune_ratio``, ``sa_start_layer_idx``, ``dycoke_l``, ``dycoke_p`` (share of entries removed)."""
+        """From ``sa_prune_ratio``, ``sa_start_layer_idx``, ``dycoke_l``, ``dycoke_p`` (share of
+        entries removed)."""
         ours = from_published(settings, _STAGE1_NAMES | {"dycoke_l": "prune_layer", "dycoke_p": "keep_kv"})
         if "keep_kv" in ours:
             ours["keep_kv"] = 1 - ours["keep_kv"]
@@ -164,7 +170,8 @@ class DyCokeConfig(DyCokeStage1Config):
 def pruned_frames(frames: int) -> dict[int, int]:
     """Frames that stage 1 prunes, ascending, and the frame that each of them is compared with."""
     odd = {frame: frame - 1 for frame in range(1, frames, 2)}
-    # The bound leaves the last group's third frame whole, as in the published code and in the original one.
+    # The bound leaves the last group's third frame whole, as in the published code and in the
+    # original one.
     even = {frame + 2: frame for frame in range(0, frames - 4, 4)}
     return dict(sorted((odd | even).items()))
 

@@ -1,9 +1,10 @@
-"""EVS, efficient video sampling (arXiv 2510.14624): keep the tokens that differ most from the frame before.
+"""EVS, efficient video sampling (arXiv 2510.14624): keep the tokens that differ most from the frame
+before.
 
 Written from the paper's idea; vLLM has its own behind ``--video-pruning-rate``::
 
-    a token's change = 1 - cosine similarity to the same place in the frame before; frame 0 counts as all new
-    keep the K tokens of largest change, frame 0 always whole
+    a token's change = 1 - cosine similarity to the same place in the frame before; frame 0 counts
+    as all new keep the K tokens of largest change, frame 0 always whole
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from sttm_lmms.types import Kept, Tokens
 @register_method("evs")
 @dataclass(frozen=True, kw_only=True)
 class EVSConfig(RatioMethod):
-    """Settings of EVS. Every frame is compared with the one before it, whether that was kept or not.
+    """Settings of EVS. Every frame is compared with the one before it, whether that was kept or
+    not.
 
     Frame 0 is the floor: a budget below 1 / T warns and keeps it.
 

@@ -1,4 +1,5 @@
-"""FastV (arXiv 2403.06764): keep the tokens that the prompt's last token attends to most in an early layer."""
+"""FastV (arXiv 2403.06764): keep the tokens that the prompt's last token attends to most in an
+early layer."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ class FastVConfig(Method):
     """Settings of FastV. Survivors keep order and rotary positions; text is never touched.
 
     Attributes:
-        layer: the first layer that sees fewer tokens, at least 1; attention is read in the layer before it.
-        ratio: share removed; of N tokens ``round(N * (1 - ratio))`` stay (halves round to even), at least one.
-        budget: kept visual tokens / all visual tokens, in (0, 1]; keeps exactly as many tokens as it allows.
+        layer: the first layer that sees fewer tokens, at least 1; attention is read in the layer
+            before it.
+        ratio: share removed; of N tokens ``round(N * (1 - ratio))`` stay (halves round to even), at
+            least one.
+        budget: kept visual tokens / all visual tokens, in (0, 1]; keeps exactly as many tokens as
+            it allows.
 
     Raises:
         ValueError: a value is out of range, or not exactly one of ratio and budget is given.

@@ -1,13 +1,15 @@
-"""FlashVID's outer stage (arXiv 2602.08024): diverse tokens of each frame, and clusters of what merges along time.
+"""FlashVID's outer stage (arXiv 2602.08024): diverse tokens of each frame, and clusters of what
+merges along time.
 
 ::
 
-    cut the video into segments where frames' unit means change most
-    in each frame: select the A tokens that are least alike, one after the other; they stay as they are
-    in each segment: a token that is similar enough to one of the frame before joins it (selected ones do not)
-    in each frame: cluster what is left by density peaks, as many clusters as the rest of the budget allows
+    cut the video into segments where frames' unit means change most in each frame: select the A
+    tokens that are least alike, one after the other; they stay as they are in each segment: a token
+    that is similar enough to one of the frame before joins it (selected ones do not) in each frame:
+    cluster what is left by density peaks, as many clusters as the rest of the budget allows
 
-The published pipeline lets 1.25 times the tokens into the decoder and prunes again in layer 20; that stage is not here.
+The published pipeline lets 1.25 times the tokens into the decoder and prunes again in layer 20;
+that stage is not here.
 """
 
 from __future__ import annotations
@@ -46,16 +48,19 @@ _PUBLISHED = (
 class FlashVIDConfig(LayerMethod):
     """Settings of FlashVID's outer stage. Give ``retention_ratio`` or ``budget``.
 
-    Tokens are selected by their diversity alone (``"div"``, an ablation of the paper); the published default weighs it
-    with the vision tower's attention, which no family here computes.
+    Tokens are selected by their diversity alone (``"div"``, an ablation of the paper); the
+    published default weighs it with the vision tower's attention, which no family here computes.
 
-    The published code fails on one token a frame, on ``retention_ratio=1`` and where nothing merges along time; it
-    draws noise against ties of densities. Here all of these work, and the first among equals wins.
+    The published code fails on one token a frame, on ``retention_ratio=1`` and where nothing merges
+    along time; it draws noise against ties of densities. Here all of these work, and the first
+    among equals wins.
 
     Attributes:
-        retention_ratio: the published argument: about ``ceil(n * retention_ratio * expansion)`` of a frame's n tokens.
-            A selected token of a frame that is a segment of its own may come out twice, as published.
-        budget: keeps exactly as many tokens as it allows: clusters of fewest tokens are dropped until it is met.
+        retention_ratio: the published argument: about ``ceil(n * retention_ratio * expansion)`` of
+            a frame's n tokens. A selected token of a frame that is a segment of its own may come
+            out twice, as published.
+        budget: keeps exactly as many tokens as it allows: clusters of fewest tokens are dropped
+            until it is met.
         do_segment: whether the video is cut into segments.
         segment_threshold: similarity of consecutive frames below which a segment ends.
         min_segment_num: segments that there should be; more cuts are made where frames change most.
@@ -63,7 +68,8 @@ class FlashVIDConfig(LayerMethod):
         token_selection_method: ``"div"``.
         alpha: share of a frame's tokens that is selected; the rest are clusters.
         temporal_threshold: cosine similarity above which a token joins one of the frame before.
-        expansion: factor on ``retention_ratio``; the published pipeline has 1.25 for its inner stage.
+        expansion: factor on ``retention_ratio``; the published pipeline has 1.25 for its inner
+            stage.
     """
 
     start_layer: int = 0
@@ -108,7 +114,8 @@ class FlashVIDConfig(LayerMethod):
         selected = math.ceil(a_frame * self.alpha)
         places: list[torch.Tensor] = []
         means: list[torch.Tensor] = []
-        # For each place the token that stands for what is left there, and the place that it has joined.
+        # For each place the token that stands for what is left there, and the place that it has
+        # joined.
         token = torch.full((len(tokens),), -1, device=features.device)
         root = torch.arange(len(tokens), device=features.device)
         for start, stop in self._segments(features):
@@ -169,7 +176,8 @@ class FlashVIDConfig(LayerMethod):
     def _join_in_time(
         self, features: torch.Tensor, unit: torch.Tensor, is_selected: torch.Tensor, a_frame: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Values of the tokens after joining, the token ``[F, n]`` that each went into, and which ones are left."""
+        """Values of the tokens after joining, the token ``[F, n]`` that each went into, and which
+        ones are left."""
         frames, size, _ = features.shape
         similarity = unit[1:] @ unit[:-1].mT
         similarity = similarity.masked_fill(is_selected[1:, :, None] | is_selected[:-1, None], -1.0)
@@ -194,7 +202,8 @@ class FlashVIDConfig(LayerMethod):
         return values, root, ~joins & ~is_selected
 
     def _collect(self, tokens: Tokens, index: torch.Tensor, means: torch.Tensor, token: torch.Tensor) -> Kept:
-        """The tokens at the places ``index`` in the order of these; with a budget without those that are too many."""
+        """The tokens at the places ``index`` in the order of these; with a budget without those
+        that are too many."""
         keep = torch.arange(len(index), device=index.device)
         if self.budget is not None:
             # Those that stand for least go first, of equal ones the last.
@@ -208,8 +217,9 @@ class FlashVIDConfig(LayerMethod):
 
 
 class _Segment(NamedTuple):
-    """What goes on of a segment's ``F * n`` places: ``places`` and ``features`` of the tokens; for each place the
-    ``token`` that stands for what is left there (-1: none), and the ``root``, the place that it has joined."""
+    """What goes on of a segment's ``F * n`` places: ``places`` and ``features`` of the tokens; for
+    each place the ``token`` that stands for what is left there (-1: none), and the ``root``, the
+    place that it has joined."""
 
     places: torch.Tensor
     features: torch.Tensor
@@ -218,7 +228,8 @@ class _Segment(NamedTuple):
 
 
 def select_diverse(unit: torch.Tensor, number: int) -> torch.Tensor:
-    """``[number]`` int64: rows of ``[n, C]`` (unit length), each as unlike those before it as can be."""
+    """``[number]`` int64: rows of ``[n, C]`` (unit length), each as unlike those before it as can
+    be."""
     distance = 1 - unit @ unit.T
     second = distance.topk(2, largest=False).values[:, 1] if len(unit) > 1 else distance[:, 0]
     chosen = [second.argmax().view(1)]
@@ -230,9 +241,11 @@ def select_diverse(unit: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def density_peaks(rows: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cluster the rows ``[m, C]``: the cluster ``[m]`` of each, and the rows ``[number]`` that are their centres.
+    """Cluster the rows ``[m, C]``: the cluster ``[m]`` of each, and the rows ``[number]`` that are
+    their centres.
 
-    Centres are rows of high density that are far from any of higher density; the others join the nearest centre.
+    Centres are rows of high density that are far from any of higher density; the others join the
+    nearest centre.
     """
     distance = torch.cdist(rows, rows) / rows.shape[1] ** 0.5
     nearest = distance.topk(min(number, NEIGHBOURS, len(rows)), largest=False).values

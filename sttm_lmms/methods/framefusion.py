@@ -1,15 +1,18 @@
-"""FrameFusion (arXiv 2501.01986): merge along time over the first layers, then prune once, within a cost.
+"""FrameFusion (arXiv 2501.01986): merge along time over the first layers, then prune once, within a
+cost.
 
 A *call* happens in front of layer 0 and, in every layer, between attention and MLP. The cost is the mean over layers
 of the share of visual tokens that a layer's attention sees. ``bound`` is the share of the present tokens to remove at
 this call so that the cost comes out exactly if nothing else were removed afterwards. A call does at most one of::
 
-    merge: compare each token with the one before it in time at the same place (cosine)
-        fewer than ``bound`` are similar (>= similarity): merge those; once they are fewer than ``ratio``, stop merging
-        else: merge the ``bound`` most similar, and be done
-    prune, if a call before this one stopped merging: drop the ``bound`` with the least attention, and be done
+    merge: compare each token with the one before it in time at the same place (cosine) fewer than
+        ``bound`` are similar (>= similarity): merge those; once they are fewer than ``ratio``, stop
+        merging else: merge the ``bound`` most similar, and be done
+    prune, if a call before this one stopped merging: drop the ``bound`` with the least attention,
+        and be done
 
-Merging: a run of marked tokens joins the token before it; that becomes the plain mean and keeps its place.
+Merging: a run of marked tokens joins the token before it; that becomes the plain mean and keeps its
+place.
 """
 
 from __future__ import annotations
@@ -39,21 +42,24 @@ from sttm_lmms.types import Kept, Tokens
 @register_method("framefusion")
 @dataclass(frozen=True, kw_only=True)
 class FrameFusionConfig(Method):
-    """Settings of FrameFusion. Survivors keep order and rotary positions. Give either ``cost`` or ``budget``.
+    """Settings of FrameFusion. Survivors keep order and rotary positions. Give either ``cost`` or
+    ``budget``.
 
     Attributes:
         cost: the published argument, with its rounding: the cost it aims at, in (0, 1].
-        budget: the same, but never exceeded. Where merging slowly would spend more, merging ends at once.
+        budget: the same, but never exceeded. Where merging slowly would spend more, merging ends at
+            once.
         similarity: cosine similarity from which tokens merge.
         ratio: merging goes on while at least this share of the tokens is similar.
-        cost_layers: layers in the cost. None means the model's own; the published code has 28 for every model.
+        cost_layers: layers in the cost. None means the model's own; the published code has 28 for
+            every model.
 
     Raises:
         ValueError: a value is out of range, or not exactly one of cost and budget is given.
 
-    The published code fails where merging has already spent the cost; here merging ends before that. It gives NaN for
-    zero vectors; here they are similar to nothing. If more tokens have to be merged than have one before them in time,
-    the first tokens of a place join the place before.
+    The published code fails where merging has already spent the cost; here merging ends before
+    that. It gives NaN for zero vectors; here they are similar to nothing. If more tokens have to be
+    merged than have one before them in time, the first tokens of a place join the place before.
     """
 
     reads: ClassVar[Literal["features", "attention"]] = "attention"
@@ -135,7 +141,8 @@ class _Done:
     """What the calls so far did.
 
     Attributes:
-        shares: for each call that merged and left room for more, the share of tokens that it removed.
+        shares: for each call that merged and left room for more, the share of tokens that it
+            removed.
         seen: the tokens that it left, which is what attention sees in one layer.
         merged, finished: merging is over; everything is.
     """
@@ -173,12 +180,13 @@ class _Most:
 class FrameFusionMergeConfig(RatioMethod):
     """Settings of FrameFusion's merging in one layer, without thresholds and pruning.
 
-    It acts on the normed input of attention in ``start_layer``: the means feed queries, keys and values there, while
-    survivors go on with their own residual stream, as in the published code. They keep order and rotary positions, so
-    ``decode_positions`` makes no difference.
+    It acts on the normed input of attention in ``start_layer``: the means feed queries, keys and
+    values there, while survivors go on with their own residual stream, as in the published code.
+    They keep order and rotary positions, so ``decode_positions`` makes no difference.
 
     Attributes:
-        ratio: share removed; of N tokens the ``floor(ratio * N)`` most similar ones are merged, at most N - 1.
+        ratio: share removed; of N tokens the ``floor(ratio * N)`` most similar ones are merged, at
+            most N - 1.
         budget: keeps exactly as many tokens as it allows.
     """
 
@@ -208,8 +216,8 @@ class Chain:
 
     Attributes:
         order: ``[N]`` int64, tokens in that order.
-        similarity: ``[N]`` float32, of each to the one before it in that order. The first of a place is 4 lower, so
-            that it comes after all others; the very first is -inf.
+        similarity: ``[N]`` float32, of each to the one before it in that order. The first of a
+            place is 4 lower, so that it comes after all others; the very first is -inf.
     """
 
     order: torch.Tensor
@@ -228,7 +236,8 @@ class Chain:
         return cls(order, similarity)
 
     def merge(self, tokens: Tokens, number: int) -> Kept:
-        """Let the ``number`` (below N) most similar tokens join the one before; ``info`` counts all that ever did."""
+        """Let the ``number`` (below N) most similar tokens join the one before; ``info`` counts all
+        that ever did."""
         joins = torch.zeros_like(self.order, dtype=torch.bool)
         joins[self.similarity.argsort(descending=True, stable=True)[:number]] = True
         left = len(self.order) - number

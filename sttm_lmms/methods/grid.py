@@ -1,7 +1,8 @@
-"""Control: a regular grid over the video, of which one token a cell stays, or the mean of each cell.
+"""Control: a regular grid over the video, of which one token a cell stays, or the mean of each
+cell.
 
-The strided sampling and block pooling that SimpleCluster's paper (arXiv 2609.35394) compares with; it gives neither
-cells nor code, so this definition is ours.
+The strided sampling and block pooling that SimpleCluster's paper (arXiv 2609.35394) compares with;
+it gives neither cells nor code, so this definition is ours.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ class GridConfig(LayerMethod):
     """Settings of grid sampling and pooling. Give ``stride`` or ``budget``.
 
     Attributes:
-        kind: ``"sampling"`` keeps the first token of each cell, ``"pooling"`` the mean of its tokens.
-        stride: (t, y, x) size of a cell in tokens, from the video's origin on; the last one of an axis may be smaller.
-        budget: takes the cells whose number is nearest below it; of equally many those that leave time alone, and then
-            those that are most square.
+        kind: ``"sampling"`` keeps the first token of each cell, ``"pooling"`` the mean of its
+            tokens.
+        stride: (t, y, x) size of a cell in tokens, from the video's origin on; the last one of an
+            axis may be smaller.
+        budget: takes the cells whose number is nearest below it; of equally many those that leave
+            time alone, and then those that are most square.
     """
 
     start_layer: int = 0

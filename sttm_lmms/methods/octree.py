@@ -1,12 +1,13 @@
-"""Octree reduction: STTM's quadtree with time as its third axis (the joint baseline of arXiv 2507.07990).
+"""Octree reduction: STTM's quadtree with time as its third axis (the joint baseline of arXiv
+2507.07990).
 
 W frames of an H x W video, H = W, form a cube, each with one octree; every frame that is left over has a quadtree::
 
-    build a pyramid: a coarser level averages 2x2x2 cells of the finer one, until a side is 2; odd sides as in STTM
-    nodes = all nodes of the root level
-    while there are nodes:
+    build a pyramid: a coarser level averages 2x2x2 cells of the finer one, until a side is 2; odd
+    sides as in STTM nodes = all nodes of the root level while there are nodes:
         a node that is similar enough to each of its children (cosine >= threshold) becomes a token
-        the other nodes are replaced by their children; at the finest level every node becomes a token
+        the other nodes are replaced by their children; at the finest level every node becomes a
+        token
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ LOWEST, HIGHEST = -1.0, 2.0
 class OctreeConfig(LayerMethod):
     """Settings of octree reduction. Give either ``threshold`` or ``budget``.
 
-    The published code takes square frames of at least 2 x 2; here the cube of any frame is as deep as its shorter side.
+    The published code takes square frames of at least 2 x 2; here the cube of any frame is as deep
+    as its shorter side.
 
     Attributes:
-        threshold: a node stays whole if its cosine similarity to each child is at least this. In [-1, 2].
-        root_level: level (0 = coarsest) at which the trees start; one beyond the finest means the finest.
-        odd_edge: what a node with missing children on an odd side does: ``"reference"`` compares it to the first child
-            of its cube (or frame) as well, as the published code does; ``"masked"`` ignores missing children.
-        budget: kept visual tokens / all visual tokens, in (0, 1]; the threshold is searched for each video. A budget
-            below the share of the root nodes warns and gives these.
+        threshold: a node stays whole if its cosine similarity to each child is at least this. In
+            [-1, 2].
+        root_level: level (0 = coarsest) at which the trees start; one beyond the finest means the
+            finest.
+        odd_edge: what a node with missing children on an odd side does: ``"reference"`` compares it
+            to the first child of its cube (or frame) as well, as the published code does;
+            ``"masked"`` ignores missing children.
+        budget: kept visual tokens / all visual tokens, in (0, 1]; the threshold is searched for
+            each video. A budget below the share of the root nodes warns and gives these.
 
     Raises:
         ValueError: a value is out of range, or not exactly one of threshold and budget is given.
@@ -73,7 +78,8 @@ class OctreeConfig(LayerMethod):
         return cls(**from_published(settings, names), decode_positions="reference")
 
     def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
-        """Replace similar cells by the mean of their node; order is that of each node's first cell."""
+        """Replace similar cells by the mean of their node; order is that of each node's first
+        cell."""
         grid = tokens.as_grid()
         depth = min(grid.shape[1:3])
         cut = len(grid) - len(grid) % depth
@@ -95,7 +101,8 @@ class OctreeConfig(LayerMethod):
 
 
 def search_threshold(trees: Sequence[Octrees], budget: float, total: int) -> float:
-    """The highest threshold whose tokens are within the budget; all thresholds are counted at once."""
+    """The highest threshold whose tokens are within the budget; all thresholds are counted at
+    once."""
     spans = [tree.emitted_between() for tree in trees]
     low, high = (torch.cat(ends).sort().values for ends in zip(*spans, strict=True))
     candidates = torch.cat((high.new_tensor([LOWEST]), high[(high > LOWEST) & (high < HIGHEST)].unique()))
@@ -118,11 +125,12 @@ class Octrees:
     """The trees over a batch of K equal grids (D, H, W); an axis of length 1 is never split.
 
     Attributes:
-        levels: L tensors ``[K, d, h, w, C]`` in the input's dtype, coarsest first; the last one is the input.
-        node, first, end: for each axis ``[L, n]`` int64: per level, the node over each of the n cells along that axis,
-            and the first cell and the end (exclusive) of that node.
-        min_child_similarity: ``[L - 1, K, D, H, W]`` float32, for every cell the lowest cosine similarity between the
-            node over it and its children.
+        levels: L tensors ``[K, d, h, w, C]`` in the input's dtype, coarsest first; the last one is
+            the input.
+        node, first, end: for each axis ``[L, n]`` int64: per level, the node over each of the n
+            cells along that axis, and the first cell and the end (exclusive) of that node.
+        min_child_similarity: ``[L - 1, K, D, H, W]`` float32, for every cell the lowest cosine
+            similarity between the node over it and its children.
     """
 
     levels: list[torch.Tensor]
@@ -133,7 +141,8 @@ class Octrees:
 
     @classmethod
     def of(cls, grid: torch.Tensor, root_level: int, odd_edge: OddEdge) -> Octrees:
-        """Pool the pyramid of ``grid`` ``[K, D, H, W, C]`` and compare every node with its children."""
+        """Pool the pyramid of ``grid`` ``[K, D, H, W, C]`` and compare every node with its
+        children."""
         _, depth, height, width, _ = grid.shape
         flat = pyramid_sizes(height, width)[root_level:] or [(height, width)]
         sizes = [(min(depth, h, w), h, w) for h, w in flat]
@@ -154,7 +163,8 @@ class Octrees:
         return cls(levels, node, first, end, measured)
 
     def tokens_at(self, threshold: float) -> Kept:
-        """Tokens of this batch; ``index`` and ``owner`` within it, ``boxes`` ``[N', 2]`` rows and columns of a node."""
+        """Tokens of this batch; ``index`` and ``owner`` within it, ``boxes`` ``[N', 2]`` rows and
+        columns of a node."""
         finest, *shape = self.min_child_similarity.shape
         level = torch.full(shape, finest, device=self.levels[-1].device)
         for i in reversed(range(finest)):
@@ -175,7 +185,8 @@ class Octrees:
         return Kept(features, index, owner, torch.stack((bottom - top, right - left), 1))
 
     def emitted_between(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``low, high`` ``[n]`` float32: each of n nodes is a token at thresholds in (low, high]."""
+        """``low, high`` ``[n]`` float32: each of n nodes is a token at thresholds in (low,
+        high]."""
         highest = torch.full_like(self.levels[-1][..., 0], -torch.inf, dtype=torch.float32)
         low, high = [], []
         for level in range(len(self.levels)):
@@ -198,14 +209,16 @@ class Octrees:
         return [table[level.flatten(), at] for table, at in zip(tables, place, strict=True)]
 
     def _flat(self, cell: torch.Tensor, at: Sequence[torch.Tensor], sides: Sequence[Any]) -> torch.Tensor:
-        """Flat index of the places ``at`` in the grids of the cells' trees, which have these sides."""
+        """Flat index of the places ``at`` in the grids of the cells' trees, which have these
+        sides."""
         depth, height, width = self.levels[-1].shape[1:4]
         tree = cell // (depth * height * width)
         return ((tree * sides[0] + at[0]) * sides[1] + at[1]) * sides[2] + at[2]
 
 
 def _windows(children: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Kernel and padding that pool ``[K, d, h, w, C]``; padding leaves the first index of an odd side alone."""
+    """Kernel and padding that pool ``[K, d, h, w, C]``; padding leaves the first index of an odd
+    side alone."""
     sides = children.shape[1:4]
     return tuple(min(2, side) for side in sides), tuple(side % 2 if side > 1 else 0 for side in sides)
 
@@ -218,7 +231,8 @@ def _pool(children: torch.Tensor) -> torch.Tensor:
 
 
 def _min_child_similarity(children: torch.Tensor, parents: torch.Tensor, odd_edge: OddEdge) -> torch.Tensor:
-    """``[K, d, h, w]`` float32: the lowest cosine similarity between each parent and its child slots."""
+    """``[K, d, h, w]`` float32: the lowest cosine similarity between each parent and its child
+    slots."""
     kernel, odd = _windows(children)
     child_rows, parent_rows = children.flatten(0, 3), parents.flatten(0, 3)
     child_norms, parent_norms = (row_norms(rows).clamp(min=EPS) for rows in (child_rows, parent_rows))
@@ -233,7 +247,8 @@ def _min_child_similarity(children: torch.Tensor, parents: torch.Tensor, odd_edg
     if odd_edge == "masked" or not any(odd):
         return lowest
 
-    # The published code fills the missing child slots on an odd side with the first child of the cube.
+    # The published code fills the missing child slots on an odd side with the first child of the
+    # cube.
     first = [torch.arange(n) < o for n, o in zip(parents.shape[1:4], odd, strict=True)]
     border = first[0][:, None, None] | first[1][:, None] | first[2]
     border = border.flatten().nonzero().squeeze(1).to(children.device)  # a matter of the shape: no look at the device

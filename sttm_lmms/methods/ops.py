@@ -1,7 +1,7 @@
 """What several methods do with token vectors: compare rows of a table, average groups of them.
 
-Similarities are float32 whatever the input's dtype, without a float32 copy of the whole input: work goes block by
-block.
+Similarities are float32 whatever the input's dtype, without a float32 copy of the whole input: work
+goes block by block.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def row_norms(table: torch.Tensor) -> torch.Tensor:
 
 
 def row_dots(a: torch.Tensor, b: torch.Tensor, a_index: torch.Tensor, b_index: torch.Tensor) -> torch.Tensor:
-    """``[len(a_index)]`` float32, the dot products of the rows ``a[a_index]`` and ``b[b_index]``."""
+    """``[len(a_index)]`` float32, the dot products of the rows ``a[a_index]`` and
+    ``b[b_index]``."""
     dots = torch.empty(len(b_index), dtype=torch.float32, device=a.device)
     for block in blocks(len(b_index), _block_rows(a)):
         left, right = a.index_select(0, a_index[block]).float(), b.index_select(0, b_index[block]).float()
@@ -45,7 +46,8 @@ def row_dots(a: torch.Tensor, b: torch.Tensor, a_index: torch.Tensor, b_index: t
 
 
 def cosine(features: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``[n]`` float32: cosine similarity of the rows ``a[i]`` and ``b[i]`` (``[n]`` int64) of ``features`` ``[N, C]``.
+    """``[n]`` float32: cosine similarity of the rows ``a[i]`` and ``b[i]`` (``[n]`` int64) of
+    ``features`` ``[N, C]``.
 
     A zero vector has similarity 0 to everything.
     """

@@ -1,6 +1,8 @@
-"""Pyramid reduction: in front of several layers every frame is resampled to a smaller grid, nearest neighbour.
+"""Pyramid reduction: in front of several layers every frame is resampled to a smaller grid, nearest
+neighbour.
 
-A baseline of STTM's paper (arXiv 2507.07990) in the manner of PyramidDrop (arXiv 2410.17247), blind to content.
+A baseline of STTM's paper (arXiv 2507.07990) in the manner of PyramidDrop (arXiv 2410.17247), blind
+to content.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ class PyramidConfig(Method):
 
     Attributes:
         layers: in front of which layers frames shrink, ascending.
-        sizes: sides n of the n x n grid that a frame has from each of these layers on. A size above the current grid,
-            on which the published code crashes, is refused.
-        budget: share of the tokens that are left after the last of ``layers``, in (0, 1]; each layer removes the same
-            share. Sizes are the nearest within it, of the frame's own shape. At least one token a frame is kept.
+        sizes: sides n of the n x n grid that a frame has from each of these layers on. A size above
+            the current grid, on which the published code crashes, is refused.
+        budget: share of the tokens that are left after the last of ``layers``, in (0, 1]; each
+            layer removes the same share. Sizes are the nearest within it, of the frame's own shape.
+            At least one token a frame is kept.
         decode_positions: see :class:`~sttm_lmms.methods.base.LayerMethod`.
 
     Raises:
@@ -113,7 +116,8 @@ class PyramidConfig(Method):
 def nearest_size(current: tuple[int, int], whole: tuple[int, int], share: float) -> tuple[int, int]:
     """The largest (rows, columns) within ``share`` of the ``whole`` grid and within ``current``.
 
-    Rows and columns shrink alike: as near to the shape of the whole grid as whole numbers allow, to one step.
+    Rows and columns shrink alike: as near to the shape of the whole grid as whole numbers allow, to
+        one step.
     """
     height, width = whole
     most = max_tokens(share, height * width)

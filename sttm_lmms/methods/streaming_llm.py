@@ -1,7 +1,8 @@
-"""StreamingLLM (arXiv 2309.17453): every token attends to the first tokens (sinks) and to a window of the last ones.
+"""StreamingLLM (arXiv 2309.17453): every token attends to the first tokens (sinks) and to a window
+of the last ones.
 
-No token is removed in the prefill, whose cost falls by masked attention only. From the first decode step on the cache
-holds the sinks and the window.
+No token is removed in the prefill, whose cost falls by masked attention only. From the first decode
+step on the cache holds the sinks and the window.
 """
 
 from __future__ import annotations
@@ -23,21 +24,23 @@ from sttm_lmms.types import Kept, Tokens
 class StreamingLLMConfig(Method):
     """Settings of StreamingLLM.
 
-    Keys keep the rotary positions that they were computed with, so that a decode step sees what the prefill's mask
-    would show it. The published code (``reference=True``) turns the keys of the window back by one position at every
-    step while new tokens count on from the prompt's full length, so that distances to old keys grow by two a step.
+    Keys keep the rotary positions that they were computed with, so that a decode step sees what the
+    prefill's mask would show it. The published code (``reference=True``) turns the keys of the
+    window back by one position at every step while new tokens count on from the prompt's full
+    length, so that distances to old keys grow by two a step.
 
     Attributes:
         sinks: first tokens of the sequence, text included, that everything attends to.
-        window: tokens that a token attends to, the sinks and itself included. A fixed number lets one video's KV
-            cache serve all questions; a budget does not, since it depends on the length of the question.
-        budget: the window as a share of the prompt's tokens, rounded down, in (0, 1]. In a prompt so short that the
-            sinks fill the window there are fewer sinks.
+        window: tokens that a token attends to, the sinks and itself included. A fixed number lets
+            one video's KV cache serve all questions; a budget does not, since it depends on the
+            length of the question.
+        budget: the window as a share of the prompt's tokens, rounded down, in (0, 1]. In a prompt
+            so short that the sinks fill the window there are fewer sinks.
         reference: rotate keys as the published code does.
 
     Raises:
-        ValueError: a value is out of range, not exactly one of window and budget is given, or the window does not hold
-            the sinks and a token.
+        ValueError: a value is out of range, not exactly one of window and budget is given, or the
+            window does not hold the sinks and a token.
     """
 
     positions: ClassVar[Literal["renumber", "keep"]] = "keep"
@@ -87,7 +90,8 @@ class StreamingLLMConfig(Method):
         return (0,)
 
     def edit_cache(self, cache: CacheView, scratch: Scratch) -> None:
-        """Evict what is older than the window, so that with the new token each layer holds ``window`` entries."""
+        """Evict what is older than the window, so that with the new token each layer holds
+        ``window`` entries."""
         sinks, window = self._sizes(cache.prompt_tokens)
         kept: dict[int, torch.Tensor] = {}
         for layer in range(cache.layers):

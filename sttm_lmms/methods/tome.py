@@ -1,11 +1,13 @@
-"""ToMe: bipartite soft matching (arXiv 2210.09461), over a whole video or frame by frame, as STTM's paper compares it.
+"""ToMe: bipartite soft matching (arXiv 2210.09461), over a whole video or frame by frame, as STTM's
+paper compares it.
 
 Until the target is reached, at most half of the tokens at a time::
 
     split the tokens by rank: even ones propose, odd ones receive
     every even token proposes itself to the odd token that it is most similar to (cosine)
-    the r most similar proposals are merged: the mean, weighted by how many tokens each side stands for
-    the next round's order: even tokens that stayed, most similar proposal first; then all odd tokens
+    the r most similar proposals are merged: the mean, weighted by how many tokens each side stands
+    for the next round's order: even tokens that stayed, most similar proposal first; then all odd
+    tokens
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ BLOCK = 1 << 24
 class ToMeConfig(RatioMethod):
     """Settings of ToMe. Survivors go on in the order of the last round, not in that of the video.
 
-    The published code crashes per frame with more than one frame, on ``ratio=0``, and gives NaN for zero vectors; here
-    all of them work.
+    The published code crashes per frame with more than one frame, on ``ratio=0``, and gives NaN for
+    zero vectors; here all of them work.
 
     Attributes:
         scope: ``"video"`` matches over all tokens of the video, ``"frame"`` within each frame.
-        ratio: keeps ``ceil(n * (1 - ratio))`` of the n tokens of the video or of each frame, at least one.
-        budget: keeps exactly as many tokens as it allows, per frame as even as can be. A frame keeps at least one.
+        ratio: keeps ``ceil(n * (1 - ratio))`` of the n tokens of the video or of each frame, at
+            least one.
+        budget: keeps exactly as many tokens as it allows, per frame as even as can be. A frame
+            keeps at least one.
     """
 
     scope: Scope = "video"
@@ -52,7 +56,8 @@ class ToMeConfig(RatioMethod):
 
     @classmethod
     def published(cls, **settings: Any) -> ToMeConfig:
-        """From ``sa_prune_ratio``, ``sa_start_layer_idx``, ``sa_tome_ver`` (``"snippet"`` never worked)."""
+        """From ``sa_prune_ratio``, ``sa_start_layer_idx``, ``sa_tome_ver`` (``"snippet"`` never
+        worked)."""
         names = {"sa_prune_ratio": "ratio", "sa_start_layer_idx": "start_layer", "sa_tome_ver": "scope"}
         short = {"prune_ratio": "ratio", "ratio": "ratio", "start_layer": "start_layer", "ver": "scope"}
         return cls(**from_published(settings, names | short), decode_positions="reference")
@@ -108,7 +113,8 @@ def _per_frame(tokens: Tokens, frames: int, targets: list[int]) -> Kept:
 
 
 def merge_sequences(tokens: Tokens, sequences: int, target: int) -> Kept:
-    """Merge each of ``sequences`` equally long stretches of the tokens to ``target`` tokens, side by side."""
+    """Merge each of ``sequences`` equally long stretches of the tokens to ``target`` tokens, side
+    by side."""
     device = tokens.features.device
     total = len(tokens) // sequences
     first = torch.arange(sequences, device=device)[:, None]
@@ -124,7 +130,8 @@ def merge_sequences(tokens: Tokens, sequences: int, target: int) -> Kept:
         x = group_means(x, group, sequences * left, size.flatten())
         size = torch.zeros(sequences * left, dtype=size.dtype, device=device).index_add_(0, group, size.flatten())
         size = size.view(sequences, left)
-        # A merged group takes the place of its odd token; even tokens that stay are groups of their own.
+        # A merged group takes the place of its odd token; even tokens that stay are groups of their
+        # own.
         stays = torch.empty(sequences, left + 1, dtype=torch.long, device=device)
         even_rank = rank[:, ::2].masked_fill(rank[:, ::2] >= left - count // 2, left)
         stays.scatter_(1, even_rank, index[:, ::2])
@@ -135,7 +142,8 @@ def merge_sequences(tokens: Tokens, sequences: int, target: int) -> Kept:
 
 
 def _match(x: torch.Tensor, merges: int) -> torch.Tensor:
-    """One round on ``[B, n, C]``: the rank ``[B, n]`` that each token, or the one it merges into, has afterwards."""
+    """One round on ``[B, n, C]``: the rank ``[B, n]`` that each token, or the one it merges into,
+    has afterwards."""
     (sequences, count, _), device = x.shape, x.device
     x = F.normalize(x, dim=-1)
     source, destination = x[:, ::2], x[:, 1::2].mT

@@ -1,10 +1,11 @@
-"""V-CAST (arXiv 2603.27650): frames at turns of the video keep more tokens, and every frame its most unusual ones.
+"""V-CAST (arXiv 2603.27650): frames at turns of the video keep more tokens, and every frame its
+most unusual ones.
 
 ::
 
-    a frame's curvature = 1 - cosine of the steps of the frames' unit means before and after it; 1 at both ends
-    every frame keeps min_k tokens; the others are shared out by the softmax of the curvatures
-    in a frame: keep the tokens that are least like the frame's mean and largest
+    a frame's curvature = 1 - cosine of the steps of the frames' unit means before and after it; 1
+    at both ends every frame keeps min_k tokens; the others are shared out by the softmax of the
+    curvatures in a frame: keep the tokens that are least like the frame's mean and largest
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ class VCASTConfig(LayerMethod):
     """Settings of V-CAST. Give ``retain_ratio`` or ``budget``.
 
     Attributes:
-        retain_ratio: the published argument: ``round(N * retain_ratio)`` of N tokens stay, at least ``min_k`` a frame;
-            a single frame stays whole.
-        budget: keeps exactly as many tokens as it allows, fewer than ``min_k`` a frame if it has to.
+        retain_ratio: the published argument: ``round(N * retain_ratio)`` of N tokens stay, at least
+            ``min_k`` a frame; a single frame stays whole.
+        budget: keeps exactly as many tokens as it allows, fewer than ``min_k`` a frame if it has
+            to.
         min_k: tokens that every frame keeps.
     """
 
@@ -80,13 +82,15 @@ class VCASTConfig(LayerMethod):
         low, high = norm.amin(1, keepdim=True), norm.amax(1, keepdim=True)
         unlike = 1 - F.cosine_similarity(features, mean[:, None], dim=-1, eps=EPS)
         score = unlike + (norm - low) / (high - low + EPS)
-        # One host read. topk frame by frame, because it decides which of equal tokens of a flat picture stay.
+        # One host read. topk frame by frame, because it decides which of equal tokens of a flat
+        # picture stay.
         best = [score[t].topk(k).indices + t * size for t, k in enumerate(frame_counts.tolist())]
         return Kept.select(tokens, torch.cat(best).sort().values)
 
 
 def curvature(mean: torch.Tensor) -> torch.Tensor:
-    """``[T]``: how sharply the path through the frames' means ``[T, C]`` turns at each of them, 0 to 2."""
+    """``[T]``: how sharply the path through the frames' means ``[T, C]`` turns at each of them, 0
+    to 2."""
     turns = torch.ones(len(mean), device=mean.device)
     if len(mean) > 2:
         step = mean[1:] - mean[:-1]
@@ -95,12 +99,14 @@ def curvature(mean: torch.Tensor) -> torch.Tensor:
 
 
 def share_out(turns: torch.Tensor, count: int, size: int, least: int) -> torch.Tensor:
-    """``[T]`` int64: how many of its ``size`` tokens each frame keeps, ``count`` in all and at least ``least`` each."""
+    """``[T]`` int64: how many of its ``size`` tokens each frame keeps, ``count`` in all and at
+    least ``least`` each."""
     weight = (turns / TEMPERATURE).softmax(0)
     rest = count - len(turns) * least
     wanted = weight / weight.sum().clamp(min=EPS) * rest
     extra = wanted.floor().clamp(max=size - least)
-    # As published: the frame with the largest fraction gets all that is left until it is full, then the next one.
+    # As published: the frame with the largest fraction gets all that is left until it is full, then
+    # the next one.
     order = (wanted - wanted.floor()).argsort(descending=True, stable=True)
     room = size - least - extra[order]
     extra[order] += (rest - extra.sum() - (room.cumsum(0) - room)).clamp(min=0).minimum(room)

@@ -1,12 +1,13 @@
-"""VidCom2 (arXiv 2505.14454): distinctive frames keep more tokens, and every frame its most distinctive ones.
+"""VidCom2 (arXiv 2505.14454): distinctive frames keep more tokens, and every frame its most
+distinctive ones.
 
 A token is described by the half of its channels that vary least over the video, at unit length. Its similarity to a
 mean is a sum of Gaussians of their distance::
 
-    v, f = similarity of each token to the mean of the video and to the mean of its frame
-    a frame's share grows with how little its tokens resemble the video (mean of v), by a sharp softmax
-    each frame keeps its share of tokens, those with the smallest v + f
-    until the count is met: drop the kept tokens of largest v + f, or take dropped ones of smallest
+    v, f = similarity of each token to the mean of the video and to the mean of its frame a frame's
+    share grows with how little its tokens resemble the video (mean of v), by a sharp softmax each
+    frame keeps its share of tokens, those with the smallest v + f until the count is met: drop the
+    kept tokens of largest v + f, or take dropped ones of smallest
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class VidCom2Config(LayerMethod):
 
     Attributes:
         ratio: share to remove, as vLLM's ``video_pruning_rate``, with its count; in [0, 1).
-        base_scale: share to keep, as in the authors' code, whose count drifts by rounding and falls short above 0.5.
+        base_scale: share to keep, as in the authors' code, whose count drifts by rounding and falls
+            short above 0.5.
         budget: keeps exactly as many tokens as it allows.
     """
 
@@ -70,7 +72,8 @@ class VidCom2Config(LayerMethod):
         """Keep each frame's most distinctive tokens."""
         features = tokens.as_grid().flatten(1, 2)
         if self.base_scale is None:
-            # In half precision scores are full of ties; the authors' code computes in the input's dtype all the same.
+            # In half precision scores are full of ties; the authors' code computes in the input's
+            # dtype all the same.
             features = features.float()
         to_video, to_frame = similarities_to_means(features)
         score = to_video + to_frame
@@ -80,15 +83,16 @@ class VidCom2Config(LayerMethod):
         count = self.count(tokens.grid)
         if count is None:
             return Kept.select(tokens, kept.flatten().nonzero().squeeze(1))
-        # Kept tokens first, then the others, each by score: the count cuts off or adds where it has to.
+        # Kept tokens first, then the others, each by score: the count cuts off or adds where it has
+        # to.
         by_score = score.flatten().argsort(stable=True)
         dropped = (~kept).flatten()[by_score].long().argsort(stable=True)
         return Kept.select(tokens, by_score[dropped[:count]].sort().values)
 
 
 def similarities_to_means(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``[T, n]`` each, in the dtype of the tokens ``[T, n, C]``: their similarity to the video's mean and to their
-    frame's."""
+    """``[T, n]`` each, in the dtype of the tokens ``[T, n, C]``: their similarity to the video's
+    mean and to their frame's."""
     variance = features.flatten(0, 1).var(0, correction=0)
     steady = variance.argsort(stable=True)[: max(1, len(variance) // 2)]
     unit = F.normalize(features[..., steady], dim=-1, eps=1e-12)

@@ -31,9 +31,11 @@ def leaderboard(
         Path | None, typer.Option(help="Compare with this file instead of writing; exit 1 if it differs.")
     ] = None,
 ) -> None:
-    """Make a leaderboard from lmms-eval result files: accuracy, intervals, kept tokens, speed, and what to distrust.
+    """Make a leaderboard from lmms-eval result files: accuracy, intervals, kept tokens, speed, and
+    what to distrust.
 
-    Runs with --log_samples get intervals clustered by video and a paired test against the run without reduction.
+    Runs with --log_samples get intervals clustered by video and a paired test against the run
+    without reduction.
     """
     from sttm_lmms.report.plots import CAPTIONS, draw_plots, save_plots, to_svg
 
@@ -81,7 +83,8 @@ def _command(runs: list[Path], paper: bool, names: list[str], title: str, refere
 
 
 def compare_text(file: Path, fresh: str) -> str:
-    """Unified diff between a committed table and a fresh one, plots and command aside; empty if they agree."""
+    """Unified diff between a committed table and a fresh one, plots and command aside; empty if
+    they agree."""
     if not file.is_file():
         return f"{file}: no such file"
     old, new = comparable_text(file.read_text(encoding="utf-8")), comparable_text(fresh)

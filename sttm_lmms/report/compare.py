@@ -1,4 +1,5 @@
-"""The tasks of all runs by name, which run is whose baseline, and what speaks against comparing two of them."""
+"""The tasks of all runs by name, which run is whose baseline, and what speaks against comparing two
+of them."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ import pandas as pd
 from sttm_lmms.report.names import model_names, setting_words
 from sttm_lmms.report.runs import Run, TaskRun
 
-# Field of the provenance -> its name, and whether it alone may explain other answers and other times. Newline tokens
-# are part of a baseline's own setting and 7% of a frame; neither reuse nor the device changes what is asked, and reuse
-# not the seconds of a whole prefill.
+# Field of the provenance -> its name, and whether it alone may explain other answers and other
+# times. Newline tokens are part of a baseline's own setting and 7% of a frame; neither reuse nor
+# the device changes what is asked, and reuse not the seconds of a whole prefill.
 COMPARABLE = {
     "frames": ("frame limit", True, True),
     "fps": ("frames per second", True, True),
@@ -58,8 +59,8 @@ class NamedRun(NamedTuple):
 def name_runs(runs: Sequence[Run]) -> list[NamedRun]:
     """Every task of every run, named.
 
-    Two checkpoints never share a name, and two runs whose settings were resolved to other values (a preset file that
-    was edited between them) never share a setting.
+    Two checkpoints never share a name, and two runs whose settings were resolved to other values (a
+    preset file that was edited between them) never share a setting.
     """
     pairs = [(run, task) for run in runs for task in run.tasks]
     models = model_names(_checkpoint(run, task) for run, task in pairs)
@@ -75,7 +76,8 @@ def name_runs(runs: Sequence[Run]) -> list[NamedRun]:
 
 
 def find_baseline(one: NamedRun, all_runs: Sequence[NamedRun]) -> NamedRun | None:
-    """The run of the same model and task without reduction that differs least (then the newest); None if there is none.
+    """The run of the same model and task without reduction that differs least (then the newest);
+    None if there is none.
 
     A baseline is its own baseline.
     """
@@ -118,7 +120,8 @@ def certificate_problem(one: NamedRun) -> str | None:
 
 
 def pair(ours: pd.DataFrame | None, theirs: pd.DataFrame | None) -> tuple[pd.DataFrame, list[str]]:
-    """Two runs question by question: the scores of those that both answered, and why there are not more of them.
+    """Two runs question by question: the scores of those that both answered, and why there are not
+    more of them.
 
     Questions whose prompt or target differ are refused.
 
@@ -145,8 +148,8 @@ def pair(ours: pd.DataFrame | None, theirs: pd.DataFrame | None) -> tuple[pd.Dat
 def _key(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
     """Question id, video and question id, or position: the first that tells all questions apart.
 
-    Ids come first: positions may depend on the number of processes. The video comes second: an answer from a cache may
-    not say which it was about.
+    Ids come first: positions may depend on the number of processes. The video comes second: an
+    answer from a cache may not say which it was about.
     """
     both = (ours, theirs)
     if all(samples["question"].notna().all() for samples in both):
@@ -177,7 +180,8 @@ def _setting(run: Run, task: TaskRun) -> str:
 
 
 def _distinct_setting(one: NamedRun, resolved: Mapping[tuple[str, ...], Mapping[str, Mapping[str, Any]]]) -> str:
-    """The setting, with the values that differ between the runs of this name, in whichever task they do."""
+    """The setting, with the values that differ between the runs of this name, in whichever task
+    they do."""
     words = [one.setting]
     for task in one.run.tasks:
         variants = resolved.get((*one.row[:3], task.task), {}).values()

@@ -1,4 +1,5 @@
-"""Operations of a decoder's first pass over a prompt, by count: what a method saves when its own cost is left out."""
+"""Operations of a decoder's first pass over a prompt, by count: what a method saves when its own
+cost is left out."""
 
 from __future__ import annotations
 
@@ -44,17 +45,19 @@ class DecoderShape:
 
 
 def prefill_flops(shape: DecoderShape, *, text: float, visual: float, kept: float, layer_tokens: float) -> float:
-    """Multiply-adds x 2 of a prefill: ``2 * weights * n + 2 * heads * head_dim * n^2`` for a layer that sees n tokens.
+    """Multiply-adds x 2 of a prefill: ``2 * weights * n + 2 * heads * head_dim * n^2`` for a layer
+    that sees n tokens.
 
-    The square is that of causal attention, which needs half of all pairs. Embedding, the last projection (one token),
-    the vision tower and what the method itself computes are not counted.
+    The square is that of causal attention, which needs half of all pairs. Embedding, the last
+    projection (one token), the vision tower and what the method itself computes are not counted.
 
     Args:
         text: tokens of the prompt that are no visual ones; all layers see them.
         visual, kept: visual tokens before and after reduction.
-        layer_tokens: visual tokens that a layer sees, mean over the layers. The layers are taken to see either
-            ``visual`` or ``kept``, so many each that this is their mean: exact for a method that reduces once; for one
-            that reduces layer by layer the linear part is exact and the square an upper bound.
+        layer_tokens: visual tokens that a layer sees, mean over the layers. The layers are taken to
+            see either ``visual`` or ``kept``, so many each that this is their mean: exact for a
+            method that reduces once; for one that reduces layer by layer the linear part is exact
+            and the square an upper bound.
     """
     full = (layer_tokens - kept) / (visual - kept) if visual > kept else 1.0
     full = min(1.0, max(0.0, full))

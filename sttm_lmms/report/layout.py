@@ -62,7 +62,8 @@ class Page(NamedTuple):
 
 
 def leaderboard_page(table: pd.DataFrame, title: str = "Leaderboard", command: str = "") -> Page:
-    """Lay out a table of :func:`sttm_lmms.report.table.build_table`: a row for each setting, then one for each task."""
+    """Lay out a table of :func:`sttm_lmms.report.table.build_table`: a row for each setting, then
+    one for each task."""
     problems, table = table.attrs.get("problems", ()), table.reset_index(drop=True)
     settings, shared = factor_common_settings(table)
     table = table.assign(full_setting=table["setting"], setting=settings)
@@ -125,7 +126,8 @@ def equal_budget_json(table: pd.DataFrame, command: str = "") -> str:
 
 
 def summary_lines(table: pd.DataFrame) -> list[str]:
-    """A sentence about the methods that are more accurate than the reference at some budget; or that none is."""
+    """A sentence about the methods that are more accurate than the reference at some budget; or
+    that none is."""
     compared = table[table["reference"].notna()]
     if compared.empty:
         return []
@@ -144,9 +146,9 @@ def summary_lines(table: pd.DataFrame) -> list[str]:
 def factor_common_settings(table: pd.DataFrame) -> tuple[pd.Series, tuple[str, ...]]:
     """The settings without what all rows have in common, and the sentences that say it once.
 
-    A setting such as ``max_frames=16`` that all rows of a model have goes into a sentence about the model; one that all
-    rows have, and the machine, into a sentence about all. How much to keep (``budget 0.5``, thresholds, a preset's
-    name) stays in its row. The paper's rows are left alone.
+    A setting such as ``max_frames=16`` that all rows of a model have goes into a sentence about the
+    model; one that all rows have, and the machine, into a sentence about all. How much to keep
+    (``budget 0.5``, thresholds, a preset's name) stays in its row. The paper's rows are left alone.
     """
     runs = table[table["source"] != PAPER]
     words = {row: _setting_words(setting, machine) for row, setting, machine in _columns(runs, "setting", "machine")}
@@ -361,7 +363,8 @@ def _flags(flags: Any) -> list[str]:
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:
-    """Mean of a column, None unless every row has it: a mean over some would compare different things."""
+    """Mean of a column, None unless every row has it: a mean over some would compare different
+    things."""
     values = rows[column]
     return fmean(values) if len(values) and values.notna().all() else None
 

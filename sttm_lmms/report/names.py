@@ -9,8 +9,8 @@ _THRESHOLDS = ("spatial_threshold", "temporal_threshold")
 
 
 def model_names(checkpoints: Iterable[str]) -> dict[str, str]:
-    """Short names of checkpoints, each of its own: a hub id as it is, a local folder by its last part, or by so many of
-    its last parts that no other folder has them, too."""
+    """Short names of checkpoints, each of its own: a hub id as it is, a local folder by its last
+    part, or by so many of its last parts that no other folder has them, too."""
     paths = {checkpoint: posixpath.normpath(checkpoint.replace("\\", "/")) for checkpoint in checkpoints}
     folders = {path for checkpoint, path in paths.items() if _is_local(checkpoint)}
     names: dict[str, str] = {path: path for path in paths.values()}
@@ -27,7 +27,8 @@ def _is_local(checkpoint: str) -> bool:
 
 
 def setting_words(settings: Mapping[str, str]) -> str:
-    """Settings in words, what matters most in front: ``budget 0.5, start_layer=0``; empty for no settings."""
+    """Settings in words, what matters most in front: ``budget 0.5, start_layer=0``; empty for no
+    settings."""
     rest = dict(settings)
     words = [rest.pop("preset")] if "preset" in rest else []
     if "budget" in rest:

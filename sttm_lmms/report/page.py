@@ -33,7 +33,8 @@ class Setting:
 def render_page(
     frames: np.ndarray, settings: Sequence[Setting], title: str, *, note: str = "", width: int = 640
 ) -> str:
-    """The page as HTML text. It loads nothing: frames are JPEGs in it, the cells are drawn by its script.
+    """The page as HTML text. It loads nothing: frames are JPEGs in it, the cells are drawn by its
+    script.
 
     Args:
         frames: uint8 ``[T, H, W, 3]``, one for each row of the token grid.

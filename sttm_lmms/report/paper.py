@@ -1,4 +1,5 @@
-"""The paper's own numbers (arXiv 2507.07990) as table rows. Nothing here was measured by this package."""
+"""The paper's own numbers (arXiv 2507.07990) as table rows. Nothing here was measured by this
+package."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ SOURCE = "paper"
 def paper_rows() -> list[dict[str, Any]]:
     """One dictionary per cell, with the columns of ``table.COLUMNS`` that the paper has.
 
-    A cell's kept share is its tokens / the tokens of the same model's row without reduction. Rows for which only the
-    average of TTFT and tokens is known get one more entry, with ``benchmark="Mean"``.
+    A cell's kept share is its tokens / the tokens of the same model's row without reduction. Rows
+    for which only the average of TTFT and tokens is known get one more entry, with
+    ``benchmark="Mean"``.
     """
     content = _content()
     names = content["benchmarks"]

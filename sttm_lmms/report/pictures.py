@@ -1,8 +1,8 @@
 """Pictures of a reduction, drawn from the source map alone, so that they work for every method.
 
-Over each frame lie the cells of the token grid, joined where they share a token. Every frame has a colour of its own;
-cells whose token stands in another frame are shaded in that frame's colour and carry its number. Cells that lost their
-token are dark and crossed out.
+Over each frame lie the cells of the token grid, joined where they share a token. Every frame has a
+colour of its own; cells whose token stands in another frame are shaded in that frame's colour and
+carry its number. Cells that lost their token are dark and crossed out.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def draw_sheet(
 
 
 def draw_film(frames: np.ndarray, tokens: TokenMap, title: str, *, width: int = 480) -> Iterator[Image.Image]:
-    """The frames one after another, each with title and strip: the pictures of a GIF or MP4 (even sides)."""
+    """The frames one after another, each with title and strip: the pictures of a GIF or MP4 (even
+    sides)."""
     for n, frame in enumerate(frames):
         yield _compose([_panel(frame, tokens, n, width)], 1, tokens, title, current=n)
 
@@ -158,7 +159,8 @@ def _compose(
     current: int | None = None,
     legend: Sequence[str] = (),
 ) -> Image.Image:
-    """Title, panels in rows, the strip of tokens kept, legend; both sides are even, as video codecs want them."""
+    """Title, panels in rows, the strip of tokens kept, legend; both sides are even, as video codecs
+    want them."""
     across, down = panels[0].width + _GAP, panels[0].height + _GAP
     width = max(columns * across + _GAP, 720 if legend else 0)
     strip_top = _HEAD + -(-len(panels) // columns) * down
@@ -196,7 +198,8 @@ def headline(tokens: TokenMap) -> str:
 def _shade(
     pixels: np.ndarray, homes: np.ndarray, frame: int, reaching: np.ndarray, xs: np.ndarray, ys: np.ndarray
 ) -> np.ndarray:
-    """Mix the colour of its token's frame into each cell whose token spans frames; darken dropped cells."""
+    """Mix the colour of its token's frame into each cell whose token spans frames; darken dropped
+    cells."""
     colours = np.zeros((*homes.shape, 3), dtype=np.float32)
     weights = np.zeros((*homes.shape, 1), dtype=np.float32)
     for home in np.unique(homes):
@@ -218,7 +221,8 @@ def _reaching(tokens: TokenMap, frame: int) -> np.ndarray:
 
 
 def _outline(pen: ImageDraw.ImageDraw, source: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> None:
-    """Lines between cells of different tokens, the frame's border, and crosses over dropped cells."""
+    """Lines between cells of different tokens, the frame's border, and crosses over dropped
+    cells."""
     rows, cols = source.shape
     lines = []
     for y in range(rows):
@@ -241,7 +245,8 @@ def _outline(pen: ImageDraw.ImageDraw, source: np.ndarray, xs: np.ndarray, ys: n
 def _label(
     pen: ImageDraw.ImageDraw, source: np.ndarray, homes: np.ndarray, frame: int, xs: np.ndarray, ys: np.ndarray
 ) -> None:
-    """The number of the frame that holds the token, in the first cell of each region merged into another frame."""
+    """The number of the frame that holds the token, in the first cell of each region merged into
+    another frame."""
     size = int(min(np.diff(xs).min(), np.diff(ys).min()) * 0.62)
     if size < 7:
         return

@@ -1,4 +1,5 @@
-"""Accuracy against kept share and against TTFT, in panels by benchmark, or by model where there is one benchmark."""
+"""Accuracy against kept share and against TTFT, in panels by benchmark, or by model where there is
+one benchmark."""
 
 from __future__ import annotations
 
@@ -48,10 +49,11 @@ CAPTIONS = {axis.name: axis.caption for axis in AXES}
 def draw_plots(table: pd.DataFrame) -> dict[str, Figure]:
     """File name -> figure, for every axis that the table has numbers for.
 
-    Bars are the 95% intervals of the table, dashed lines the accuracy without reduction, hollow points the paper's.
-    Runs that are not comparable with their baseline are faint and joined to nothing. Where methods would hide each
-    other (equal budgets), each moves sideways by less than a hundredth of the axis for each method. The legend stands
-    below the panels, so that no label covers a point.
+    Bars are the 95% intervals of the table, dashed lines the accuracy without reduction, hollow
+    points the paper's. Runs that are not comparable with their baseline are faint and joined to
+    nothing. Where methods would hide each other (equal budgets), each moves sideways by less than a
+    hundredth of the axis for each method. The legend stands below the panels, so that no label
+    covers a point.
 
     Raises:
         STTMError: matplotlib is missing.
@@ -140,7 +142,8 @@ def _panel(
 
 
 def _shifts(rows: pd.DataFrame, axis: Axis) -> dict[str, float]:
-    """How far each series moves sideways: not at all, unless points of several methods would hide each other."""
+    """How far each series moves sideways: not at all, unless points of several methods would hide
+    each other."""
     reduced = rows[rows["method"] != "none"]
     names = list(dict.fromkeys(reduced["series"]))
     width = 100.0 if axis.scale == 100 else float(rows[axis.column].max())
@@ -154,7 +157,8 @@ def _shifts(rows: pd.DataFrame, axis: Axis) -> dict[str, float]:
 
 
 def _series(rows: pd.DataFrame, by: str) -> pd.Series:
-    """Name of the series of each row: model (unless each has its panel) and method; what is not comparable apart."""
+    """Name of the series of each row: model (unless each has its panel) and method; what is not
+    comparable apart."""
     model = rows["model"] + ", " if by == "benchmark" else ""
     paper = rows["source"].map(lambda source: " (paper)" if source == PAPER else "")
     apart = rows["comparable"].map(lambda comparable: "" if comparable else ", not comparable")
@@ -162,7 +166,8 @@ def _series(rows: pd.DataFrame, by: str) -> pd.Series:
 
 
 def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour and marker by series: a star without reduction, hollow for the paper, faint if not comparable."""
+    """Colour and marker by series: a star without reduction, hollow for the paper, faint if not
+    comparable."""
     styles: dict[str, dict[str, Any]] = {}
     for n, name in enumerate(dict.fromkeys(rows["series"])):
         first = rows[rows["series"] == name].iloc[0]

@@ -28,8 +28,8 @@ def render(
 
     Args:
         table: from :func:`sttm_lmms.report.table.build_table`.
-        format: ``md``, ``csv`` (the tidy table itself), ``latex`` (needs booktabs) or ``html`` (one file, nothing
-            loaded from elsewhere).
+        format: ``md``, ``csv`` (the tidy table itself), ``latex`` (needs booktabs) or ``html`` (one
+            file, nothing loaded from elsewhere).
         plots: caption -> SVG text; HTML only. The first one stands at the top.
         command: how to make it again; everywhere but in CSV.
         reference: compare methods at equal budgets with this one; the table was built with it.
@@ -57,6 +57,6 @@ def format_of(path: Path) -> str:
 
 
 def comparable_text(text: str) -> str:
-    """What has to be equal in two renderings: all but the plots, whose bytes depend on the version of matplotlib, and
-    the command, which names folders."""
+    """What has to be equal in two renderings: all but the plots, whose bytes depend on the version
+    of matplotlib, and the command, which names folders."""
     return re.sub(r"Made with .*", "", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))

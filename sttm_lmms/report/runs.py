@@ -1,7 +1,9 @@
-"""Reading what lmms-eval 0.7 writes: ``<date>_results.json`` and ``<date>_samples_<task>.jsonl`` beside it.
+"""Reading what lmms-eval 0.7 writes: ``<date>_results.json`` and ``<date>_samples_<task>.jsonl``
+beside it.
 
-The date may be left out, with its underscore: files that are recorded anew keep their names. Results of any model and
-task of lmms-eval can be read; what is no share of right answers is kept as it was reported, in its own unit.
+The date may be left out, with its underscore: files that are recorded anew keep their names.
+Results of any model and task of lmms-eval can be read; what is no share of right answers is kept as
+it was reported, in its own unit.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from sttm_lmms.output import RESULTS, result_files
 from sttm_lmms.provenance import PROVENANCE_KEY, TIMING_KEY, Provenance, RunSummary
 
 _UNDATED = RESULTS[1:]
-# lmms-eval's own tasks log the reply and the truth, not a score; these are the pairs of the six benchmarks.
+# lmms-eval's own tasks log the reply and the truth, not a score; these are the pairs of the six
+# benchmarks.
 _REPLY_AND_TRUTH = (("pred_answer", "answer"), ("parsed_pred", "answer"), ("pred", "ground_truth"))
 _VIDEO_KEYS = ("video_id", "videoID", "video", "q_uid")
-# What 100% is in the scores of a task, by the beginning of its name; our own tasks report fractions.
+# What 100% is in the scores of a task, by the beginning of its name; our own tasks report
+# fractions.
 _UNITS = {
     **dict.fromkeys(("vnbench", "sttm_", "longvideobench", "egoschema", "nextqa_mc"), 1.0),
     **dict.fromkeys(("videomme", "mlvu"), 100.0),
@@ -44,7 +48,8 @@ SAMPLE_COLUMNS = (
     "prompt",
     "target",
     "score",  # share of a right answer, 0 to 1; NaN where the answer is not known
-    # The question's own id, where the task logs one. lmms-eval's doc_hash is no help: it hashes None for chat models.
+    # The question's own id, where the task logs one. lmms-eval's doc_hash is no help: it hashes
+    # None for chat models.
     "question",
     "video",  # what the intervals are clustered by; None if the files do not say
     "input_tokens",  # of the whole prompt, before reduction; NaN here and below: not logged
@@ -65,9 +70,12 @@ class TaskRun:
     Attributes:
         metric: what ``reported`` and the samples' scores are.
         reported, reported_error: score and standard error as they stand in the results file.
-        unit: what 100% is in ``reported``: 1 or 100; None where nobody knows, or where it is no share of right answers.
-        also: further scores of the results file that are no breakdown (``name/part``) of another, as they stand there.
-        samples: a row for each question, see ``SAMPLE_COLUMNS``; None where they were not logged, or cannot be used.
+        unit: what 100% is in ``reported``: 1 or 100; None where nobody knows, or where it is no
+            share of right answers.
+        also: further scores of the results file that are no breakdown (``name/part``) of another,
+            as they stand there.
+        samples: a row for each question, see ``SAMPLE_COLUMNS``; None where they were not logged,
+            or cannot be used.
         problem: why the samples cannot be used.
         generation: what replies were generated with, as the task states it.
     """
@@ -91,7 +99,8 @@ class TaskRun:
 
     @property
     def answered(self) -> pd.DataFrame:
-        """The samples whose video could be read and whose answer is known; none where none were logged."""
+        """The samples whose video could be read and whose answer is known; none where none were
+        logged."""
         samples = pd.DataFrame(columns=list(SAMPLE_COLUMNS)) if self.samples is None else self.samples
         return samples[samples["error"].isna() & samples["score"].notna()]
 
@@ -101,7 +110,8 @@ class Run:
     """One results file.
 
     Attributes:
-        options: what else was asked for on the command line and decides the answers, ``--gen_kwargs`` one by one.
+        options: what else was asked for on the command line and decides the answers,
+            ``--gen_kwargs`` one by one.
         problem: why the file could not be read; then there are no tasks.
     """
 
@@ -119,7 +129,8 @@ class Run:
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """All runs below the given folders (or results files), ordered by path.
 
-    A file that cannot be read is in the list with its ``problem``; a task whose samples cannot be used, with its own.
+    A file that cannot be read is in the list with its ``problem``; a task whose samples cannot be
+    used, with its own.
 
     Raises:
         ResultError: nothing found, or nothing of it can be read; the message names the file.
@@ -149,7 +160,8 @@ def load_run(path: Path, *, strict: bool = True) -> Run:
     """One results file with the samples beside it.
 
     Args:
-        strict: raise where samples cannot be used, rather than keep the reason in ``TaskRun.problem``.
+        strict: raise where samples cannot be used, rather than keep the reason in
+            ``TaskRun.problem``.
 
     Raises:
         ResultError: the file is broken; the message names it.
@@ -230,7 +242,8 @@ def _load_samples(
 
 
 def _unit(task: str, reported: float | None, samples: pd.DataFrame | None) -> float | None:
-    """What 100% is in a reported score: as the samples show it, else as the task is known to report it."""
+    """What 100% is in a reported score: as the samples show it, else as the task is known to report
+    it."""
     if reported is None:
         return None
     if samples is not None:
@@ -307,7 +320,8 @@ def _provenance(records: list[dict[str, Any]], file: Path) -> Provenance | None:
 
 
 def _of_one_filter(samples: pd.DataFrame, reported: float | None, file: Path) -> pd.DataFrame:
-    """Each document once: a task with several filters logs each document as often, one filter after the other."""
+    """Each document once: a task with several filters logs each document as often, one filter after
+    the other."""
     repetition = samples.groupby("doc_id").cumcount()
     if not repetition.any():
         return samples
@@ -355,7 +369,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     records = []
-    # Not splitlines(): a reply may hold U+2028 and other ends of lines that JSON leaves as they are.
+    # Not splitlines(): a reply may hold U+2028 and other ends of lines that JSON leaves as they
+    # are.
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue

@@ -11,9 +11,11 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 
 def clustered_error(scores: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
-    """Cluster-robust standard error of the mean: ``sqrt(G/(G-1) * sum_g (sum of g's deviations)^2) / n``.
+    """Cluster-robust standard error of the mean:
+    ``sqrt(G/(G-1) * sum_g (sum of g's deviations)^2) / n``.
 
-    The sandwich estimator with the usual correction for the number of clusters G. None below two clusters.
+    The sandwich estimator with the usual correction for the number of clusters G. None below two
+    clusters.
 
     Args:
         scores: n scores.
@@ -36,9 +38,9 @@ def clustered_error(scores: Sequence[float], clusters: Sequence[Hashable]) -> fl
 def clustered_interval(scores: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float] | None:
     """95% interval of a mean of scores in [0, 1], clustered; it never leaves [0, 1].
 
-    Wilson's interval at the effective sample size ``p(1-p)/se^2``, which is at most n. Where all scores are equal that
-    is 0/0 and the number of clusters takes its place: ten right answers about one video are not ten observations.
-    None below two clusters.
+    Wilson's interval at the effective sample size ``p(1-p)/se^2``, which is at most n. Where all
+    scores are equal that is 0/0 and the number of clusters takes its place: ten right answers about
+    one video are not ten observations. None below two clusters.
     """
     error = clustered_error(scores, clusters)
     if error is None:
@@ -51,7 +53,8 @@ def clustered_interval(scores: Sequence[float], clusters: Sequence[Hashable]) ->
 
 
 def wilson(mean: float, n: float) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion ``mean`` of ``n`` observations (``n`` need not be whole)."""
+    """Wilson's 95% interval of a proportion ``mean`` of ``n`` observations (``n`` need not be
+    whole)."""
     z2 = Z95**2
     centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n))
@@ -59,7 +62,8 @@ def wilson(mean: float, n: float) -> tuple[float, float]:
 
 
 def mcnemar_exact(lost: int, won: int) -> float:
-    """Two-sided exact McNemar test: p of a split at least this uneven if losing and winning were equally likely.
+    """Two-sided exact McNemar test: p of a split at least this uneven if losing and winning were
+    equally likely.
 
     Args:
         lost: questions that only the baseline answered right.

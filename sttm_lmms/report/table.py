@@ -87,11 +87,12 @@ def build_table(
     ``attrs["problems"]`` names the result files that could not be read.
 
     Args:
-        runs: from :func:`sttm_lmms.report.runs.load_runs`. Of several runs of one row and task the newest is shown,
-            and says so.
+        runs: from :func:`sttm_lmms.report.runs.load_runs`. Of several runs of one row and task the
+            newest is shown, and says so.
         paper: add the paper's rows; their ``source`` is ``"paper"``.
         names: task -> column name, for tasks that ran on other data than their name says.
-        reference: method that the others are compared with at equal budgets; adds ``REFERENCE_COLUMNS``.
+        reference: method that the others are compared with at equal budgets; adds
+            ``REFERENCE_COLUMNS``.
         shapes: model name -> sizes of its decoder, for ``flops``.
     """
     named = name_runs(runs)
@@ -220,7 +221,8 @@ def _compare(
 
 
 def _against(one: NamedRun, reference: str, shown: Iterable[NamedRun]) -> dict[str, Any]:
-    """The columns that compare a method with the reference at the same budget; none for the reference itself."""
+    """The columns that compare a method with the reference at the same budget; none for the
+    reference itself."""
     budget = _number(one.run.model_args.get("budget"))
     same = [
         other
@@ -248,7 +250,8 @@ def _lost_and_won(pairs: pd.DataFrame) -> tuple[int, int]:
 
 
 def _compute(one: NamedRun, shape: DecoderShape | None) -> dict[str, float | None]:
-    """What the layers see of a question and compute on it, mean over the questions; None unless all of them say."""
+    """What the layers see of a question and compute on it, mean over the questions; None unless all
+    of them say."""
     seen = one.task.answered[["input_tokens", "visual_tokens", "kept_tokens", "layer_tokens"]]
     visual, kept = seen["visual_tokens"], seen["kept_tokens"]
     start = (one.task.provenance.settings if one.task.provenance else {}).get("start_layer")
@@ -295,8 +298,8 @@ def _as_reported(one: NamedRun) -> str | None:
 
 
 def _also(one: NamedRun, accuracy: float | None) -> str:
-    """Further scores of the task, and its own main score where that is not our accuracy; in percent where they are
-    known to be shares, else as the task reports them."""
+    """Further scores of the task, and its own main score where that is not our accuracy; in percent
+    where they are known to be shares, else as the task reports them."""
     task, share = one.task, one.task.reported_share
     scores = [(name, value, benchmark_of(task.task) in BENCHMARKS and 0 <= value <= 1) for name, value in task.also]
     if task.reported is not None and accuracy is not None and (share is None or abs(share - accuracy) > 0.0005):
@@ -348,7 +351,8 @@ def _run_name(run: Run) -> str:
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """By model; without reduction first; then method by method from much kept to little; then the columns' order."""
+    """By model; without reduction first; then method by method from much kept to little; then the
+    columns' order."""
     row = ["model", "method", "setting"]
     kept = table.assign(kept=table["kept_mean"].astype(float).fillna(0)).groupby(row)["kept"].transform("mean").round(6)
     keys = table[row].assign(

@@ -1,4 +1,5 @@
-"""The `visualize` command: which tokens of a video merged, as pictures, a film and a page with sliders."""
+"""The `visualize` command: which tokens of a video merged, as pictures, a film and a page with
+sliders."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def visualize(
         str, typer.Option(help="What the prompt asks; methods that read attention keep what matters to it.")
     ] = "What happens in the video?",
 ) -> None:
-    """Draw which visual tokens of a video merge: a sheet and a film for each setting, and one page with sliders.
+    """Draw which visual tokens of a video merge: a sheet and a film for each setting, and one page
+    with sliders.
 
     --setting may be given several times; by default four budgets are drawn.
     """
@@ -106,7 +108,8 @@ def write_pictures(
 
 
 def parse_settings(text: str) -> dict[str, str]:
-    """``"name=value,name=value"`` as a dictionary. Raises ``ValueError`` where a value is missing."""
+    """``"name=value,name=value"`` as a dictionary. Raises ``ValueError`` where a value is
+    missing."""
     pairs = [pair.partition("=") for pair in text.split(",") if pair]
     for name, equals, _ in pairs:
         if not equals:
@@ -170,7 +173,8 @@ def _by_model(
     asked: Sequence[Mapping[str, str]],
     question: str,
 ) -> tuple[Video, list[MergedTokens]]:
-    """What really happens in the model, at the stages that are asked for or from its family's own start layer on."""
+    """What really happens in the model, at the stages that are asked for or from its family's own
+    start layer on."""
     from sttm_lmms.families import family_of, load_pretrained
     from sttm_lmms.families.placement import place_model
 
@@ -187,7 +191,8 @@ def _by_model(
 def merge_in_model(model: Any, processor: Any, features: Any, config: Any, question: str = " ") -> MergedTokens:
     """Run the decoder and return what the reduction did to a video (without features).
 
-    The decoder sees the prompt up to the end of the video, or all of it for methods that depend on the question.
+    The decoder sees the prompt up to the end of the video, or all of it for methods that depend on
+    the question.
 
     Args:
         model, processor: from :func:`sttm_lmms.load_pretrained`.

@@ -1,4 +1,5 @@
-"""A decoder that runs with reduced visual tokens: hooks, per-layer masks and positions, KV prefixes, timing."""
+"""A decoder that runs with reduced visual tokens: hooks, per-layer masks and positions, KV
+prefixes, timing."""
 
 from sttm_lmms.runtime.engine import Engine
 from sttm_lmms.runtime.reducer import TokenReducer, reduce_tokens

@@ -1,10 +1,11 @@
 """Decode steps: the cheap one, and what a method that edits the KV cache may do at one.
 
-In the cheap step there is one token and no padding, so the host knows all lengths and nothing has to be looked at.
+In the cheap step there is one token and no padding, so the host knows all lengths and nothing has
+to be looked at.
 
-The decoder runs as it is, with the first track's position. Where later layers need another rotary position, one hook
-copies its cosines and sines into the tensors that all layers share. They are computed with the prompt, for many steps
-at once.
+The decoder runs as it is, with the first track's position. Where later layers need another rotary
+position, one hook copies its cosines and sines into the tensors that all layers share. They are
+computed with the prompt, for many steps at once.
 """
 
 from __future__ import annotations
@@ -53,17 +54,20 @@ class DecodeSteps:
         self._tables: WeakKeyDictionary[Cache, dict[int, RotaryTable]] = WeakKeyDictionary()
 
     def covers(self, sequence: CachedSequence) -> bool:
-        """False where the next step needs the general way: padding, or a method that edits the cache."""
+        """False where the next step needs the general way: padding, or a method that edits the
+        cache."""
         return not sequence.padded and not sequence.videos
 
     def prepare(self, cache: ReducedCache, hidden: torch.Tensor) -> None:
-        """Compute the cosines and sines of the steps that follow; ``hidden`` gives dtype and device."""
+        """Compute the cosines and sines of the steps that follow; ``hidden`` gives dtype and
+        device."""
         if self.covers(cache.sequence) and cache.sequence.positions is None:
             for layer, position in self._positions(cache)[1:]:
                 self._table(cache, layer, position, hidden)
 
     def step(self, cache: ReducedCache, hidden: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, Any]]]:
-        """Rotary positions of the token ``hidden`` ``[B, 1, C]``, and the pre-hooks of layers that rotate otherwise."""
+        """Rotary positions of the token ``hidden`` ``[B, 1, C]``, and the pre-hooks of layers that
+        rotate otherwise."""
         if cache.sequence.positions is not None:
             return cache.sequence.next_position(cache.get_seq_length()).to(hidden.device), []
         (_, first), *others = self._positions(cache)
@@ -74,7 +78,8 @@ class DecodeSteps:
         return torch.full((hidden.shape[0], 1), first, device=hidden.device), hooks
 
     def _positions(self, cache: ReducedCache) -> list[tuple[int, int]]:
-        """``(layer, position)`` of the next token, one entry for each run of layers that rotate it alike."""
+        """``(layer, position)`` of the next token, one entry for each run of layers that rotate it
+        alike."""
         method, sequence, length = self._method, cache.sequence, cache.get_seq_length()
         reference = getattr(method, "decode_positions", "") == "reference" and not sequence.in_prompt(length)
         if method is None or method.positions == "keep" or reference:
@@ -96,7 +101,8 @@ class DecodeSteps:
 
 
 def splice(table: RotaryTable, position: int, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Hook of a layer: write the position's row over what the decoder computed for the layers before."""
+    """Hook of a layer: write the position's row over what the decoder computed for the layers
+    before."""
     cos, sin = kwargs["position_embeddings"]
     at = position - table.first
     cos.copy_(table.cos[:, at : at + 1])
@@ -167,7 +173,8 @@ class StepView:
         entry.keys[:, :, entries] = turned * cos + rotate_half(turned) * sin
 
     def attend(self, layer: int, index: torch.Tensor) -> None:
-        """In this step ``layer`` sees only the entries ``index``; ``length`` stands for the new token itself."""
+        """In this step ``layer`` sees only the entries ``index``; ``length`` stands for the new
+        token itself."""
         implementation = self._decoder.config._attn_implementation
         if implementation not in ("eager", "sdpa"):
             raise UnsupportedModelError(

@@ -1,7 +1,9 @@
-"""Deepstack features under reduction: what a decoder adds behind its first layers, merged by the groups of its tokens.
+"""Deepstack features under reduction: what a decoder adds behind its first layers, merged by the
+groups of its tokens.
 
-Qwen3-VL adds features of several vision layers to the visual tokens behind its first decoder layers. Where tokens are
-reduced among those layers, the decoder's own addition no longer fits, so hooks do it instead.
+Qwen3-VL adds features of several vision layers to the visual tokens behind its first decoder
+layers. Where tokens are reduced among those layers, the decoder's own addition no longer fits, so
+hooks do it instead.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Additions:
         return [layer.register_forward_hook(partial(add, index)) for index, layer in enumerate(layers)]
 
     def add(self, inputs: LayerInputs, videos: Sequence[VideoTokens], layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """``hidden`` ``[B, S, C]`` behind ``layer`` with its features, of the tokens that are left by now."""
+        """``hidden`` ``[B, S, C]`` behind ``layer`` with its features, of the tokens that are left
+        by now."""
         full = hidden.new_zeros(*self.mask.shape, hidden.shape[-1])
         full[self.mask.to(hidden.device)] = self.features[layer].to(hidden)
         if inputs.batch.index is None:
@@ -71,7 +74,8 @@ class Additions:
 
 
 def mean_of_groups(features: torch.Tensor, video: VideoTokens) -> torch.Tensor:
-    """Features ``[T*H*W, C]`` of the original cells -> ``[N, C]``: the mean over the cells of each token left."""
+    """Features ``[T*H*W, C]`` of the original cells -> ``[N, C]``: the mean over the cells of each
+    token left."""
     owner = video.owner.to(features.device)
     there = owner >= 0
     sums = torch.zeros(len(video.tokens.cells), features.shape[-1], dtype=torch.float32, device=features.device)

@@ -48,17 +48,22 @@ class Engine:
         config: settings of a reduction method, None for the baseline of the same code path.
         family: the model's family; found by itself if left out.
         video: frame sampling.
-        newline: newline mode of the LLaVA family. None is the checkpoint's own for the baseline, and ``no_token``
-            for a reduction (the published setting).
-        reuse: ``"prefix"`` shares the KV cache of [text before, video] between the questions of a video,
-            ``"features"`` only the vision tower's output, ``"none"`` nothing.
-        on_error: ``"skip"`` leaves questions about unreadable videos unanswered and counts them, ``"raise"`` stops.
+        newline: newline mode of the LLaVA family. None is the checkpoint's own for the baseline,
+            and ``no_token`` for a reduction (the published setting).
+        reuse: ``"prefix"`` shares the KV cache of [text before, video] between the questions of a
+            video, ``"features"`` only the vision tower's output, ``"none"`` nothing.
+        on_error: ``"skip"`` leaves questions about unreadable videos unanswered and counts them,
+            ``"raise"`` stops.
         features: a feature store; no video file is opened then.
         keep: prefixes (and features) kept at a time.
-        host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a video.
-        prefetch: videos that are decoded and preprocessed ahead, in threads; 0 for none. They wait in host memory.
-        prefetch_workers: those threads; by default one for each video, and no more than there are CPU cores.
-        timing: times of the device's work instead of the host's; by events on one CUDA device, so that nothing waits.
+        host_cache_gb: host memory for prefixes that were pushed out, for runs that come back to a
+            video.
+        prefetch: videos that are decoded and preprocessed ahead, in threads; 0 for none. They wait
+            in host memory.
+        prefetch_workers: those threads; by default one for each video, and no more than there are
+            CPU cores.
+        timing: times of the device's work instead of the host's; by events on one CUDA device, so
+            that nothing waits.
     """
 
     def __init__(
@@ -126,7 +131,8 @@ class Engine:
         return summarise([self.replies], self.counters, self.failures, self.config, peak_memory(self.model))
 
     def check_reduced(self) -> None:
-        """Raise :class:`NothingReducedError` if a reduction was asked for and no answer had fewer tokens."""
+        """Raise :class:`NothingReducedError` if a reduction was asked for and no answer had fewer
+        tokens."""
         check_answers_reduced(self.replies, None if self.config is None else f"{self.config.name} ({self.config})")
 
     # -- questions ---------------------------------------------------------------------------------------------
@@ -149,10 +155,11 @@ class Engine:
     def stream(
         self, requests: Sequence[Request], *, batch_size: int = 1, progress: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, Answer]]:
-        """As :meth:`generate`, answer by answer as soon as it is known: ``(index of the request, answer)``.
+        """As :meth:`generate`, answer by answer as soon as it is known:
+        ``(index of the request, answer)``.
 
-        The order is that of the videos' first questions, so a caller that stores answers as they come loses no more
-        than the current video's when it is stopped.
+        The order is that of the videos' first questions, so a caller that stores answers as they
+        come loses no more than the current video's when it is stopped.
         """
         check_integer("batch_size", batch_size, 1)
 
@@ -204,7 +211,8 @@ class Engine:
     # -- groups of requests that show the same visuals ----------------------------------------------------------
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[Group]:
-        """Requests that share visuals and settings, in order of first appearance; the next videos are read ahead."""
+        """Requests that share visuals and settings, in order of first appearance; the next videos
+        are read ahead."""
         groups: dict[Hashable, Group] = {}
         requests = list(requests)  # keeps alive what `known` names by id
         known: dict[int, Hashable] = {}
@@ -215,7 +223,8 @@ class Engine:
         yield from self._reader.ahead(groups.values(), self._video)
 
     def _run(self, group: Group, ask: Callable[[TokenReducer, Group], Iterator[tuple[int, R]]]) -> list[tuple[int, R]]:
-        """All replies to a group. A list, because no hooks and no lock may be left while the caller is at work."""
+        """All replies to a group. A list, because no hooks and no lock may be left while the caller
+        is at work."""
         with self._lock, TokenReducer(self.model, self._config(group[0][1]), spans=(), timing=self.timing) as reducer:
             return list(ask(reducer, group))
 
@@ -230,7 +239,8 @@ class Engine:
             yield index, reply
 
     def _config(self, request: Request) -> Any:
-        """Settings of the reduction; None for a request without a video, where there is nothing to reduce."""
+        """Settings of the reduction; None for a request without a video, where there is nothing to
+        reduce."""
         if not any(kind == "video" for kind, _ in request.sources):
             return None
         return self.config if request.config is None else request.config
@@ -252,8 +262,8 @@ class Engine:
     def _prompts(
         self, group: Group, make: Callable[[Request, Sequence[VisionFeatures], Phases], Ready]
     ) -> Iterator[tuple[int, Ready | str]]:
-        """What ``make`` makes of each request of a group and its features; or why its visuals, and so those of all
-        requests after it, cannot be had."""
+        """What ``make`` makes of each request of a group and its features; or why its visuals, and
+        so those of all requests after it, cannot be had."""
         self.counters.questions += len(group)
         for position, (index, request) in enumerate(group):
             phases = Phases(self._stopwatch)
@@ -274,7 +284,8 @@ class Engine:
 
     def _prepare(self, request: Request, features: Sequence[VisionFeatures]) -> PreparedInput:
         config = self._config(request)
-        # A mode that was asked for goes on in any family, so that one without newline tokens can refuse it.
+        # A mode that was asked for goes on in any family, so that one without newline tokens can
+        # refuse it.
         newline = self.newline or self.family.newline_mode(self.model.config, None, reduced=config is not None)
         with torch.inference_mode():
             prepared = self.family.prepare(self.model, self.processor, request.messages, features, newline=newline)
@@ -305,7 +316,8 @@ class Engine:
         return Prompt(request, length, phases, question, prefix=prefix, reused=not computed)
 
     def _prefix_key(self, request: Request, prepared: PreparedInput) -> Hashable:
-        """The same for all requests that begin with the same text and visuals and reduce them alike."""
+        """The same for all requests that begin with the same text and visuals and reduce them
+        alike."""
         begin = prepared.input_ids[0, : prepared.prefix_length]
         return source_key(request, self._video(request)), self._config(request), tuple(begin.tolist())
 
@@ -322,7 +334,8 @@ class Engine:
     # -- from a prompt to a reply -------------------------------------------------------------------------------
 
     def _answer(self, reducer: TokenReducer, batch: Mapping[int, Prompt]) -> Iterator[tuple[int, Answer]]:
-        """Generate for one whole prompt, or for questions that continue one prefix, by the number of the request."""
+        """Generate for one whole prompt, or for questions that continue one prefix, by the number
+        of the request."""
         prompts = list(batch.values())
         settings, report, mark = prompts[0].request.generation, reducer.report, self._stopwatch.mark
         seen, stored = report.kv_seen, report.kv_stored
@@ -357,8 +370,8 @@ class Engine:
 
     @torch.inference_mode()
     def _score(self, reducer: TokenReducer, prompt: Prompt, text: str) -> LogLikelihood:
-        """Log-probability of ``text`` behind the prompt. A method that looks at the question sees all of the prompt and
-        nothing of ``text``, as when it generates."""
+        """Log-probability of ``text`` behind the prompt. A method that looks at the question sees
+        all of the prompt and nothing of ``text``, as when it generates."""
         targets = continuation_ids(self.processor, text).to(prompt.question)
         if not len(targets):
             return LogLikelihood(0.0, True, 0)

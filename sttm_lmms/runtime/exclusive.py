@@ -1,4 +1,5 @@
-"""What keeps forward passes apart that share one decoder: threads that take turns, and compiled code put aside."""
+"""What keeps forward passes apart that share one decoder: threads that take turns, and compiled
+code put aside."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import torch
 
 
 class Turns:
-    """Lets one thread at a time run a forward pass. A thread that was interrupted keeps its turn until its next pass:
-    torch calls no hooks after a KeyboardInterrupt."""
+    """Lets one thread at a time run a forward pass. A thread that was interrupted keeps its turn
+    until its next pass: torch calls no hooks after a KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,10 +36,12 @@ class Turns:
 
 
 class _EagerMode:
-    """Lets compiled functions run as they are written from the first :meth:`enter` to the last :meth:`leave`.
+    """Lets compiled functions run as they are written from the first :meth:`enter` to the last
+    :meth:`leave`.
 
-    Code that was compiled before does not see hooks that come later, whoever compiled it: the model, a module of it or
-    a function around it. torch's stance holds for the whole process, and so does this count.
+    Code that was compiled before does not see hooks that come later, whoever compiled it: the
+    model, a module of it or a function around it. torch's stance holds for the whole process, and
+    so does this count.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """One forward pass in which layers get fewer tokens than the pass began with.
 
-Hooks on the layers hand the visual tokens to the method at each of its stages, and give every layer that follows the
-hidden states, rotary embeddings and mask of what is left. They are there during this pass alone.
+Hooks on the layers hand the visual tokens to the method at each of its stages, and give every layer
+that follows the hidden states, rotary embeddings and mask of what is left. They are there during
+this pass alone.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ class Forward:
     # -- hooks -------------------------------------------------------------------------------------------------
 
     def _hook_layers(self) -> None:
-        """Hooks on the layers that need other inputs than the decoder gives them, and where the method acts."""
+        """Hooks on the layers that need other inputs than the decoder gives them, and where the
+        method acts."""
         firsts = [group.first for group in self.inputs.sequence.groups[1:]] + sorted(self._edits - {0})
         firsts += [max(1, s.layer) if s.site == "layer" else s.layer for s in self._stages if s != Stage(0)]
         if self.inputs.changes_layer_0:
@@ -209,8 +211,8 @@ class Forward:
         return after.hidden
 
     def _reduce_attention_input(self, layer: Any, hidden: torch.Tensor, stage: Stage) -> torch.Tensor:
-        """The method sees the normed input of attention. What it returns feeds attention, while the residual stream
-        goes on with the survivors' own rows."""
+        """The method sees the normed input of attention. What it returns feeds attention, while the
+        residual stream goes on with the survivors' own rows."""
         inputs, before = self.inputs, self.inputs.batch
         inputs.batch = replace(before, index=None)
         reduced = self._reduce(layer.input_layernorm(hidden), stage)
@@ -265,7 +267,8 @@ class Forward:
         method.edit_cache(view, inputs.sequence.videos[0][0])
 
     def _count_kv(self) -> None:
-        """Count what this decode step saw of the KV cache, and what there would be without edits."""
+        """Count what this decode step saw of the KV cache, and what there would be without
+        edits."""
         cache = self.inputs.cache
         assert cache is not None
         for layer in range(len(self._layers)):

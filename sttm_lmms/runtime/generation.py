@@ -45,7 +45,8 @@ class _StopAtText(StoppingCriteria):
 
 
 class _OnNewTokens(LogitsProcessor):
-    """Another processor, which sees the generated tokens and nothing of the prompt's ``start`` tokens."""
+    """Another processor, which sees the generated tokens and nothing of the prompt's ``start``
+    tokens."""
 
     def __init__(self, processor: LogitsProcessor, start: int) -> None:
         self.processor, self.start = processor, start
@@ -62,7 +63,8 @@ _PENALTIES: tuple[tuple[str, float, Callable[[Any], LogitsProcessor]], ...] = (
 
 
 def _without_prompt(model: Any, arguments: dict[str, Any], start: int) -> dict[str, Any]:
-    """``arguments`` of ``generate`` with the penalties on repetition, the checkpoint's own too, kept off the prompt."""
+    """``arguments`` of ``generate`` with the penalties on repetition, the checkpoint's own too,
+    kept off the prompt."""
     found: list[LogitsProcessor] = []
     for name, neutral, make in _PENALTIES:
         value = arguments.get(name, getattr(model.generation_config, name, None))
@@ -79,7 +81,8 @@ _PINNED: dict[str, Any] = {
     # One answer a row, as a plain tensor of ids.
     **{"num_return_sequences": 1, "return_dict_in_generate": False, "output_scores": False, "output_logits": False},
     **{"output_attentions": False, "output_hidden_states": False},
-    # Guessing ahead gives the same greedy answers, and needs a cache that is cut back token by token.
+    # Guessing ahead gives the same greedy answers, and needs a cache that is cut back token by
+    # token.
     **{"prompt_lookup_num_tokens": None, "assistant_early_exit": None, "use_mtp": None, "speculation_type": None},
     "is_assistant": False,
     # Lengths of the whole sequence: a cached prefix counts the tokens that are left of it.
@@ -87,7 +90,8 @@ _PINNED: dict[str, Any] = {
     "compile_config": None,
     "disable_compile": True,
 }
-"""Settings of ``generate`` that the engine decides, whatever a checkpoint's ``generation_config.json`` says."""
+"""Settings of ``generate`` that the engine decides, whatever a checkpoint's
+``generation_config.json`` says."""
 
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (1, 1.0),
@@ -102,11 +106,13 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "encoder_no_repeat_ngram_size": (0,),
     "low_memory": (False,),
 }
-"""Ways to decode that a shared prefix has no counterpart of -> the values, beside None, that do nothing."""
+"""Ways to decode that a shared prefix has no counterpart of -> the values, beside None, that do
+nothing."""
 
 
 def check_decoding(model: Any) -> None:
-    """Raise ``ValueError`` if the checkpoint's ``generation_config`` asks for a way to decode that is not supported."""
+    """Raise ``ValueError`` if the checkpoint's ``generation_config`` asks for a way to decode that
+    is not supported."""
     for name, idle in _REFUSED.items():
         value = getattr(model.generation_config, name, None)
         if value is not None and value not in idle:
@@ -129,8 +135,10 @@ def generate_ids(
     """New token ids of each row (end-of-sequence token and padding left out).
 
     Args:
-        input_ids: ``[B, L]``, the prompt or, with a KV cache among ``inputs``, cached tokens and question.
-        penalise_prompt: False keeps penalties on repetition off the prompt, as if ``generate`` had its embeddings only.
+        input_ids: ``[B, L]``, the prompt or, with a KV cache among ``inputs``, cached tokens and
+            question.
+        penalise_prompt: False keeps penalties on repetition off the prompt, as if ``generate`` had
+            its embeddings only.
         inputs: further arguments of ``model.generate``.
     """
     tokenizer = tokenizer_of(processor)
@@ -160,7 +168,8 @@ def generate_ids(
 
 
 def end_ids(model: Any, processor: Any) -> list[int]:
-    """Ids of the tokens that end an answer: the checkpoint's, or the tokenizer's where it names none."""
+    """Ids of the tokens that end an answer: the checkpoint's, or the tokenizer's where it names
+    none."""
     eos = model.generation_config.eos_token_id
     eos = tokenizer_of(processor).eos_token_id if eos is None else eos
     return list(eos) if isinstance(eos, (list, tuple)) else [eos]
@@ -189,7 +198,8 @@ def continuation_ids(processor: Any, text: str) -> torch.Tensor:
 
 
 def continuation_score(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, bool]:
-    """Summed log-probability of ``targets`` ``[n]`` under ``logits`` ``[n, V]``, and whether all are the argmax."""
+    """Summed log-probability of ``targets`` ``[n]`` under ``logits`` ``[n, V]``, and whether all
+    are the argmax."""
     scores = torch.log_softmax(logits.float(), dim=-1)
     targets = targets.to(scores.device)
     total = scores.gather(-1, targets[:, None]).sum()

@@ -1,6 +1,8 @@
-"""What tells one visual from another: the bytes of what is in memory; path, time and size of a file.
+"""What tells one visual from another: the bytes of what is in memory; path, time and size of a
+file.
 
-An object's ``id`` is given to another one when it dies, and a buffer is filled again, so neither says what is shown.
+An object's ``id`` is given to another one when it dies, and a buffer is filled again, so neither
+says what is shown.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ def content_key(source: Any) -> Hashable:
     """A key that is equal for visuals with equal content.
 
     Args:
-        source: what a message may hold: a file or folder (``str`` or ``Path``), a PIL image, an array or a tensor of
-            any dtype, strides and device, or a list of these.
+        source: what a message may hold: a file or folder (``str`` or ``Path``), a PIL image, an
+            array or a tensor of any dtype, strides and device, or a list of these.
 
     Returns:
-        Something hashable; where the content cannot be told, a key that equals no other, so that nothing is reused.
+        Something hashable; where the content cannot be told, a key that equals no other, so that
+        nothing is reused.
     """
     if isinstance(source, (str, os.PathLike)):
         return _file_key(os.fspath(source))
@@ -40,7 +43,8 @@ def content_key(source: Any) -> Hashable:
 
 
 def is_array(source: Any) -> bool:
-    """Whether ``source`` is frames that their owner may write over at any time: an array, a tensor, a list of them."""
+    """Whether ``source`` is frames that their owner may write over at any time: an array, a tensor,
+    a list of them."""
     if isinstance(source, (list, tuple)):
         return bool(source) and all(is_array(item) for item in source)
     return isinstance(source, (np.ndarray, torch.Tensor))
@@ -62,14 +66,16 @@ def _file_key(path: str | bytes) -> Hashable:
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int]:
-    # The time of the last change of any kind sees a file that was overwritten and given back its old date.
+    # The time of the last change of any kind sees a file that was overwritten and given back its
+    # old date.
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _image_key(image: Image.Image) -> Hashable:
     form = (image.mode, image.size)
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.fp is not None:
-        # Not decoded yet: looking at its pixels would keep all images of a run in memory at the same time.
+        # Not decoded yet: looking at its pixels would keep all images of a run in memory at the
+        # same time.
         try:
             status = os.fstat(image.fp.fileno())
             return (*form, image.tell(), status.st_dev, status.st_ino, *_version(status))
@@ -82,7 +88,8 @@ def _image_key(image: Image.Image) -> Hashable:
 def _array_key(source: Any) -> Hashable:
     if isinstance(source, torch.Tensor):
         kind, shape = str(source.dtype), tuple(source.shape)
-        # As bytes, because NumPy has no bfloat16. Frame by frame: strided and device memory is copied for it.
+        # As bytes, because NumPy has no bfloat16. Frame by frame: strided and device memory is
+        # copied for it.
         parts = (
             part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             for part in (source if source.ndim else source[None])

@@ -1,4 +1,5 @@
-"""What a forward pass was given: ids, videos and positions, read from the modules around a decoder."""
+"""What a forward pass was given: ids, videos and positions, read from the modules around a
+decoder."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ class Given:
 
     Attributes:
         input_ids: ``[B, L]``, None if there were only embeddings.
-        positions: whether the caller gave ``position_ids``; a model around a decoder makes its own otherwise.
+        positions: whether the caller gave ``position_ids``; a model around a decoder makes its own
+            otherwise.
         chosen_logits: whether ``logits_to_keep`` names places in the sequence.
-        last_logits: of how many last tokens logits are wanted; 1 or fewer where only the next token counts.
-        visuals: whether there was anything to see: pixels, features, or embeddings that may hold some; unknown, and so
-            True, where the decoder itself was called.
+        last_logits: of how many last tokens logits are wanted; 1 or fewer where only the next token
+            counts.
+        visuals: whether there was anything to see: pixels, features, or embeddings that may hold
+            some; unknown, and so True, where the decoder itself was called.
     """
 
     input_ids: torch.Tensor | None = None
@@ -43,8 +46,8 @@ _VISUALS = ("pixel_values", "pixel_values_videos", "inputs_embeds", "mm_encoder_
 class ModelInputs:
     """Hooks that note the inputs of all modules around a decoder, until the decoder is called.
 
-    A prompt may enter at any of them: wrappers (PEFT, ``torch.compile``) call ``generate`` of the model inside, and a
-    caller may use ``model.model``.
+    A prompt may enter at any of them: wrappers (PEFT, ``torch.compile``) call ``generate`` of the
+    model inside, and a caller may use ``model.model``.
 
     Args:
         model: what the user gave.
@@ -132,8 +135,8 @@ class ModelInputs:
             past: tokens of the unreduced sequence before the pass.
 
         Raises:
-            UnsupportedModelError: there are no ids, a video is spread over several passes, or the tokens of a video
-                do not form its grid.
+            UnsupportedModelError: there are no ids, a video is spread over several passes, or the
+                tokens of a video do not form its grid.
         """
         input_ids = given.input_ids
         if input_ids is None:
@@ -214,8 +217,8 @@ def _moved(span: VideoSpan, by: int) -> VideoSpan:
 
 
 def axes_of(position_ids: torch.Tensor) -> torch.Tensor:
-    """``[1 or 3, B, L]``: rotary positions as the decoder reads ``[B, L]``, ``[1, B, L]``, ``[3, B, L]`` and
-    ``[4, B, L]`` (the first of four counts text)."""
+    """``[1 or 3, B, L]``: rotary positions as the decoder reads ``[B, L]``, ``[1, B, L]``,
+    ``[3, B, L]`` and ``[4, B, L]`` (the first of four counts text)."""
     return position_ids[None] if position_ids.ndim == 2 else position_ids[-3:]
 
 
@@ -230,8 +233,10 @@ def mrope_positions_of(
 
     Args:
         given: ``position_ids`` as they reach the decoder.
-        own: the caller gave them; a model around the decoder may have made them from another prompt's offset.
-        following: ``[3, B, 1]``, the position of text behind what is cached; None where that is not known.
+        own: the caller gave them; a model around the decoder may have made them from another
+            prompt's offset.
+        following: ``[3, B, 1]``, the position of text behind what is cached; None where that is not
+            known.
         usual: ``[B, L]``, the tokens counted from the beginning of the sequence.
         mask: ``[B, L]`` bool, False at padding; None without padding.
     """
@@ -251,8 +256,8 @@ def linear_positions_of(
 
     Args:
         given: the caller's ``position_ids``, None if there are none.
-        keeps: survivors keep their positions. Otherwise the short sequence is counted anew, so that other positions
-            than the usual ones would be lost.
+        keeps: survivors keep their positions. Otherwise the short sequence is counted anew, so that
+            other positions than the usual ones would be lost.
 
     Raises:
         UnsupportedModelError: positions that would be lost.
@@ -273,7 +278,8 @@ def linear_positions_of(
 
 
 def step_positions_of(given: torch.Tensor, usual: torch.Tensor, count: int, mrope: bool, keeps: bool) -> torch.Tensor:
-    """Rotary positions of a decode step, ``[B, 1]`` or ``[3, B, 1]``, from the caller's ``position_ids``.
+    """Rotary positions of a decode step, ``[B, 1]`` or ``[3, B, 1]``, from the caller's
+    ``position_ids``.
 
     Args:
         usual: the positions that go on from the cache.
@@ -289,7 +295,8 @@ def step_positions_of(given: torch.Tensor, usual: torch.Tensor, count: int, mrop
         return usual if _from_offset(given) else axes_of(given).expand_as(usual)
     if keeps:
         return given.expand_as(usual)
-    # On other devices the host would wait for every token, so what `generate` makes is taken for granted.
+    # On other devices the host would wait for every token, so what `generate` makes is taken for
+    # granted.
     if given.device.type == "cpu" and bool((given != count).any()):
         raise UnsupportedModelError(_NOT_COUNTING)
     return usual
@@ -302,6 +309,6 @@ _NOT_COUNTING = (
 
 
 def _from_offset(given: torch.Tensor) -> bool:
-    """Whether ``generate`` made these of text positions and the offset of the model's last prompt, which may have been
-    another one than this cache's: it gives them one axis."""
+    """Whether ``generate`` made these of text positions and the offset of the model's last prompt,
+    which may have been another one than this cache's: it gives them one axis."""
     return given.ndim == 3 and len(given) == 1

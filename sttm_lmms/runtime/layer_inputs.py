@@ -1,4 +1,5 @@
-"""What each layer of one forward pass is called with: rotary positions and mask of the tokens that it holds."""
+"""What each layer of one forward pass is called with: rotary positions and mask of the tokens that
+it holds."""
 
 from __future__ import annotations
 
@@ -29,8 +30,10 @@ class LayerInputs:
     Attributes:
         batch: the new tokens as they are now (``hidden`` is not kept).
         reductions: how often they became fewer.
-        visible: mask function that narrows what queries see, see :meth:`~sttm_lmms.methods.base.Method.visible`.
-        attend: layer -> ``[1, 1, 1, K]`` mask of what a cache-editing method lets this step see, and how many entries.
+        visible: mask function that narrows what queries see, see
+            :meth:`~sttm_lmms.methods.base.Method.visible`.
+        attend: layer -> ``[1, 1, 1, K]`` mask of what a cache-editing method lets this step see,
+            and how many entries.
     """
 
     def __init__(
@@ -77,8 +80,8 @@ class LayerInputs:
 
     @property
     def _hides_positions(self) -> bool:
-        # Gaps in position ids would make flash attention take one sequence for several packed ones. Decoders with
-        # M-RoPE hand no such ids to their layers.
+        # Gaps in position ids would make flash attention take one sequence for several packed ones.
+        # Decoders with M-RoPE hand no such ids to their layers.
         return bool(self.reductions) and self._keeps_positions and not self._mrope
 
     def held(self, layer: int) -> int:
@@ -86,7 +89,8 @@ class LayerInputs:
         return 0 if self.cache is None else self.cache.held(layer)
 
     def of_decoder(self, hidden: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Padding mask and rotary positions with which the decoder itself is called; ``hidden`` enters layer 0."""
+        """Padding mask and rotary positions with which the decoder itself is called; ``hidden``
+        enters layer 0."""
         mask, positions = self._open_group(0, hidden.shape[1])
         self._key = (0, self.reductions)
         if self._hides_positions:
@@ -127,10 +131,12 @@ class LayerInputs:
             sequence.prompt_length = self.past + self.length
 
     def _open_group(self, layer: int, length: int) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Begin a group of layers at ``layer``, which the new tokens enter as they are now, ``length`` in a row.
+        """Begin a group of layers at ``layer``, which the new tokens enter as they are now,
+        ``length`` in a row.
 
         Returns:
-            The padding mask over all that the layers hold then, and the rotary positions of the new tokens.
+            The padding mask over all that the layers hold then, and the rotary positions of the new
+            tokens.
         """
         held = self.held(layer)
         mask = extend_mask(self.sequence.group_of(layer).mask, self.batch.mask, held, self.rows, length)
@@ -152,7 +158,8 @@ class LayerInputs:
 def extend_mask(
     past: torch.Tensor | None, new: torch.Tensor | None, past_length: int, rows: int, length: int
 ) -> torch.Tensor | None:
-    """Padding mask ``[B, past_length + length]`` from its two parts; a part that is None has no padding.
+    """Padding mask ``[B, past_length + length]`` from its two parts; a part that is None has no
+    padding.
 
     ``past`` may be longer than ``past_length``, where the cache was cut back.
     """
@@ -167,9 +174,11 @@ def extend_mask(
 
 
 def contiguous(past: int, mask: torch.Tensor | None, rows: int, length: int, device: torch.device) -> torch.Tensor:
-    """``[B, length]`` int64: positions of the last ``length`` of ``past + length`` tokens; padding does not count.
+    """``[B, length]`` int64: positions of the last ``length`` of ``past + length`` tokens; padding
+    does not count.
 
-    ``mask`` is ``[B, past + length]`` bool, None without padding. Padding in front of a row has position 0.
+    ``mask`` is ``[B, past + length]`` bool, None without padding. Padding in front of a row has
+    position 0.
     """
     if mask is None:
         return torch.arange(past, past + length, device=device).expand(rows, length)

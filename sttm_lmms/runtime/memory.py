@@ -1,7 +1,8 @@
 """How much device memory a run needs, known before it starts.
 
-Weights, KV cache and stored features are exact, the widest decoder layer of the prefill is one product, and everything
-else (vision tower, merging, CUDA context, fragmentation) is an allowance of 20%. Sizes are bytes; GiB = 2**30 bytes.
+Weights, KV cache and stored features are exact, the widest decoder layer of the prefill is one
+product, and everything else (vision tower, merging, CUDA context, fragmentation) is an allowance of
+20%. Sizes are bytes; GiB = 2**30 bytes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ class Workload:
         grid: (T, H, W) of the visual tokens.
         kept: share of the visual tokens that remains from ``start_layer`` on.
         start_layer: decoder layer in front of which tokens are merged.
-        text_tokens, new_tokens: of the prompt around the video (newline tokens count as text), and of the answer.
-        batch_size: questions (times beams) answered together; a batch copies the KV of its video for each row.
+        text_tokens, new_tokens: of the prompt around the video (newline tokens count as text), and
+            of the answer.
+        batch_size: questions (times beams) answered together; a batch copies the KV of its video
+            for each row.
         keep: videos whose KV and features are held.
         eager: attention with a full matrix.
 
@@ -70,8 +73,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device: parameters, keys and values, visual embeddings that questions share, and the widest moment
-    of a decoder layer."""
+    """Bytes on one device: parameters, keys and values, visual embeddings that questions share, and
+    the widest moment of a decoder layer."""
 
     weights: int = 0
     kv: int = 0
@@ -102,7 +105,8 @@ def estimate_memory(
     Args:
         model: a transformers model, which may be on the meta device.
         itemsize: bytes of a value, of weights, activations and KV; by default the model's own.
-        four_bit: linear layers are quantised by bitsandbytes: 4 bits, and a float32 for each 64 values.
+        four_bit: linear layers are quantised by bitsandbytes: 4 bits, and a float32 for each 64
+            values.
         places: module name -> device, as :func:`spread` gives; None puts everything on ``cuda:0``.
     """
     config: Any = model.config
@@ -133,7 +137,8 @@ def estimate_memory(
 
 
 def kv_bytes(text: Any, work: Workload, layers: set[int], value: int) -> int:
-    """KV of some decoder layers: of the videos that are held, their copies in a batch, and the questions under way."""
+    """KV of some decoder layers: of the videos that are held, their copies in a batch, and the
+    questions under way."""
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     token = 2 * text.num_key_value_heads * head * value
     copies = work.keep + (work.batch_size if work.batch_size > 1 else 0)
@@ -142,14 +147,16 @@ def kv_bytes(text: Any, work: Workload, layers: set[int], value: int) -> int:
 
 
 def feature_bytes(config: Any, work: Workload, value: int) -> int:
-    """Embeddings of the videos that are held and of the prompt, with those of deepstack layers (Qwen3-VL)."""
+    """Embeddings of the videos that are held and of the prompt, with those of deepstack layers
+    (Qwen3-VL)."""
     deepstack = len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
     visual = (work.keep + 1) * (1 + deepstack) * work.visual
     return (visual + work.text_tokens) * config.get_text_config().hidden_size * value
 
 
 def activation_bytes(text: Any, work: Workload, layer: int, value: int) -> int:
-    """Widest moment of a decoder layer: three tensors of the states' width and three of the MLP's."""
+    """Widest moment of a decoder layer: three tensors of the states' width and three of the
+    MLP's."""
     tokens = work.prompt(layer)
     matrix = text.num_attention_heads * tokens * tokens * (value + 4) if work.eager else 0
     return 3 * (text.hidden_size + text.intermediate_size) * tokens * value + matrix
@@ -159,7 +166,8 @@ def spread(model: Any, gpus: int, gpu_bytes: int) -> dict[str, str]:
     """Module name -> device, as ``device_map="auto"`` will put ``model`` on ``gpus`` devices.
 
     Raises:
-        STTMError: the weights alone do not fit; transformers would put the rest into host memory or on disk.
+        STTMError: the weights alone do not fit; transformers would put the rest into host memory or
+            on disk.
     """
     if gpus == 1:
         return {"": "cuda:0"}
@@ -186,7 +194,8 @@ def _place(name: str, places: Mapping[str, str]) -> str:
 
 
 def most_frames(need: Callable[[int], int], limit: int, frames: int) -> int | None:
-    """The largest number up to ``frames`` of which ``need`` stays within ``limit`` bytes; None if 1 does not."""
+    """The largest number up to ``frames`` of which ``need`` stays within ``limit`` bytes; None if 1
+    does not."""
     low, high = 0, frames
     while low < high:
         middle = (low + high + 1) // 2
@@ -203,7 +212,8 @@ def suggest_settings(
     frames: int | None = None,
     reduced: bool = False,
 ) -> str:
-    """Which settings make a run smaller, the ones that cost no answer first. ``frames`` is the limit now."""
+    """Which settings make a run smaller, the ones that cost no answer first. ``frames`` is the
+    limit now."""
     ways = []
     if batch_size > 1:
         ways.append(f"batch_size (now {batch_size})")

@@ -1,7 +1,8 @@
-"""Work that is done ahead in threads: the next videos are decoded while the model is busy with this one.
+"""Work that is done ahead in threads: the next videos are decoded while the model is busy with this
+one.
 
-Threads are enough, and leave no process behind when a run is killed: FFmpeg, decord and torch let go of the
-interpreter lock while they work.
+Threads are enough, and leave no process behind when a run is killed: FFmpeg, decord and torch let
+go of the interpreter lock while they work.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Prefetcher(Generic[Result]):
     """Calls the jobs of the next items in threads.
 
     Args:
-        depth: items to be ahead, 0 for none. No more than this many results wait at any time, those that are being
-            computed included, which bounds memory.
+        depth: items to be ahead, 0 for none. No more than this many results wait at any time, those
+            that are being computed included, which bounds memory.
         workers: threads; by default one for each item ahead, and no more than there are CPU cores.
     """
 
@@ -40,7 +41,8 @@ class Prefetcher(Generic[Result]):
         """``items`` as they are, in their order, while the jobs of the next ones run.
 
         Args:
-            job: what to do for an item; None for nothing. Items with the same name share one result.
+            job: what to do for an item; None for nothing. Items with the same name share one
+                result.
         """
         items = list(items)
         if not self.depth or len(items) < 2:
@@ -62,6 +64,7 @@ class Prefetcher(Generic[Result]):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def take(self, name: Hashable) -> Callable[[], Result] | None:
-        """The result of a job, as a call that waits for it and raises what the job raised; None if none was begun."""
+        """The result of a job, as a call that waits for it and raises what the job raised; None if
+        none was begun."""
         future = self._results.pop(name, None)
         return None if future is None else future.result

@@ -1,4 +1,5 @@
-"""The KV cache of [text before, video], computed once and continued by every question about that video.
+"""The KV cache of [text before, video], computed once and continued by every question about that
+video.
 
 Merging does not look at the question, so this reuse is exact, not approximate.
 """
@@ -25,7 +26,8 @@ class Prefix:
     """A prefilled prefix.
 
     Attributes:
-        cache: per-layer KV of one row; layers below the start layer hold the full length, the others the short one.
+        cache: per-layer KV of one row; layers below the start layer hold the full length, the
+            others the short one.
         input_ids: ``[1, P]``, the prefix before reduction.
         reductions: one per video.
         visual_tokens: visual tokens of the prefix before reduction, newlines and images included.
@@ -51,7 +53,8 @@ class Prefix:
 
 
 def visual_counts(visual_tokens: int, reductions: Sequence[Reduction]) -> dict[str, Any]:
-    """Visual tokens before and after reductions, and as many as a layer's attention sees, as a mean over layers."""
+    """Visual tokens before and after reductions, and as many as a layer's attention sees, as a mean
+    over layers."""
     return {
         "visual_tokens": visual_tokens,
         "kept_tokens": visual_tokens - sum(event.before - event.after for event in reductions),
@@ -61,7 +64,8 @@ def visual_counts(visual_tokens: int, reductions: Sequence[Reduction]) -> dict[s
 
 @torch.inference_mode()
 def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput, length: int | None = None) -> Prefix:
-    """Run the decoder over the prefix of ``prepared``; ``reducer`` must be attached and gets its spans.
+    """Run the decoder over the prefix of ``prepared``; ``reducer`` must be attached and gets its
+    spans.
 
     Args:
         length: of the prefix, all visuals included; None is up to where the question begins.
@@ -91,10 +95,12 @@ def prefill_prefix(reducer: TokenReducer, prepared: PreparedInput, length: int |
 
 @contextmanager
 def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cache]:
-    """A cache of ``rows`` rows to continue the prefix with; the prefix is as before when the context ends.
+    """A cache of ``rows`` rows to continue the prefix with; the prefix is as before when the
+    context ends.
 
-    One row continues the prefix's own cache, which is cut back afterwards. More rows, methods that edit the cache
-    while decoding, and layers with a sliding window, which drops what it has passed, need a copy.
+    One row continues the prefix's own cache, which is cut back afterwards. More rows, methods that
+    edit the cache while decoding, and layers with a sliding window, which drops what it has passed,
+    need a copy.
     """
     windows = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers)
     if rows > 1 or reducer.edits_cache or windows:
@@ -113,7 +119,8 @@ def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cach
 def question_batch(prefix: Prefix, questions: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """``input_ids`` and 2-D ``attention_mask`` for questions ``[Q_i]`` that continue one prefix.
 
-    Rows are ``[prefix, padding, question]``: padding stands between, so that all questions end together.
+    Rows are ``[prefix, padding, question]``: padding stands between, so that all questions end
+    together.
     """
     longest = max(len(question) for question in questions)
     past = prefix.input_ids

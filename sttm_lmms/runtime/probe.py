@@ -1,6 +1,7 @@
 """What a method may ask at a stage, and hooks for the stage that lies inside of a layer.
 
-Attention weights of a few queries are computed apart, so that the model itself keeps its fast attention.
+Attention weights of a few queries are computed apart, so that the model itself keeps its fast
+attention.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from sttm_lmms.methods.base import Stage
 
 
 class AttentionInputs:
-    """Remembers what a layer's attention was called with; nothing is computed until somebody asks."""
+    """Remembers what a layer's attention was called with; nothing is computed until somebody
+    asks."""
 
     def __init__(self, layer: nn.Module) -> None:
         attention = getattr(layer, "self_attn", None)
@@ -82,7 +84,8 @@ class AttentionInputs:
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """What a method may ask about one video in front of one stage (:class:`~sttm_lmms.methods.base.Probe`)."""
+    """What a method may ask about one video in front of one stage
+    (:class:`~sttm_lmms.methods.base.Probe`)."""
 
     layers: int
     inputs: AttentionInputs | None
@@ -108,13 +111,15 @@ class VideoProbe:
 
 
 def rotate_half(states: torch.Tensor) -> torch.Tensor:
-    """The quarter turn of rotary embeddings: halves of the channels swapped, the new first half negated."""
+    """The quarter turn of rotary embeddings: halves of the channels swapped, the new first half
+    negated."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 
 
 def _for_row(table: torch.Tensor, row: int, config: Any) -> torch.Tensor:
-    """``[S, head_dim]`` cosines or sines of one row; decoders that hand on three axes get them interwoven."""
+    """``[S, head_dim]`` cosines or sines of one row; decoders that hand on three axes get them
+    interwoven."""
     if table.ndim == 4:  # [3, B, S, head_dim]: older transformers weave the axes inside attention
         sections = [*mrope_section(config)] * 2
         table = torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)
@@ -124,13 +129,15 @@ def _for_row(table: torch.Tensor, row: int, config: Any) -> torch.Tensor:
 def hook_mlp(layer: Any, stage: Stage, reduce: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
     """Reduce the residual stream between a layer's attention and its MLP.
 
-    The layer adds the MLP's output to a residual that it keeps to itself at full length. So that sum is ignored: the
-    MLP's output is put aside, zeros that broadcast take its place, and the layer's output is replaced.
+    The layer adds the MLP's output to a residual that it keeps to itself at full length. So that
+    sum is ignored: the MLP's output is put aside, zeros that broadcast take its place, and the
+    layer's output is replaced.
 
     Args:
         layer: a decoder layer with ``post_attention_layernorm`` and ``mlp``.
         stage: what it is, for the error.
-        reduce: hidden states ``[B, S, C]`` -> those that go on; the same object where nothing was reduced.
+        reduce: hidden states ``[B, S, C]`` -> those that go on; the same object where nothing was
+            reduced.
 
     Returns:
         The hooks' handles.

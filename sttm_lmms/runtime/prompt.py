@@ -1,4 +1,5 @@
-"""One request on its way through the decoder: a whole prompt, or a question that continues a prefix."""
+"""One request on its way through the decoder: a whole prompt, or a question that continues a
+prefix."""
 
 from __future__ import annotations
 

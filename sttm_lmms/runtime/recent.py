@@ -1,4 +1,5 @@
-"""What is kept for the next question: the most recently used values, and KV prefixes in host memory behind them."""
+"""What is kept for the next question: the most recently used values, and KV prefixes in host memory
+behind them."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Recent(Generic[Value]):
 
 
 class RecentPrefixes(Recent[Prefix]):
-    """Prefixes on the devices where they were computed; those that are pushed out wait in host memory.
+    """Prefixes on the devices where they were computed; those that are pushed out wait in host
+    memory.
 
     Args:
         size: prefixes kept where they were computed (the current video's is one of them).

@@ -1,9 +1,9 @@
 """The KV cache of a reduced sequence: its layers hold fewer tokens than it has seen.
 
-transformers asks a cache for one length, and cuts inputs, masks and roll-backs by it. A reduced prefill leaves layers
-of several lengths. So the cache counts in tokens of the sequence before reduction, and each layer in those it holds.
-What must be known to go on (:class:`CachedSequence`) is kept with the cache and follows it through copies, beams,
-selections and roll-backs.
+transformers asks a cache for one length, and cuts inputs, masks and roll-backs by it. A reduced
+prefill leaves layers of several lengths. So the cache counts in tokens of the sequence before
+reduction, and each layer in those it holds. What must be known to go on (:class:`CachedSequence`)
+is kept with the cache and follows it through copies, beams, selections and roll-backs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class LayerGroup:
 
     Attributes:
         first: decoder layer.
-        mask: ``[B, S]`` bool over the tokens that the layers held when it was made, False at padding; None without.
+        mask: ``[B, S]`` bool over the tokens that the layers held when it was made, False at
+            padding; None without.
     """
 
     first: int
@@ -33,18 +34,23 @@ class LayerGroup:
 
 
 class CachedSequence:
-    """The sequence behind a cache, as it was before reduction. All counts and indices are in its tokens.
+    """The sequence behind a cache, as it was before reduction. All counts and indices are in its
+    tokens.
 
     Attributes:
         method: the settings that filled the cache; None for the baseline.
         mask: ``[B, L]`` bool, False at padding; None without padding.
         groups: what the layers hold.
-        positions: ``[3, B, K]`` int64, M-RoPE positions of the first K tokens, behind which text goes on; None for
-            decoders with one position a token.
-        prompt_length: tokens of the prompt; None while it is not complete (a prefix that a question continues).
-        merged: ``(start, end)`` of each stretch that cannot be cut in two, because its tokens were merged.
-        videos: for methods that edit the cache: ``(state, entries, visual tokens before)`` of each video.
-        new_tokens: length of the forward pass that is running, before reduction; None outside of one.
+        positions: ``[3, B, K]`` int64, M-RoPE positions of the first K tokens, behind which text
+            goes on; None for decoders with one position a token.
+        prompt_length: tokens of the prompt; None while it is not complete (a prefix that a question
+            continues).
+        merged: ``(start, end)`` of each stretch that cannot be cut in two, because its tokens were
+            merged.
+        videos: for methods that edit the cache: ``(state, entries, visual tokens before)`` of each
+            video.
+        new_tokens: length of the forward pass that is running, before reduction; None outside of
+            one.
         length: tokens after the last pass or roll-back that ended.
         started: False as long as no pass has begun; then the cache is like any other.
     """
@@ -82,7 +88,8 @@ class CachedSequence:
         """``[3, B, 1]`` int64: M-RoPE position of a text token at index ``length``."""
         assert self.positions is not None
         if self._next is None:
-            # Rows end together, so the last token is real; text goes on after its largest coordinate, as in generate.
+            # Rows end together, so the last token is real; text goes on after its largest
+            # coordinate, as in generate.
             self._next = (self.positions[..., -1:].amax(dim=0, keepdim=True) + 1).expand(3, -1, -1)
         return self._next + (length - self.positions.shape[-1])
 
@@ -97,7 +104,8 @@ class CachedSequence:
         self.positions, self._next = positions, None
 
     def check_crop(self, length: int) -> None:
-        """Raise ``UnsupportedModelError`` unless the first ``length`` tokens can be told from those behind them."""
+        """Raise ``UnsupportedModelError`` unless the first ``length`` tokens can be told from those
+        behind them."""
         for start, end in self.merged:
             if start < length < end:
                 raise UnsupportedModelError(
@@ -115,8 +123,8 @@ class CachedSequence:
         self.new_tokens = None
 
     def notice(self, length: int) -> bool:
-        """Take note of layers that hold ``length`` tokens, perhaps because they were cut one by one; False if a pass
-        was interrupted."""
+        """Take note of layers that hold ``length`` tokens, perhaps because they were cut one by
+        one; False if a pass was interrupted."""
         if length < self.length:
             lost = [(start, end) for start, end in self.merged if length < end]
             if lost:
@@ -139,7 +147,8 @@ class CachedSequence:
             self.positions, self._next = self.positions[..., :length], None
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Go on with the batch rows ``rows`` ``[B']``, some of which may be there several times or not at all."""
+        """Go on with the batch rows ``rows`` ``[B']``, some of which may be there several times or
+        not at all."""
         rows = torch.as_tensor(rows)
         if self.mask is not None:
             self.mask = self.mask[rows.to(self.mask.device)]
@@ -152,12 +161,14 @@ class CachedSequence:
 
 
 class ReducedCache(Cache):
-    """A cache that reports the length of the sequence before reduction; :meth:`take_over` makes one of any other.
+    """A cache that reports the length of the sequence before reduction; :meth:`take_over` makes one
+    of any other.
 
     Attributes:
         sequence: what is known about it.
-        removals: for each layer ``(start of the stretch in which they were, how many)`` of the tokens that it lacks;
-            the start is -1 for those that a method dropped when they had been cached.
+        removals: for each layer ``(start of the stretch in which they were, how many)`` of the
+            tokens that it lacks; the start is -1 for those that a method dropped when they had been
+            cached.
     """
 
     sequence: CachedSequence
@@ -183,7 +194,8 @@ class ReducedCache(Cache):
         return super().get_seq_length(layer)
 
     def lengths(self) -> set[int]:
-        """What the layers say about the length of the sequence; they agree unless somebody changed them by hand."""
+        """What the layers say about the length of the sequence; they agree unless somebody changed
+        them by hand."""
         return {self._length(layer) for layer in range(len(self.layers))}
 
     def _length(self, layer: int) -> int:
@@ -247,7 +259,8 @@ class ReducedCache(Cache):
         self.sequence.select_rows(indices)
 
     def branch(self) -> ReducedCache:
-        """A cache that goes its own way from here on; it shares the tensors, which no cache writes in place."""
+        """A cache that goes its own way from here on; it shares the tensors, which no cache writes
+        in place."""
         other = copy.copy(self)
         other.layers = [copy.copy(layer) for layer in self.layers]
         other.removals = [list(removals) for removals in self.removals]
@@ -265,8 +278,8 @@ def reduced(cache: Cache | None) -> ReducedCache | None:
     """``cache`` if hooks have filled it; None for any other cache, and for one that is empty.
 
     Raises:
-        UnsupportedModelError: its layers do not agree on the length of the sequence, or were cut through tokens that
-            were reduced together.
+        UnsupportedModelError: its layers do not agree on the length of the sequence, or were cut
+            through tokens that were reduced together.
     """
     if cache is None or not cache.layers or cache.is_compileable:
         return None

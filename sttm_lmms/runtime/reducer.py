@@ -1,11 +1,11 @@
 """The context in which a model's visual tokens are reduced.
 
-The one idea: forward hooks give every decoder layer inputs of its own length. In a prefill they hand the visual tokens
-to the method at each of its stages; the layers that follow get the hidden states, rotary embeddings and causal mask
-that fit what is left. In later passes they get what fits the KV cache, which knows what it lacks
-(``reduced_cache.py``). This file decides what a pass is: one that stock code can run, a cheap decode step
-(``decode_step.py``), or one with hooks on the layers (``forward.py``). No class is patched, and nothing stays when the
-context ends.
+The one idea: forward hooks give every decoder layer inputs of its own length. In a prefill they
+hand the visual tokens to the method at each of its stages; the layers that follow get the hidden
+states, rotary embeddings and causal mask that fit what is left. In later passes they get what fits
+the KV cache, which knows what it lacks (``reduced_cache.py``). This file decides what a pass is:
+one that stock code can run, a cheap decode step (``decode_step.py``), or one with hooks on the
+layers (``forward.py``). No class is patched, and nothing stays when the context ends.
 """
 
 from __future__ import annotations
@@ -52,26 +52,28 @@ def reduce_tokens(
     """Reduce the visual tokens of every prefill of ``model`` while the context is open.
 
     Args:
-        model: a loaded transformers model; the classes of the supported families find their videos by themselves.
-            Call or ``generate`` it as usual.
+        model: a loaded transformers model; the classes of the supported families find their videos
+            by themselves. Call or ``generate`` it as usual.
         config: a registered method, such as :class:`~sttm_lmms.STTMConfig`.
-        spans: where the videos are, for inputs in which they cannot be found (``inputs_embeds`` only, or another
-            rotary decoder). They hold for every prefill of the context.
+        spans: where the videos are, for inputs in which they cannot be found (``inputs_embeds``
+            only, or another rotary decoder). They hold for every prefill of the context.
         timing: measure the device's time of each phase instead of the host's.
 
     Yields:
         A :class:`Report` that fills up while the context is open.
 
     Raises:
-        UnsupportedModelError: the model or an input cannot be reduced; the message says what is supported.
+        UnsupportedModelError: the model or an input cannot be reduced; the message says what is
+            supported.
 
     Warns:
         UserWarning: videos were seen, and none of them lost a token.
 
-    Logits and hidden states of a reduced prefill have the length of the short sequence; the last position is the
-    last token of the prompt as always. The KV cache reports the length of the whole sequence, so that chats, roll-backs
-    and beams go on as in stock code; it can be continued in such a context alone. Threads may share a context: their
-    forward passes take turns. Compiled code runs as it is written meanwhile.
+    Logits and hidden states of a reduced prefill have the length of the short sequence; the last
+    position is the last token of the prompt as always. The KV cache reports the length of the whole
+    sequence, so that chats, roll-backs and beams go on as in stock code; it can be continued in
+    such a context alone. Threads may share a context: their forward passes take turns. Compiled
+    code runs as it is written meanwhile.
     """
     reducer = TokenReducer(model, check_method(config), spans=spans, timing=timing, brief=False)
     with reducer:
@@ -87,9 +89,10 @@ class TokenReducer:
     """Hooks on one model; :func:`reduce_tokens` is the public face.
 
     Args:
-        method: None reduces nothing and only keeps positions right when a cached prefix is continued, so that the
-            baseline runs through the same code.
-        brief: this context ends by itself, so contexts of other threads that are brief as well wait for it.
+        method: None reduces nothing and only keeps positions right when a cached prefix is
+            continued, so that the baseline runs through the same code.
+        brief: this context ends by itself, so contexts of other threads that are brief as well wait
+            for it.
     """
 
     def __init__(
@@ -167,9 +170,10 @@ class TokenReducer:
     # -- what the engine tells and asks ------------------------------------------------------------------------
 
     def expect(self, spans: Sequence[VideoSpan], *, unpadded: bool = False, deepstack: Deepstack | None = None) -> None:
-        """Where the videos of the next prefills are; ``unpadded`` promises that no row has padding, which spares a
-        look at the mask on the device; ``deepstack`` is what the decoder adds, where embeddings are all it is given.
-        From now on the positions of all passes that continue a cache are made here, whatever they are called with."""
+        """Where the videos of the next prefills are; ``unpadded`` promises that no row has padding,
+        which spares a look at the mask on the device; ``deepstack`` is what the decoder adds, where
+        embeddings are all it is given. From now on the positions of all passes that continue a
+        cache are made here, whatever they are called with."""
         self._spans, self._unpadded, self._deepstack = tuple(spans), unpadded, deepstack
         self._expecting = True
 
@@ -179,7 +183,8 @@ class TokenReducer:
 
     @property
     def edits_cache(self) -> bool:
-        """True if decode steps change the KV cache, so that a shared prefix must be copied for each question."""
+        """True if decode steps change the KV cache, so that a shared prefix must be copied for each
+        question."""
         return bool(self._plan.edits)
 
     def continue_prompt(self, cache: Cache) -> None:
@@ -326,7 +331,8 @@ class TokenReducer:
         return kwargs
 
     def _check_inputs(self, kwargs: dict[str, Any], given: Given, past: int, *, stock: bool, has_video: bool) -> None:
-        """Refuse what a reduced sequence cannot honour; ``stock`` means that the pass needs no hooks."""
+        """Refuse what a reduced sequence cannot honour; ``stock`` means that the pass needs no
+        hooks."""
         mask, length = kwargs.get("attention_mask"), past + kwargs["inputs_embeds"].shape[1]
         flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
         if mask is not None and not flat and not stock:
@@ -361,7 +367,8 @@ class TokenReducer:
         return self._inputs.find_spans(given, kwargs.get("position_ids"), kwargs[CACHE], past)
 
     def _take_over(self, cache: Cache, mask: torch.Tensor | None, past: int) -> ReducedCache:
-        """A cache that is empty or holds unreduced tokens alone, made ready for fewer tokens in some layers."""
+        """A cache that is empty or holds unreduced tokens alone, made ready for fewer tokens in
+        some layers."""
         taken = ReducedCache.take_over(cache, len(self.decoder.layers), self.method)
         if mask is not None and past > 0 and not bool(mask[:, :past].all()):
             taken.sequence.mask = mask[:, :past].bool()
@@ -395,7 +402,8 @@ class TokenReducer:
         mask: torch.Tensor | None,
         past: int,
     ) -> torch.Tensor:
-        """Rotary positions of the new tokens before reduction, ``[B, L]``, or ``[3, B, L]`` for M-RoPE."""
+        """Rotary positions of the new tokens before reduction, ``[B, L]``, or ``[3, B, L]`` for
+        M-RoPE."""
         embeds, ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
         rows, length = embeds.shape[:2]
         usual = contiguous(past, extend_mask(sequence.mask, mask, past, rows, length), rows, length, embeds.device)

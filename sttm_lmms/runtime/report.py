@@ -1,4 +1,5 @@
-"""What a reduction did: tokens before and after, times, and the check that something was reduced at all."""
+"""What a reduction did: tokens before and after, times, and the check that something was reduced at
+all."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def check_reduced(asked: str, reduced: int, seen: str) -> None:
-    """The one check that something was reduced, of a report, an engine and a run of several processes.
+    """The one check that something was reduced, of a report, an engine and a run of several
+    processes.
 
     Args:
         asked: what was asked for, in words.
@@ -35,7 +37,8 @@ def check_reduced(asked: str, reduced: int, seen: str) -> None:
 
 
 class StageEvent(NamedTuple):
-    """One video reduced at one stage: its tokens before and after; ``began`` and ``ended`` are marks of a stopwatch."""
+    """One video reduced at one stage: its tokens before and after; ``began`` and ``ended`` are
+    marks of a stopwatch."""
 
     layer: int
     site: str
@@ -55,10 +58,13 @@ class Reduction:
         before: visual tokens before.
         after: visual tokens after the last stage.
         layer: first decoder layer in front of (or inside of) which tokens went.
-        layer_tokens: for each decoder layer, the video's tokens that its attention sees at the prefill.
+        layer_tokens: for each decoder layer, the video's tokens that its attention sees at the
+            prefill.
         stages: what each stage did.
-        merged: boxes, counts and source map over all stages (without features); kept for the most recent prefill only.
-        index: ``[N']`` int64, flat grid cells of the survivors in their order; for the most recent prefill only.
+        merged: boxes, counts and source map over all stages (without features); kept for the most
+            recent prefill only.
+        index: ``[N']`` int64, flat grid cells of the survivors in their order; for the most recent
+            prefill only.
     """
 
     row: int
@@ -89,7 +95,8 @@ class Reduction:
 
 
 def tokens_of_layers(layers: int, before: int, stages: Sequence[StageEvent]) -> tuple[int, ...]:
-    """The visual tokens that each layer's attention sees. A stage in front of an MLP shows in the next layer."""
+    """The visual tokens that each layer's attention sees. A stage in front of an MLP shows in the
+    next layer."""
     counts, now = [], before
     for layer in range(layers):
         here = [stage for stage in stages if stage.layer == layer]
@@ -111,10 +118,11 @@ class Report:
     prefills: int = 0
     """Forward passes that started a sequence, with or without a video."""
     last_prefill: Phases | None = None
-    """``prefill_before`` the first reduction, ``merge`` (all reductions) and ``prefill_after`` (the rest) of the most
-    recent prefill with a video."""
+    """``prefill_before`` the first reduction, ``merge`` (all reductions) and ``prefill_after`` (the
+    rest) of the most recent prefill with a video."""
     kv_seen: float = 0.0
-    """KV entries that decode steps (and the last token of a prompt under a window) attended to, over all layers."""
+    """KV entries that decode steps (and the last token of a prompt under a window) attended to,
+    over all layers."""
     kv_stored: float = 0.0
     """KV entries that they would attend to without the method's edits."""
 
@@ -140,7 +148,8 @@ class Report:
 
     @property
     def kv_share(self) -> float:
-        """KV entries attended to / entries there would be, for methods that edit the cache; 1 without edits."""
+        """KV entries attended to / entries there would be, for methods that edit the cache; 1
+        without edits."""
         return self.kv_seen / self.kv_stored if self.kv_stored else 1.0
 
     @property
@@ -149,8 +158,8 @@ class Report:
         return [event for event in self.events if event.merged is not None]
 
     def add_prefill(self, run: Forward, stopwatch: Stopwatch, layers: int) -> None:
-        """Append the videos of a prefill that just ended in a decoder of ``layers`` layers. Maps of earlier ones are
-        dropped to bound memory."""
+        """Append the videos of a prefill that just ended in a decoder of ``layers`` layers. Maps of
+        earlier ones are dropped to bound memory."""
         for event in self.events:
             event.merged = event.index = None
         self.events += [
@@ -182,6 +191,7 @@ class Report:
         self.kv_stored += stored
 
     def check_reduced(self) -> None:
-        """Raise :class:`NothingReducedError` unless at least one video lost tokens (or entries of its KV cache)."""
+        """Raise :class:`NothingReducedError` unless at least one video lost tokens (or entries of
+        its KV cache)."""
         reduced = any(min(event.layer_tokens) < event.before for event in self.events) or self.kv_share < 1.0
         check_reduced("a reduction", reduced, f"{len(self.events)} videos in {self.prefills} prefills")

@@ -28,7 +28,8 @@ class GenerationSettings:
     Attributes:
         max_new_tokens: most tokens generated.
         until: texts at which the answer is cut (the text itself is left out).
-        do_sample: sample instead of taking the best token; ``temperature``, ``top_p`` and ``top_k`` belong to it.
+        do_sample: sample instead of taking the best token; ``temperature``, ``top_p`` and ``top_k``
+            belong to it.
         num_beams: beams of beam search; 1 is greedy.
         extra: further arguments handed to ``model.generate`` as they are.
     """
@@ -44,7 +45,8 @@ class GenerationSettings:
 
     @classmethod
     def of(cls, **values: Any) -> GenerationSettings:
-        """Settings by name: the attributes above, and :data:`GENERATE_SETTINGS`, which go into ``extra``.
+        """Settings by name: the attributes above, and :data:`GENERATE_SETTINGS`, which go into
+        ``extra``.
 
         Raises:
             ValueError: an unknown name, with the closest one that is known.
@@ -62,7 +64,8 @@ class GenerationSettings:
         check_integer("num_beams", self.num_beams, 1)
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for ``model.generate``; sampling settings are neutralised when not sampling."""
+        """Keyword arguments for ``model.generate``; sampling settings are neutralised when not
+        sampling."""
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if self.do_sample:
             sampling = {name: value for name, value in sampling.items() if value is not None}
@@ -82,12 +85,15 @@ class Request:
     """One question.
 
     Attributes:
-        messages: chat messages; visual parts carry their source: ``{"type": "video", "video": path}`` or frames as
-            :meth:`~sttm_lmms.families.Family.read_video` takes them, ``{"type": "image", "image": PIL.Image}``.
+        messages: chat messages; visual parts carry their source:
+            ``{"type": "video", "video": path}`` or frames as
+            :meth:`~sttm_lmms.families.Family.read_video` takes them,
+            ``{"type": "image", "image": PIL.Image}``.
         generation: how to answer.
         config: settings of the reduction for this request; None takes the engine's.
         video: frame sampling for this request; None takes the engine's.
-        video_id: name of the video in a feature store; None takes the file's name without its ending.
+        video_id: name of the video in a feature store; None takes the file's name without its
+            ending.
         visuals_key: what the engine found the visuals to be when the request came in; None before.
     """
 
@@ -117,14 +123,16 @@ class Reply:
     Attributes:
         visual_tokens: visual tokens before reduction.
         kept_tokens: visual tokens after reduction.
-        layer_tokens: visual tokens that a decoder layer's attention sees at the prefill, as a mean over layers.
-        kv_share: KV entries attended to while decoding / all of them; below 1 for methods that edit the cache.
+        layer_tokens: visual tokens that a decoder layer's attention sees at the prefill, as a mean
+            over layers.
+        kv_share: KV entries attended to while decoding / all of them; below 1 for methods that edit
+            the cache.
         input_tokens: tokens of the prompt, before reduction.
         output_tokens: generated tokens.
         reused: True if the KV prefix of an earlier question was continued.
-        timing: seconds of ``video_decode``, ``preprocess``, ``vision``, ``prefill_before``, ``merge``,
-            ``prefill_after``, ``prefill``, ``ttft``, ``decode`` and ``end_to_end``. What several questions share is
-            counted at the first of them.
+        timing: seconds of ``video_decode``, ``preprocess``, ``vision``, ``prefill_before``,
+            ``merge``, ``prefill_after``, ``prefill``, ``ttft``, ``decode`` and ``end_to_end``. What
+            several questions share is counted at the first of them.
         error: why there is no answer.
     """
 

@@ -36,7 +36,8 @@ class Store(Protocol):
 
 Group = list[tuple[int, Request]]
 Loaded = tuple[Any, list[Any] | None]
-"""A video, an image or stored features; and the chunks that the processor made of a video, where it was read ahead."""
+"""A video, an image or stored features; and the chunks that the processor made of a video, where it
+was read ahead."""
 
 
 def with_key(request: Request, known: dict[int, Hashable]) -> Request:
@@ -64,7 +65,8 @@ class SourceReader:
     Args:
         keep: how many requests' features are kept (the current video's is one).
         store: load features from here instead of opening video files.
-        prefetch, workers: videos that are read ahead, and by how many threads; see :class:`Prefetcher`.
+        prefetch, workers: videos that are read ahead, and by how many threads; see
+            :class:`Prefetcher`.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class SourceReader:
         self.failures.append(Failure(source, str(error), questions))
 
     def ahead(self, groups: Iterable[Group], video_of: Callable[[Request], VideoSettings]) -> Iterator[Group]:
-        """``groups``, each of which shows the same visuals, while the videos of the next ones are being read."""
+        """``groups``, each of which shows the same visuals, while the videos of the next ones are
+        being read."""
 
         def job(group: Group) -> Job[tuple[list[Loaded], dict[str, float]]] | None:
             request = group[0][1]
@@ -108,8 +111,8 @@ class SourceReader:
         """Vision features of each visual of ``request``.
 
         Args:
-            phases: gets the time of ``video_decode``, ``preprocess`` and ``vision``. Work that was done ahead counts as
-                what it took, not as what was waited for it.
+            phases: gets the time of ``video_decode``, ``preprocess`` and ``vision``. Work that was
+                done ahead counts as what it took, not as what was waited for it.
             reuse: whether features are remembered, and remembered ones are taken.
 
         Raises:
@@ -156,7 +159,8 @@ class SourceReader:
     def _load(
         self, request: Request, video: VideoSettings, seconds: dict[str, float], *, preprocess: bool = False
     ) -> Iterator[Loaded]:
-        """Each visual in front of the vision tower (or behind it, out of the store), when it is asked for.
+        """Each visual in front of the vision tower (or behind it, out of the store), when it is
+        asked for.
 
         Args:
             seconds: gets the time that decoding and preprocessing took.
@@ -198,6 +202,7 @@ class SourceReader:
 
 
 def _check_unchanged(source: Any, key: Hashable) -> None:
-    """Raise ``VideoError`` if the owner of frames in memory wrote over them between asking and being answered."""
+    """Raise ``VideoError`` if the owner of frames in memory wrote over them between asking and
+    being answered."""
     if is_array(source) and content_key(source) != key:
         raise VideoError("frames", "were overwritten before their questions were answered", "give the engine a copy")

@@ -17,10 +17,12 @@ def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
 
     Args:
         config: the whole model's config.
-        position_ids: the positions that reach the decoder; for M-RoPE ``[3 or 4, B, L]``, which carry the grid.
+        position_ids: the positions that reach the decoder; for M-RoPE ``[3 or 4, B, L]``, which
+            carry the grid.
 
     Raises:
-        UnsupportedModelError: the model type is unknown, or the tokens of a video do not form its grid.
+        UnsupportedModelError: the model type is unknown, or the tokens of a video do not form its
+            grid.
     """
     from sttm_lmms.families import FAMILIES, REFUSED, family_of_config
 
@@ -44,7 +46,8 @@ def knows_videos_of(config: Any) -> bool:
 
 
 def check_image_positions(config: Any, input_ids: torch.Tensor, positions: torch.Tensor | None) -> None:
-    """Refuse images of a later turn whose (t, h, w) positions transformers has replaced by those of text.
+    """Refuse images of a later turn whose (t, h, w) positions transformers has replaced by those of
+    text.
 
     Args:
         input_ids: ``[B, L]`` of the new tokens.
@@ -96,7 +99,8 @@ def _repeats(embeds: torch.Tensor, times: int) -> bool:
 
 
 def check_spans(spans: Sequence[VideoSpan], length: int, rows: int) -> None:
-    """Raise ``ValueError`` for spans that overlap or are not inside of ``rows`` sequences of ``length`` tokens."""
+    """Raise ``ValueError`` for spans that overlap or are not inside of ``rows`` sequences of
+    ``length`` tokens."""
     ends: dict[int, int] = {}
     for span in sorted(spans, key=lambda span: (span.row, span.start)):
         if not 0 <= span.row < rows:

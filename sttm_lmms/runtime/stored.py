@@ -20,15 +20,18 @@ def open_store(
     *,
     revision: str | None = None,
 ) -> FeatureStore:
-    """The store of a checkpoint's features below ``root``, a data set's folder in the published layout.
+    """The store of a checkpoint's features below ``root``, a data set's folder in the published
+    layout.
 
     Args:
         root: the folder that holds (or will hold) ``preprocess_data``.
-        checkpoint: hub id or local folder, as for ``load_pretrained``; its last part names the store's folder.
+        checkpoint: hub id or local folder, as for ``load_pretrained``; its last part names the
+            store's folder.
         settings: how frames are sampled.
         dtype: what the vision tower computes in, such as ``"bfloat16"``.
         revision: branch, tag or commit on the hub.
-        form: one of ``sttm_lmms.video.features.FORMS``; None takes the one that is stored there, or ``"full"``.
+        form: one of ``sttm_lmms.video.features.FORMS``; None takes the one that is stored there, or
+            ``"full"``.
 
     Raises:
         CheckpointError: the checkpoint cannot be had.

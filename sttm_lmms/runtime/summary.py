@@ -21,12 +21,12 @@ def summarise(
 ) -> RunSummary:
     """The numbers of a run.
 
-    Phases are means over the answers that went through them, not over those that reused a prefix. The first prefill of
-    a process is a warm-up and left out of the times where there are others.
+    Phases are means over the answers that went through them, not over those that reused a prefix.
+    The first prefill of a process is a warm-up and left out of the times where there are others.
 
     Args:
-        processes: the answers and scores that each process gave, in its order. Those without a video that could be
-            read count as questions only.
+        processes: the answers and scores that each process gave, in its order. Those without a
+            video that could be read count as questions only.
         counters, failures: of all processes.
         config: the reduction that was asked for, None for the baseline.
         peak_memory: bytes, None without CUDA.
@@ -68,8 +68,8 @@ def summarise(
 
 
 def check_answers_reduced(replies: Iterable[Reply], asked: str | None) -> None:
-    """Raise :class:`NothingReducedError` if a reduction was ``asked`` for (in words, None for the baseline) and no
-    answer had fewer tokens."""
+    """Raise :class:`NothingReducedError` if a reduction was ``asked`` for (in words, None for the
+    baseline) and no answer had fewer tokens."""
     answered = _answered(replies)
     if asked is not None and answered:
         check_reduced(asked, sum(reply.reduced for reply in answered), f"{len(answered)} answers")

@@ -17,12 +17,13 @@ Mark = Any
 class Stopwatch:
     """Points in time in the order of the model's work.
 
-    On one CUDA device a mark is an event in its stream, so that nothing waits until somebody asks for seconds. Models
-    over several devices wait for all of them at each mark.
+    On one CUDA device a mark is an event in its stream, so that nothing waits until somebody asks
+    for seconds. Models over several devices wait for all of them at each mark.
 
     Args:
         model: whose devices count.
-        enabled: without it marks are host times, which on a device say when work was handed over, not when it ended.
+        enabled: without it marks are host times, which on a device say when work was handed over,
+            not when it ended.
     """
 
     def __init__(self, model: nn.Module, enabled: bool = True) -> None:
@@ -48,7 +49,8 @@ class Stopwatch:
 
 
 class Phases:
-    """Where the time of one answer went. Seconds are asked for at the end, so that nothing waits for the device."""
+    """Where the time of one answer went. Seconds are asked for at the end, so that nothing waits
+    for the device."""
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self._stopwatch = stopwatch
@@ -56,7 +58,8 @@ class Phases:
         self._seconds: dict[str, float] = {}
 
     def add(self, phase: str, began: Mark, ended: Mark, *, within: str | None = None) -> None:
-        """Count the time between two marks as ``phase``, and no longer as the phase ``within`` which it lies."""
+        """Count the time between two marks as ``phase``, and no longer as the phase ``within``
+        which it lies."""
         self._spans.append((phase, 1, began, ended))
         if within is not None:
             self._spans.append((within, -1, began, ended))
@@ -84,9 +87,11 @@ def devices_of(model: nn.Module) -> list[torch.device]:
 
 
 def synchronizer(model: nn.Module) -> Callable[[], None]:
-    """A function that waits until ``model``'s devices have finished their work (nothing to wait for on a CPU).
+    """A function that waits until ``model``'s devices have finished their work (nothing to wait for
+    on a CPU).
 
-    Only devices that hold parameters are asked: asking another one would open a context on it, in every process.
+    Only devices that hold parameters are asked: asking another one would open a context on it, in
+        every process.
     """
     devices = _cuda_devices(model)
     if devices:
@@ -97,7 +102,8 @@ def synchronizer(model: nn.Module) -> Callable[[], None]:
 
 
 class FirstForward:
-    """Context that notes when the first forward pass of ``model`` inside it has ended: the time to first token."""
+    """Context that notes when the first forward pass of ``model`` inside it has ended: the time to
+    first token."""
 
     def __init__(self, model: nn.Module, mark: Callable[[], Mark]) -> None:
         self._model, self._mark = model, mark
@@ -116,7 +122,8 @@ class FirstForward:
 
 
 class ForwardMarks:
-    """Context that notes the beginning and the end of each forward pass of ``module`` in ``passes``."""
+    """Context that notes the beginning and the end of each forward pass of ``module`` in
+    ``passes``."""
 
     def __init__(self, module: nn.Module, mark: Callable[[], Mark]) -> None:
         self._module, self._mark = module, mark
@@ -142,7 +149,8 @@ class ForwardMarks:
 
 
 def peak_memory(model: nn.Module) -> int | None:
-    """Most bytes allocated since the last reset, summed over the CUDA devices that hold parameters; None without."""
+    """Most bytes allocated since the last reset, summed over the CUDA devices that hold parameters;
+    None without."""
     devices = _cuda_devices(model)
     return sum(torch.cuda.max_memory_allocated(device) for device in devices) if devices else None
 

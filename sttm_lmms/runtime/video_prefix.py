@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 
 class VideoPrefix:
-    """A video that has been decoded, encoded, merged and prefilled; made by :func:`encode_video`."""
+    """A video that has been decoded, encoded, merged and prefilled; made by
+    :func:`encode_video`."""
 
     def __init__(self, engine: Engine, video: Any, system: str | None) -> None:
         self._engine, self._video, self._system = engine, video, system
-        # What the video is now: later questions are about it, whatever becomes of its file or of the frames' buffer.
+        # What the video is now: later questions are about it, whatever becomes of its file or of
+        # the frames' buffer.
         self._key = with_key(self._request(" ", GenerationSettings()), {}).visuals_key
         self.prefill_answer = self.answer(" ", max_new_tokens=1)
-        """The answer that paid for the prefix; its ``timing`` includes decoding, encoding and prefill."""
+        """The answer that paid for the prefix; its ``timing`` includes decoding, encoding and
+        prefill."""
 
     @property
     def visual_tokens(self) -> int:
@@ -66,8 +69,8 @@ def encode_video(
 
     Args:
         model, processor: from :func:`sttm_lmms.load_pretrained`.
-        video: a file; or the frames, all of which are seen and count as ``settings.fps`` a second: a list of PIL
-            images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
+        video: a file; or the frames, all of which are seen and count as ``settings.fps`` a second:
+            a list of PIL images, or uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
         config: settings of a reduction method, None keeps all tokens.
         settings: frame sampling.
         system: system prompt; None is the family's own.

@@ -1,4 +1,5 @@
-"""The visual tokens of a batch at the stages of a method, and the one place where a method is called."""
+"""The visual tokens of a batch at the stages of a method, and the one place where a method is
+called."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ class VideoTokens:
         span: where the video was before any reduction.
         pieces: ``(start, length)`` of each of its runs in the row as it is now, without padding.
         tokens: the tokens that are left; their features are filled in at each stage.
-        owner: ``[T*H*W]`` int64, the token that now stands for each original cell; -1 where it was dropped.
-        boxes: ``[N, 5]`` int64, see :class:`~sttm_lmms.types.Kept`; None where every token is one cell.
+        owner: ``[T*H*W]`` int64, the token that now stands for each original cell; -1 where it was
+            dropped.
+        boxes: ``[N, 5]`` int64, see :class:`~sttm_lmms.types.Kept`; None where every token is one
+            cell.
         piece_ends: ends of the pieces, counted in original cells.
         state: what the method itself remembers of the video.
         info: plain numbers that the method reported.
@@ -54,7 +57,8 @@ class VideoTokens:
         return runs[0] if len(runs) == 1 else torch.cat(runs)
 
     def take(self, kept: Kept) -> Kept:
-        """Go on with ``kept``; returns it with its tokens grouped by the pieces of their representatives."""
+        """Go on with ``kept``; returns it with its tokens grouped by the pieces of their
+        representatives."""
         if len(self.pieces) > 1:
             kept, lengths = self._grouped(kept)
         else:
@@ -73,7 +77,8 @@ class VideoTokens:
         return kept
 
     def entries(self, before: int) -> tuple[dict[str, Any], range, int]:
-        """State, entries in a layer of the KV cache that held ``before`` tokens, and visual tokens before reduction."""
+        """State, entries in a layer of the KV cache that held ``before`` tokens, and visual tokens
+        before reduction."""
         (start, _), (last, length) = self.pieces[0], self.pieces[-1]
         return self.state, range(before + start, before + last + length), self.span.length
 
@@ -102,8 +107,8 @@ class Batch:
 
     Attributes:
         hidden: ``[B, S, C]``.
-        index: ``[B, S]`` int64, place in the unreduced sequence of each token (of a merged token's representative);
-            None as long as nothing was reduced.
+        index: ``[B, S]`` int64, place in the unreduced sequence of each token (of a merged token's
+            representative); None as long as nothing was reduced.
         mask: ``[B, S]`` bool, False at padding; None without padding.
         padding: padding tokens in front of each row.
     """
@@ -124,7 +129,8 @@ def reduce_videos(
     attention: AttentionInputs | None = None,
     cache: Cache | None = None,
 ) -> tuple[Batch, list[Kept | None]]:
-    """Hand every video of a batch to the method at one of its stages and close the gaps; all else stays as it is.
+    """Hand every video of a batch to the method at one of its stages and close the gaps; all else
+    stays as it is.
 
     Args:
         layers: of the decoder.
@@ -187,10 +193,12 @@ def _padded(rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
 
 
 def reduce_grid(method: Method, features: torch.Tensor, head_dim: int | None = None) -> MergedTokens:
-    """What a method makes of one video's features ``[T, H, W, C]`` at its first stage, outside of any model.
+    """What a method makes of one video's features ``[T, H, W, C]`` at its first stage, outside of
+    any model.
 
     Raises:
-        ValueError: the method reads attention, or removes no tokens, so that features alone say nothing.
+        ValueError: the method reads attention, or removes no tokens, so that features alone say
+            nothing.
     """
     stages = method.stages(1_000_000)
     if method.reads == "attention" or not stages:

@@ -12,12 +12,15 @@ import torch
 from sttm_lmms.errors import STTMError
 
 TESTED = (0, 32)
-"""The minor range of vLLM that this was written for and tested with: prompt embeddings are a young part of it."""
+"""The minor range of vLLM that this was written for and tested with: prompt embeddings are a young
+part of it."""
 
 Prompt = tuple[torch.Tensor, torch.Tensor, Mapping[str, Any]]
-"""Embeddings ``[P, C]`` that many prompts share, embeddings ``[Q, C]`` behind them, fields of ``SamplingParams``."""
+"""Embeddings ``[P, C]`` that many prompts share, embeddings ``[Q, C]`` behind them, fields of
+``SamplingParams``."""
 Reply = tuple[list[int], int]
-"""New token ids (with the one that ended them), and how many tokens of the prompt were in the prefix cache."""
+"""New token ids (with the one that ended them), and how many tokens of the prompt were in the
+prefix cache."""
 
 
 class LLM(Protocol):
@@ -26,7 +29,8 @@ class LLM(Protocol):
     version: str
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """New token ids of each prompt, in order, and the tokens of it that were in the prefix cache."""
+        """New token ids of each prompt, in order, and the tokens of it that were in the prefix
+        cache."""
 
     def close(self) -> None:
         """Let go of the device's memory."""
@@ -71,7 +75,8 @@ class _VLLM:
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """All prompts in one call; vLLM batches them as it likes.
 
-        The shared embeddings are copied as they are, so that the prefix cache, which hashes bytes, finds them again.
+        The shared embeddings are copied as they are, so that the prefix cache, which hashes bytes,
+        finds them again.
         """
         from vllm import SamplingParams
 
@@ -79,9 +84,10 @@ class _VLLM:
         for shared, own, sampling in prompts:
             prompt: dict[str, Any] = {"prompt_embeds": torch.cat((shared, own))}
             if sampling.get("repetition_penalty", 1.0) != 1.0:
-                # The penalty looks at the ids of the prompt, which embeddings do not have, and finds what an earlier
-                # request left there. An id that no answer can hold keeps it on the new tokens: the last row of the
-                # embedding, because checkpoints pad it, or keep a visual token there.
+                # The penalty looks at the ids of the prompt, which embeddings do not have, and
+                # finds what an earlier request left there. An id that no answer can hold keeps it
+                # on the new tokens: the last row of the embedding, because checkpoints pad it, or
+                # keep a visual token there.
                 length, last = len(prompt["prompt_embeds"]), int(self._llm.model_config.get_vocab_size()) - 1
                 prompt |= {"prompt_token_ids": [last] * length, "prompt_is_token_ids": [False] * length}
             inputs.append(prompt)

@@ -12,13 +12,14 @@ from sttm_lmms.families.decoder_export import export_decoder
 
 
 def cache_root() -> Path:
-    """The default place: beside the hub's cache, on whose file system hard links to its files are possible."""
+    """The default place: beside the hub's cache, on whose file system hard links to its files are
+    possible."""
     return Path(constants.HF_HOME).expanduser() / "sttm_lmms" / "decoders"
 
 
 def cached_decoder(checkpoint: Path, root: Path | None = None) -> Path:
-    """The decoder of ``checkpoint`` as a plain Qwen2 checkpoint below ``root``; written if it is not there, by one
-    process at a time.
+    """The decoder of ``checkpoint`` as a plain Qwen2 checkpoint below ``root``; written if it is
+    not there, by one process at a time.
 
     Raises:
         CheckpointError: see :func:`~sttm_lmms.families.decoder_export.export_decoder`.

@@ -1,4 +1,5 @@
-"""Questions about videos -> answers of vLLM: see and merge here, decode there, many videos and questions at a time."""
+"""Questions about videos -> answers of vLLM: see and merge here, decode there, many videos and
+questions at a time."""
 
 from __future__ import annotations
 
@@ -52,9 +53,10 @@ class VLLMPrompt:
 class VLLMEngine(Engine):
     """An :class:`Engine` whose decoder is vLLM's.
 
-    A video's merged tokens are one tensor that all its questions begin with, so vLLM's prefix cache, which hashes the
-    bytes of embeddings, prefills them once. Answers come in packs: what is decoded, seen and merged waits in host
-    memory until ``queue_gb`` are full, and is then answered by continuous batching.
+    A video's merged tokens are one tensor that all its questions begin with, so vLLM's prefix
+    cache, which hashes the bytes of embeddings, prefills them once. Answers come in packs: what is
+    decoded, seen and merged waits in host memory until ``queue_gb`` are full, and is then answered
+    by continuous batching.
 
     Args:
         model, processor: of a LLaVA family; the decoder's layers may be missing.

@@ -1,4 +1,5 @@
-"""What vLLM cannot be given, each with the reason and the way out; asked before anything is loaded."""
+"""What vLLM cannot be given, each with the reason and the way out; asked before anything is
+loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _ANY_DEPTH = 1000  # more layers than any decoder: a method that acts in front o
 
 
 def served_family(checkpoint: str | Path, revision: str | None = None) -> Family:
-    """The family of a checkpoint that vLLM can serve; of a hub id only ``config.json`` is downloaded.
+    """The family of a checkpoint that vLLM can serve; of a hub id only ``config.json`` is
+    downloaded.
 
     Raises:
         CheckpointError: the checkpoint cannot be had.

@@ -1,4 +1,5 @@
-"""The part of a prompt that all questions of a video share, with merged visual tokens, as one tensor."""
+"""The part of a prompt that all questions of a video share, with merged visual tokens, as one
+tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class MergedPrefix:
     Attributes:
         embeds: ``[P, C]`` on the host.
         text_before: tokens in front of the first visual one.
-        visual_tokens, kept_tokens: visual tokens before and after the reduction, images and newlines included.
+        visual_tokens, kept_tokens: visual tokens before and after the reduction, images and
+            newlines included.
     """
 
     embeds: torch.Tensor
@@ -33,7 +35,8 @@ def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any) ->
     """Reduce the videos of a prompt as the decoder hooks do in front of layer 0.
 
     Args:
-        method: acts there alone (see :func:`~sttm_lmms.serving.limits.check_served`); None reduces nothing.
+        method: acts there alone (see :func:`~sttm_lmms.serving.limits.check_served`); None reduces
+            nothing.
         config: the whole model's.
     """
     text, ids = config.text_config, prepared.input_ids[0]

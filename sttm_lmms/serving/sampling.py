@@ -1,4 +1,5 @@
-"""Generation settings of transformers as vLLM's ``SamplingParams``; what has no counterpart is refused."""
+"""Generation settings of transformers as vLLM's ``SamplingParams``; what has no counterpart is
+refused."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ _UNKNOWN: dict[str, Any] = {
     **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
     **{"exponential_decay_length_penalty": None, "forced_eos_token_id": None},
 }
-"""Settings of ``generate`` that vLLM has no counterpart of -> the value, beside None, that does nothing."""
+"""Settings of ``generate`` that vLLM has no counterpart of -> the value, beside None, that does
+nothing."""
 
 
 def sampling_fields(settings: GenerationSettings, defaults: Any, ends: list[int]) -> dict[str, Any]:
     """Fields of ``SamplingParams`` that ask for what ``generate`` would do.
 
     Args:
-        defaults: the checkpoint's ``GenerationConfig``; it decides where the request says nothing, as in ``generate``.
+        defaults: the checkpoint's ``GenerationConfig``; it decides where the request says nothing,
+            as in ``generate``.
         ends: ids of the tokens that end an answer.
 
     Raises:

@@ -1,1 +1,2 @@
-"""For tests and benchmarks: slow oracles, made-up features, checkpoints with random weights and their export."""
+"""For tests and benchmarks: slow oracles, made-up features, checkpoints with random weights and
+their export."""

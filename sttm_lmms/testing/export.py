@@ -1,4 +1,5 @@
-"""Writing a LLaVA model in the original lmms-lab layout: the way back of :mod:`sttm_lmms.families.lmms_lab`."""
+"""Writing a LLaVA model in the original lmms-lab layout: the way back of
+:mod:`sttm_lmms.families.lmms_lab`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _SAME_IN_TOWER = (
 
 
 def save_original(model: Any, processor: Any, folder: Path, *, max_shard_size: str = "5GB") -> None:
-    """Write ``config.json``, the tower's sizes, tokenizer and safetensors under the names lmms-lab uses.
+    """Write ``config.json``, the tower's sizes, tokenizer and safetensors under the names lmms-lab
+    uses.
 
     Args:
         model: a ``LlavaOnevisionForConditionalGeneration`` with a SigLIP tower and a Qwen2 decoder.

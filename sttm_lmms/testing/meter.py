@@ -1,4 +1,5 @@
-"""Counting the bytes that tensors hold, on any device: what ``torch.cuda.max_memory_allocated`` says of a GPU."""
+"""Counting the bytes that tensors hold, on any device: what ``torch.cuda.max_memory_allocated``
+says of a GPU."""
 
 from __future__ import annotations
 
@@ -45,5 +46,6 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _with_storage(values: Any) -> list[torch.Tensor]:
-    """The tensors among ``values`` that own memory: a sparse one is made of dense ones that were seen before."""
+    """The tensors among ``values`` that own memory: a sparse one is made of dense ones that were
+    seen before."""
     return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor) and t.layout is torch.strided]

@@ -1,4 +1,5 @@
-"""Decoders of published shapes with random weights: for measuring time, where no checkpoint is at hand.
+"""Decoders of published shapes with random weights: for measuring time, where no checkpoint is at
+hand.
 
 Time to first token depends on shapes and lengths, not on what the weights say.
 """
@@ -49,10 +50,11 @@ class DecoderShape:
         return frames // self.frames_per_step * self.grid[0] * self.grid[1]
 
     def operations(self, visual: int, kept: int, start_layer: int) -> float:
-        """Floating-point operations of a prefill whose layers from ``start_layer`` on see ``kept`` visual tokens.
+        """Floating-point operations of a prefill whose layers from ``start_layer`` on see ``kept``
+        visual tokens.
 
-        2*P*N + 2*d*N^2 a layer: P weights, N tokens, d channels. What a reduction saves by this count is the ideal
-        speed-up: merging and launches cost nothing.
+        2*P*N + 2*d*N^2 a layer: P weights, N tokens, d channels. What a reduction saves by this
+        count is the ideal speed-up: merging and launches cost nothing.
         """
         text = TEXT_BEFORE + TEXT_AFTER
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)

@@ -17,11 +17,12 @@ def natural_features(
     seed: int = 0,
     rank: int = 48,
 ) -> torch.Tensor:
-    """``[T, H, W, C]`` with what merging lives on: smooth regions, local detail, and slow change between frames.
+    """``[T, H, W, C]`` with what merging lives on: smooth regions, local detail, and slow change
+    between frames.
 
-    Sums of noise fields of several scales in space and time, rough in some places and smooth in others, spread over
-    the channels by a random matrix of the given rank. At 128x14x14 the thresholds that keep 50% and 30% come close to
-    those published for real videos.
+    Sums of noise fields of several scales in space and time, rough in some places and smooth in
+    others, spread over the channels by a random matrix of the given rank. At 128x14x14 the
+    thresholds that keep 50% and 30% come close to those published for real videos.
     """
     generator = torch.Generator().manual_seed(seed)
 

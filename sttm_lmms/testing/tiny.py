@@ -1,7 +1,9 @@
-"""Small random checkpoints of the real classes, built offline: for tests, demos and training from scratch.
+"""Small random checkpoints of the real classes, built offline: for tests, demos and training from
+scratch.
 
-They have everything a published checkpoint has (configuration, safetensors, a byte-level tokenizer of the same class,
-chat template, image and video processor), so that all code paths run on them; what they say means nothing.
+They have everything a published checkpoint has (configuration, safetensors, a byte-level tokenizer
+of the same class, chat template, image and video processor), so that all code paths run on them;
+what they say means nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ INTERNVL_NAMES = {
 
 
 def _chat_template(image: str, video: str, system: str = "") -> str:
-    """A ChatML template in Jinja: what stands for an image and a video, and a system prompt where none is given."""
+    """A ChatML template in Jinja: what stands for an image and a video, and a system prompt where
+    none is given."""
     default = f"<|im_start|>system\n{system}<|im_end|>\n"
     first = "{% if loop.first and message['role'] != 'system' %}" + default + "{% endif %}" if system else ""
     visual = "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'video' %}" + video
@@ -102,7 +105,8 @@ class TinySizes:
         }
 
     def rope(self, head: int | None = None, parts: tuple[int, int, int] = (2, 3, 3)) -> dict[str, Any]:
-        """Multimodal rotary positions; a real head of 128 channels has eight units: sections 16, 24 and 24."""
+        """Multimodal rotary positions; a real head of 128 channels has eight units: sections 16, 24
+        and 24."""
         unit = (head or self.hidden_size // self.heads) // 16
         return {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [part * unit for part in parts]}
 
@@ -123,7 +127,8 @@ def build_tiny_checkpoint(
     Args:
         out_dir: folder to write; created if need be.
         family: a model family; ``qwen3_vl_moe`` is Qwen3-VL with experts.
-        layout: ``original`` (lmms-lab names; LLaVA only) or ``hf``. The others have one layout, given for both.
+        layout: ``original`` (lmms-lab names; LLaVA only) or ``hf``. The others have one layout,
+            given for both.
         seed: of the random weights; the same seed gives the same weights in both layouts.
         sizes: see :class:`TinySizes`.
         dtype: of the stored weights.
@@ -148,7 +153,8 @@ def build_tiny_checkpoint(
 def tiny_model(
     family: str, *, seed: int = 0, sizes: TinySizes | None = None, tie_word_embeddings: bool = False
 ) -> tuple[Any, Any]:
-    """A small random model (float32, eval mode) of a family and its processor; nothing is written."""
+    """A small random model (float32, eval mode) of a family and its processor; nothing is
+    written."""
     builders: dict[str, Callable[[TinySizes, bool], tuple[Any, Any]]] = {
         "llava_video": partial(_llava, "llava_video"),
         "llava_onevision": partial(_llava, "llava_onevision"),
@@ -168,7 +174,8 @@ def tiny_model(
 
 
 def tiny_tokenizer(special_tokens: tuple[str, ...], **kwargs: Any) -> transformers.Qwen2Tokenizer:
-    """Qwen2's tokenizer with one token per byte (ids 0 to 255) and the given special tokens after them."""
+    """Qwen2's tokenizer with one token per byte (ids 0 to 255) and the given special tokens after
+    them."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
@@ -242,7 +249,8 @@ def _qwen2_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
 
 
 def _qwen2_5_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
-    """Windows of 4x4 tokens in the vision tower but for its last layer, positions that count in time."""
+    """Windows of 4x4 tokens in the vision tower but for its last layer, positions that count in
+    time."""
     tokenizer: Any = tiny_tokenizer(QWEN_TOKENS)
     config = transformers.Qwen2_5_VLConfig(
         text_config={
@@ -274,7 +282,8 @@ def _qwen2_5_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
 
 
 def _qwen3_vl(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
-    """Features of three vision layers for the decoder's first three, heads wider than their share of the channels."""
+    """Features of three vision layers for the decoder's first three, heads wider than their share
+    of the channels."""
     tokenizer: Any = tiny_tokenizer(QWEN_TOKENS)
     config = transformers.Qwen3VLConfig(**_qwen3(sizes, tie, tokenizer))
     return transformers.Qwen3VLForConditionalGeneration(config), _qwen3_processor(tokenizer)

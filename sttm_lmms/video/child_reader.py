@@ -1,7 +1,7 @@
 """Decoding with decord or torchcodec, in a process of its own that can be ended whatever it does.
 
-Neither is quicker than PyAV (``docs/usage.md``), and decord loops forever on some files: only users who name them
-get them.
+Neither is quicker than PyAV (``docs/usage.md``), and decord loops forever on some files: only users
+who name them get them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def read_in_child(
     """As :func:`~sttm_lmms.video.pyav_reader.read_pyav`, by ``"decord"`` or ``"torchcodec"``.
 
     Raises:
-        VideoError: the backend cannot read the file, is known to give other frames than those asked for, counts them
-            differently, gives another picture for the first of them than PyAV, or is too slow.
+        VideoError: the backend cannot read the file, is known to give other frames than those asked
+            for, counts them differently, gives another picture for the first of them than PyAV, or
+            is too slow.
     """
     hint = "read it with video_backend='pyav'"
     if unfit := _unfit(index):

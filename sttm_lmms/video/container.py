@@ -14,7 +14,8 @@ from sttm_lmms.video.deadline import Deadline
 
 COPY_AGAIN = "copy or download it again"
 
-# Formats whose header promises a duration and nothing else that could tell whether the file is complete.
+# Formats whose header promises a duration and nothing else that could tell whether the file is
+# complete.
 _TIMED = ("flv", "asf")
 # Pixels by which a stream marked as default is preferred to a larger one, as in ffmpeg.
 _DEFAULT_BONUS = 5_000_000
@@ -28,10 +29,12 @@ def open_video(
 
     Args:
         deadline: bounds the time for which a file system may keep libav waiting.
-        threads: decode several frames at a time. A decoder that does so may drop frames beside a damaged one.
+        threads: decode several frames at a time. A decoder that does so may drop frames beside a
+            damaged one.
 
     Raises:
-        VideoError: missing, a folder, a pipe or device, unreadable, empty, not a video, or without a video stream.
+        VideoError: missing, a folder, a pipe or device, unreadable, empty, not a video, or without
+            a video stream.
     """
     head = _read_head(Path(path))
     left = deadline.left if deadline else None
@@ -60,7 +63,8 @@ def reason_of(error: av.FFmpegError) -> str:
 
 
 def _video_stream(path: str | Path, container: av.container.InputContainer) -> av.VideoStream:
-    """The stream that ffmpeg would take: marked as default, else the one with most pixels; never a cover picture."""
+    """The stream that ffmpeg would take: marked as default, else the one with most pixels; never a
+    cover picture."""
     name = container.format.name
     if name in {"tty", "hls", "dash", "concat", "image2"} or name.endswith("_pipe"):
         raise VideoError(path, f"not a video (it reads as {name})", "give a video file such as mp4 or mkv")
@@ -114,7 +118,8 @@ def missing_part(
     cut_off: int,
     end: float,
 ) -> str | None:
-    """What is missing against what the headers promise; None for a complete file and where no header says so.
+    """What is missing against what the headers promise; None for a complete file and where no
+    header says so.
 
     Args:
         packets: that the stream has, dropped frames included.
@@ -129,7 +134,8 @@ def missing_part(
     size, declared = Path(path).stat().st_size, _declared_size(Path(path), name)
     if declared is None or declared <= size:
         return None
-    # An mp4 file may be cut in its sound alone; its index counts the pictures. Fragments have no such index.
+    # An mp4 file may be cut in its sound alone; its index counts the pictures. Fragments have no
+    # such index.
     complete = "mp4" in name and stream.frames and packets == stream.frames and not cut_off
     if complete:
         return None

@@ -64,8 +64,8 @@ class Deadline:
     def iterate(self, path: str | Path, items: Iterator[Item]) -> Iterator[Item]:
         """``items``, made in a thread; ``VideoError`` if one does not come in time.
 
-        A thread cannot be killed: one that loops inside of a C library is left behind and keeps a core busy until the
-        process ends. It does not keep the process from ending.
+        A thread cannot be killed: one that loops inside of a C library is left behind and keeps a
+        core busy until the process ends. It does not keep the process from ending.
         """
         if self.left is None:
             yield from items

@@ -1,4 +1,5 @@
-"""Filling a feature store from video files: resumable, in shards, and with the space known before."""
+"""Filling a feature store from video files: resumable, in shards, and with the space known
+before."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class ExtractReport:
 
 
 def shard_of(items: Iterable[tuple[str, str | Path]], rank: int = 0, world: int = 1) -> list[tuple[str, str | Path]]:
-    """Every ``world``-th video, from the ``rank``-th on; a video that comes up several times counts once.
+    """Every ``world``-th video, from the ``rank``-th on; a video that comes up several times counts
+    once.
 
     Raises:
         ValueError: not ``0 <= rank < world``.
@@ -57,14 +59,16 @@ def extract(
     on_error: Literal["skip", "raise"] = "skip",
     progress: Callable[[int, int], None] | None = None,
 ) -> ExtractReport:
-    """Encode and store the videos that are not stored yet. Stopped at any moment, it goes on where it was.
+    """Encode and store the videos that are not stored yet. Stopped at any moment, it goes on where
+    it was.
 
     Args:
         items: video ids and files; every process gives the same ones in the same order.
         encode: reads a file and runs the vision tower on it.
         store: where features go.
         shard: number of this process and number of processes.
-        on_error: what a video does that cannot be read or encoded: it is reported, or it stops the run.
+        on_error: what a video does that cannot be read or encoded: it is reported, or it stops the
+            run.
         progress: called after each video with the videos done and the videos of this shard.
 
     Raises:
@@ -94,7 +98,8 @@ def extract(
 
 
 def _with_source(features: VisionFeatures, path: str | Path) -> VisionFeatures:
-    """The features with a record of their file, so that another video of the same name is not taken for it."""
+    """The features with a record of their file, so that another video of the same name is not taken
+    for it."""
     try:
         return replace(features, metadata={**features.metadata, "source": file_record(path)})
     except OSError:
@@ -107,11 +112,13 @@ def estimate_size(
     dtype: str,
     form: str = "full",
 ) -> tuple[int, int]:
-    """How many videos can be read, and the bytes of their features; each is probed, none is encoded.
+    """How many videos can be read, and the bytes of their features; each is probed, none is
+    encoded.
 
     Args:
         items: video ids and files; an id that comes up several times counts once.
-        shape_of: shape of a video's features in the full form, from :meth:`~sttm_lmms.families.Family.feature_shape`.
+        shape_of: shape of a video's features in the full form, from
+            :meth:`~sttm_lmms.families.Family.feature_shape`.
         dtype: what the vision tower computes in, such as ``"bfloat16"``.
         form: one of :data:`~sttm_lmms.video.features.FORMS`.
 

@@ -1,7 +1,8 @@
 """Vision features on disk, one file a video, in the layout of the published ones.
 
-``{root}/preprocess_data/{model}/F-{max_frames}_fps-{fps}/features/{vid}.safetensors``, with the key and the metadata in
-the header of the file. Published features are a ``.pt`` there and a ``.pkl`` beside it in ``metadata``.
+``{root}/preprocess_data/{model}/F-{max_frames}_fps-{fps}/features/{vid}.safetensors``, with the key
+and the metadata in the header of the file. Published features are a ``.pt`` there and a ``.pkl``
+beside it in ``metadata``.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def feature_key(folder: Path, settings: VideoSettings, dtype: str, form: str = "
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hex digits for the model in a local folder: its config.json, and of each weight file its name, its size and
-    blocks from all over it, because fine-tuned weights differ in nothing else.
+    """16 hex digits for the model in a local folder: its config.json, and of each weight file its
+    name, its size and blocks from all over it, because fine-tuned weights differ in nothing else.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
@@ -115,7 +116,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def stored_form(folder: Path) -> str | None:
-    """The form of the first features in a store's folder; None if there are none of ours, or broken ones."""
+    """The form of the first features in a store's folder; None if there are none of ours, or broken
+    ones."""
     try:
         with safe_open(next(folder.glob("features/*.safetensors")), "pt") as file:
             return str(json.loads(file.metadata()["record"])["key"]["form"])
@@ -124,14 +126,15 @@ def stored_form(folder: Path) -> str | None:
 
 
 class FeatureStore:
-    """Features of one checkpoint, by video id. Processes may share it: files appear whole or not at all.
+    """Features of one checkpoint, by video id. Processes may share it: files appear whole or not at
+    all.
 
     Args:
         root: a data set's folder, the one that holds ``preprocess_data``.
         model_name: name of the checkpoint's folder in it.
         key: what the features must have been made with.
-        frame_shape: shape behind the frames, such as (729, 1152); -1 takes any size. None checks only the number of
-            dimensions.
+        frame_shape: shape behind the frames, such as (729, 1152); -1 takes any size. None checks
+            only the number of dimensions.
 
     Raises:
         FeatureError: ``model_name`` is not a plain name.
@@ -145,17 +148,20 @@ class FeatureStore:
         self.folder = Path(root) / "preprocess_data" / _checked(model_name, "model name") / settings
 
     def path(self, vid: str) -> Path:
-        """Where the features of ``vid`` are stored. Raises :class:`FeatureError` for an id that leaves the folder."""
+        """Where the features of ``vid`` are stored. Raises :class:`FeatureError` for an id that
+        leaves the folder."""
         return self.folder / "features" / f"{_checked(vid)}.safetensors"
 
     def has(self, vid: str, source: str | Path | None = None) -> bool:
         """Whether whole features of ``vid``, written by :meth:`save`, are there.
 
         Args:
-            source: the video's file; features that were made from another one are not those of ``vid``.
+            source: the video's file; features that were made from another one are not those of
+                ``vid``.
 
         Raises:
-            OtherKeyError: they were made with another key. They are somebody else's, not to be written over.
+            OtherKeyError: they were made with another key. They are somebody else's, not to be
+                written over.
             FeatureError: the id leaves the folder.
         """
         path = self.path(vid)
@@ -170,10 +176,12 @@ class FeatureStore:
     def load(self, vid: str) -> VisionFeatures:
         """The features of ``vid`` on the CPU; in the dtype in which they lie there.
 
-        Published files carry no key: their shape, frames and numbers are checked, not the checkpoint.
+        Published files carry no key: their shape, frames and numbers are checked, not the
+            checkpoint.
 
         Raises:
-            FeatureError: missing, broken, unsafe, made with another key, or of a wrong shape, dtype or value.
+            FeatureError: missing, broken, unsafe, made with another key, or of a wrong shape, dtype
+                or value.
         """
         path = self.path(vid)
         if path.is_file():
@@ -189,10 +197,12 @@ class FeatureStore:
         return features
 
     def save(self, vid: str, features: VisionFeatures) -> Path:
-        """Store the features of ``vid`` in the form that the key names. The file appears whole or not at all.
+        """Store the features of ``vid`` in the form that the key names. The file appears whole or
+        not at all.
 
         Raises:
-            FeatureError: the id leaves the folder, or the features have a wrong shape, dtype or value.
+            FeatureError: the id leaves the folder, or the features have a wrong shape, dtype or
+                value.
         """
         path = self.path(vid)
         if str(features.tensor.dtype) != f"torch.{self.key.dtype}":
@@ -208,8 +218,8 @@ class FeatureStore:
         return path
 
     def remove_leftovers(self, older_than: float) -> None:
-        """Delete the partial files of stopped processes that are older than so many seconds; young ones may belong to
-        a process that is writing right now."""
+        """Delete the partial files of stopped processes that are older than so many seconds; young
+        ones may belong to a process that is writing right now."""
         for partial in self.folder.glob("*/.*.tmp"):
             if partial.stat().st_mtime < time.time() - older_than:
                 partial.unlink(missing_ok=True)
@@ -241,7 +251,8 @@ class FeatureStore:
 
 
 class OtherKeyError(FeatureError):
-    """Stored features were made by another checkpoint or with other settings. The message names the difference."""
+    """Stored features were made by another checkpoint or with other settings. The message names the
+    difference."""
 
 
 class _BrokenError(FeatureError):
@@ -249,7 +260,8 @@ class _BrokenError(FeatureError):
 
 
 def form_shape(shape: Sequence[int], form: str) -> tuple[int, ...]:
-    """The shape in which features of ``shape`` are stored. Raises ``ValueError`` where the form does not apply."""
+    """The shape in which features of ``shape`` are stored. Raises ``ValueError`` where the form
+    does not apply."""
     if form != "pooled":
         return tuple(shape)
     side = math.isqrt(shape[1])
@@ -259,7 +271,8 @@ def form_shape(shape: Sequence[int], form: str) -> tuple[int, ...]:
 
 
 def to_form(tensor: torch.Tensor, form: str) -> torch.Tensor:
-    """Features ``[T, P, C]`` or ``[T, H, W, C]`` in the form to store; pooled ones are ``[T, h, w, C]``.
+    """Features ``[T, P, C]`` or ``[T, H, W, C]`` in the form to store; pooled ones are
+    ``[T, h, w, C]``.
 
     Raises:
         ValueError: ``"pooled"`` for features that are not square frames ``[T, P, C]``.
@@ -279,7 +292,8 @@ def shape_error(
     Args:
         features: in the given form.
         max_frames: most frames they may have.
-        frame_shape: shape behind the frames in the full form; -1 takes any size; None checks the dimensions only.
+        frame_shape: shape behind the frames in the full form; -1 takes any size; None checks the
+            dimensions only.
     """
     tensor, count = features.tensor, features.metadata.get("num_frames")
     if tensor.dtype not in ((torch.float32, torch.bfloat16, torch.float16) if form == "full" else (torch.bfloat16,)):

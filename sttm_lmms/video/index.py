@@ -1,7 +1,8 @@
 """The frame index of a file: which pictures a player shows, when, and where decoding can start.
 
-Frames are numbered in presentation order. Nearly always the packets alone say which pictures are shown, so nothing is
-decoded. Where they do not, the file is decoded once and its pictures are counted.
+Frames are numbered in presentation order. Nearly always the packets alone say which pictures are
+shown, so nothing is decoded. Where they do not, the file is decoded once and its pictures are
+counted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from sttm_lmms.video.deadline import Deadline
 _JOINABLE = ("mpegts", "mpeg", "mpegvideo")
 # A longer gap in one of them is taken for a joint, and so is a longer step back in any file.
 _GAP_SECONDS, _BACK_SECONDS = 60.0, 1.0
-# Formats whose packets have the times of their pictures; elsewhere those of the first pictures are compared.
+# Formats whose packets have the times of their pictures; elsewhere those of the first pictures are
+# compared.
 _TIMED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "gif", "apng")
 _COMPARED = 24
 
@@ -32,19 +34,20 @@ class FrameIndex:
     """Which pictures are shown, and when.
 
     Attributes:
-        pts: int64 ``[N]``, increasing: presentation times in units of the stream's time base; the numbers 0 to N-1
-            where the pictures were counted.
+        pts: int64 ``[N]``, increasing: presentation times in units of the stream's time base; the
+            numbers 0 to N-1 where the pictures were counted.
         times: float64 ``[N]``, increasing: seconds since the first picture is shown.
         last_seconds: how long the last picture is shown.
         rate: frames per second that the file names; 0 if it names none.
-        keys: int64 ``[K]``, increasing: ``pts`` of the packets where decoding can start, hidden ones included.
+        keys: int64 ``[K]``, increasing: ``pts`` of the packets where decoding can start, hidden
+            ones included.
         container: the container format as libav names it, such as ``"mov,mp4,m4a,3gp,3g2,mj2"``.
-        open_gop: True if frames that follow a key frame in the file are shown before it, and so need the frames
-            before that key frame too.
+        open_gop: True if frames that follow a key frame in the file are shown before it, and so
+            need the frames before that key frame too.
         hidden: True if the decoder gets packets of which no picture is shown.
         only_stream: True if the file has no other video stream.
-        counted: why the packets do not tell which pictures are shown; empty where they do. Frame n of a counted file
-            is the n-th picture that decoding all of it gives.
+        counted: why the packets do not tell which pictures are shown; empty where they do. Frame n
+            of a counted file is the n-th picture that decoding all of it gives.
     """
 
     pts: np.ndarray
@@ -60,7 +63,8 @@ class FrameIndex:
 
     @property
     def constant_rate(self) -> bool:
-        """Whether every frame is shown less than half a frame away from its number / :attr:`rate`."""
+        """Whether every frame is shown less than half a frame away from its number /
+        :attr:`rate`."""
         if self.rate <= 0:
             return False
         return bool(np.abs(self.times * self.rate - np.arange(len(self.times))).max() < 0.5)
@@ -74,9 +78,9 @@ def build_index(path: str | Path, deadline: Deadline) -> FrameIndex:
     """The index of a file's main video stream.
 
     Raises:
-        VideoError: as :func:`~sttm_lmms.video.container.open_video`; no frames; truncated; or too slow. A truncated
-            MPEG-TS file, or an mp4 file cut between two fragments, is not recognised: nothing in it says how long it
-            should be.
+        VideoError: as :func:`~sttm_lmms.video.container.open_video`; no frames; truncated; or too
+            slow. A truncated MPEG-TS file, or an mp4 file cut between two fragments, is not
+            recognised: nothing in it says how long it should be.
     """
     container, stream = open_video(path, deadline)
     with container:
@@ -215,7 +219,8 @@ class _Packets:
         if len(set(self.shown)) < len(self.shown):
             return "several of its packets are shown at one time"
         if avi_with_b_frames and self.shown == sorted(self.shown):
-            # AVI stores no presentation times; with B-frames the order in which packets lie is not the order shown.
+            # AVI stores no presentation times; with B-frames the order in which packets lie is not
+            # the order shown.
             return "it does not say in which order its frames are shown"
         return ""
 
@@ -226,7 +231,8 @@ def _vp8_shows(packet: memoryview) -> bool:
 
 
 def _vp9_shows(packet: memoryview) -> bool:
-    """VP9 bitstream specification, sections 6.2 and Annex B. Of several frames in one packet one is shown."""
+    """VP9 bitstream specification, sections 6.2 and Annex B. Of several frames in one packet one is
+    shown."""
     if packet[-1] >> 5 == 0b110 and packet[-1] & 7:
         return True
     bits = int.from_bytes(packet[:2].tobytes().ljust(2, b"\0"), "big")

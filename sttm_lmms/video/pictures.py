@@ -1,4 +1,5 @@
-"""Videos that are no video file: frames that somebody has decoded already, pictures in files, animated pictures."""
+"""Videos that are no video file: frames that somebody has decoded already, pictures in files,
+animated pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _CHUNK_BYTES = 16 << 20
 
 
 def picture_files(folder: str | Path) -> list[Path]:
-    """The pictures in a folder in the order of their names, in which numbers count as numbers: 2 before 10.
+    """The pictures in a folder in the order of their names, in which numbers count as numbers: 2
+    before 10.
 
     Raises:
         VideoError: there are none.
@@ -55,11 +57,12 @@ def video_of_frames(
     """Frames that are there already as a :class:`Video` of ``fps`` frames a second.
 
     Args:
-        source: a folder of pictures; a list of picture files or PIL images of one size; or a uint8 array or tensor
-            ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
+        source: a folder of pictures; a list of picture files or PIL images of one size; or a uint8
+            array or tensor ``[T, H, W, 3]`` or ``[T, 3, H, W]``.
         fps: how many of them make a second.
         max_frames: of more pictures in files than that, so many are taken, evenly spread.
-        resize: from number, height and width of the frames to a :data:`Resize`, or to None where they stay.
+        resize: from number, height and width of the frames to a :data:`Resize`, or to None where
+            they stay.
 
     Raises:
         VideoError: no frames, frames of different sizes, or not frames at all.
@@ -105,7 +108,8 @@ def stack_frames(
         deadline: does not go on while frames are resized.
 
     Raises:
-        VideoError: images of different sizes, or of a size that ``resize`` refuses with ``ValueError``.
+        VideoError: images of different sizes, or of a size that ``resize`` refuses with
+            ``ValueError``.
     """
     frames: np.ndarray | None = None
     chunk: list[np.ndarray] = []
@@ -193,7 +197,8 @@ def index_webp(path: str | Path) -> FrameIndex:
 def read_webp(
     path: str | Path, index: FrameIndex, numbers: Sequence[int], deadline: Deadline
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """Frames of an animated WebP picture, as :func:`~sttm_lmms.video.pyav_reader.read_pyav` gives those of a video."""
+    """Frames of an animated WebP picture, as :func:`~sttm_lmms.video.pyav_reader.read_pyav` gives
+    those of a video."""
     with Image.open(path) as image:
         for number in numbers:
             deadline.check(path)

@@ -1,4 +1,5 @@
-"""Features that were published with the paper, a tensor in ``.pt`` and metadata in ``.pkl``, read as plain values."""
+"""Features that were published with the paper, a tensor in ``.pt`` and metadata in ``.pkl``, read
+as plain values."""
 
 from __future__ import annotations
 
@@ -49,14 +50,16 @@ def load_published(features: Path, metadata: Path) -> tuple[torch.Tensor, Litera
     """Tensor, kind and metadata of one video.
 
     Raises:
-        FeatureError: a file is missing, broken, holds code, or holds something else than a tensor and a dict.
+        FeatureError: a file is missing, broken, holds code, or holds something else than a tensor
+            and a dict.
     """
     record = load_metadata(metadata)
     return _load_tensor(features), "video", record
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """None, booleans, numbers, texts, lists and tensors by name: tensors as lists; ``[[t, h, w]]`` as ``[t, h, w]``.
+    """None, booleans, numbers, texts, lists and tensors by name: tensors as lists; ``[[t, h, w]]``
+    as ``[t, h, w]``.
 
     Raises:
         FeatureError: the file is missing, too large, broken, or would make or call anything else.
@@ -78,7 +81,8 @@ def load_metadata(path: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any, nodes: Iterator[int]) -> Any:
-    """``value`` without tensors; ``nodes`` counts, because a few bytes can describe a list without end."""
+    """``value`` without tensors; ``nodes`` counts, because a few bytes can describe a list without
+    end."""
     if next(nodes) > _MAX_VALUES:
         raise pickle.UnpicklingError(f"it holds more than {_MAX_VALUES} values")
     if isinstance(value, torch.Tensor) and value.numel() <= _MAX_VALUES:

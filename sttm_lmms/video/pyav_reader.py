@@ -22,11 +22,12 @@ _BT601 = 5
 def read_pyav(
     path: str | Path, index: FrameIndex, numbers: Sequence[int], deadline: Deadline
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """Frames ``numbers`` (increasing, each once, in range) as the file asks for them to be turned and mirrored.
+    """Frames ``numbers`` (increasing, each once, in range) as the file asks for them to be turned
+    and mirrored.
 
     Yields:
-        uint8 ``[H, W, 3]`` RGB, and whether it is that very picture: in place of one that cannot be decoded comes the
-        one before it, which stays on a player's screen.
+        uint8 ``[H, W, 3]`` RGB, and whether it is that very picture: in place of one that cannot be
+        decoded comes the one before it, which stays on a player's screen.
 
     Raises:
         VideoError: no picture can be decoded, or the time is over.
@@ -69,9 +70,11 @@ def _sought(
 
 
 def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
-    """One decoded frame as uint8 ``[H, W, 3]``, upright, in another (height, width) where that is given.
+    """One decoded frame as uint8 ``[H, W, 3]``, upright, in another (height, width) where that is
+    given.
 
-    The matrix and the range that the file names are honoured, with bilinear chroma: exactly decord's conversion.
+    The matrix and the range that the file names are honoured, with bilinear chroma: exactly
+        decord's conversion.
     """
     swapped, flipped = _display(frame)
     height, width = size or ((frame.width, frame.height) if swapped else (frame.height, frame.width))
@@ -92,9 +95,11 @@ def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndar
 
 
 def _display(frame: av.VideoFrame) -> tuple[bool, tuple[int, ...]]:
-    """Whether rows and columns change places, and the axes to flip after that, by the frame's display matrix.
+    """Whether rows and columns change places, and the axes to flip after that, by the frame's
+    display matrix.
 
-    ``x' = a x + c y`` and ``y' = b x + d y``; other angles than right ones are taken for the nearest right one.
+    ``x' = a x + c y`` and ``y' = b x + d y``; other angles than right ones are taken for the
+    nearest right one.
     """
     side_data: Any = frame.side_data  # iterates over values, not over keys
     data = next((one for one in side_data if one.type is Type.DISPLAYMATRIX), None)
@@ -130,13 +135,15 @@ class FrameCursor:
         self._container.close()
 
     def frame_at(self, pts: int) -> av.VideoFrame | None:
-        """The frame on the screen at ``pts``, the first one before any is shown; None if there is none at all."""
+        """The frame on the screen at ``pts``, the first one before any is shown; None if there is
+        none at all."""
         key = self._index.key_before(pts)
         if self._current is None or self._index.keys[key] > self._current.pts:
             frame = self._from_key(key, pts)
         else:
             frame = self._advance(pts, key)
-        # Some encoders mark frames as key frames that need many frames more before the picture is whole.
+        # Some encoders mark frames as key frames that need many frames more before the picture is
+        # whole.
         back = 1
         while (frame is None or frame.pts > pts) and key > 0:
             key, back = max(key - back, 0), 2 * back
@@ -166,7 +173,8 @@ class FrameCursor:
         self._container, self._stream = open_video(self._path, self._deadline, threads=self._threads)
 
     def _seek(self, key: int) -> None:
-        """Start decoding at key frame ``key``, or at an earlier one where the container cannot seek that precisely."""
+        """Start decoding at key frame ``key``, or at an earlier one where the container cannot seek
+        that precisely."""
         wanted = int(self._index.keys[key])
         for earlier in range(key, 0, -1):
             self._deadline.check(self._path)

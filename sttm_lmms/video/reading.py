@@ -20,8 +20,8 @@ from sttm_lmms.video.settings import TIMEOUT, Video, VideoInfo, check_backend
 logger = logging.getLogger(__name__)
 
 Reader = Callable[[str, FrameIndex, Sequence[int], Deadline], Iterator[tuple[np.ndarray, bool]]]
-"""The chosen frames of a file (increasing numbers, each once, in range) as uint8 ``[H, W, 3]`` of one size, and
-whether each is that very picture or stands in for one that cannot be decoded."""
+"""The chosen frames of a file (increasing numbers, each once, in range) as uint8 ``[H, W, 3]`` of
+one size, and whether each is that very picture or stands in for one that cannot be decoded."""
 
 
 def available_backends() -> list[str]:
@@ -32,15 +32,16 @@ def available_backends() -> list[str]:
 def probe(path: str | Path, backend: str = "auto", *, timeout: float = TIMEOUT) -> VideoInfo:
     """Facts about a video file. All its packets are listed and one frame is decoded.
 
-    PyAV does this whichever ``backend`` reads the frames later, so that frame numbers mean the same with all of them.
+    PyAV does this whichever ``backend`` reads the frames later, so that frame numbers mean the same
+    with all of them.
 
     Args:
         timeout: seconds after which a file is given up; 0 is no limit.
 
     Raises:
         ValueError: an unknown backend.
-        VideoError: the file is missing, a folder, unreadable, empty, truncated, not a video, without a video stream
-            or without frames, or takes too long.
+        VideoError: the file is missing, a folder, unreadable, empty, truncated, not a video,
+            without a video stream or without frames, or takes too long.
     """
     check_backend(backend)
     deadline = Deadline(timeout)
@@ -72,9 +73,11 @@ def read_frames(
     Args:
         video: a file, or what :func:`probe` said about it, which saves looking at the file twice.
         indices: frame numbers in presentation order, 0-based, in any order, repeated or not.
-        backend: ``"pyav"``, which ``"auto"`` is; ``"torchcodec"`` or ``"decord"``. The frames are the same.
-        resize: from height and width to a function that makes uint8 ``[n, H, W, 3]`` smaller, or to None where they
-            stay. A few frames at a time are resized as they are read, so that the large ones are never all there.
+        backend: ``"pyav"``, which ``"auto"`` is; ``"torchcodec"`` or ``"decord"``. The frames are
+            the same.
+        resize: from height and width to a function that makes uint8 ``[n, H, W, 3]`` smaller, or to
+            None where they stay. A few frames at a time are resized as they are read, so that the
+            large ones are never all there.
         timeout: seconds after which a file is given up; 0 is no limit.
 
     Raises:

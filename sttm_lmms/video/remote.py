@@ -1,4 +1,5 @@
-"""Files named by a URL: ``file://`` is a path, what is behind ``http://`` and ``https://`` is fetched once."""
+"""Files named by a URL: ``file://`` is a path, what is behind ``http://`` and ``https://`` is
+fetched once."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def local_file(source: str | Path) -> str | Path:
 
 
 def fetch(url: str, folder: Path | None = None) -> Path:
-    """The file behind ``url``, below ``folder`` (by default beside the hub's cache); by one process at a time.
+    """The file behind ``url``, below ``folder`` (by default beside the hub's cache); by one process
+    at a time.
 
     Raises:
         VideoError: it cannot be had.

@@ -11,13 +11,16 @@ from sttm_lmms.video.settings import VideoInfo
 
 
 def sample_uniform_fps(info: VideoInfo, fps: float, max_frames: int) -> list[int]:
-    """Frame numbers of the LLaVA family: ``fps`` frames a second and the last frame, or ``max_frames`` evenly spread.
+    """Frame numbers of the LLaVA family: ``fps`` frames a second and the last frame, or
+    ``max_frames`` evenly spread.
 
-    Frame ``ceil(k * video_fps / fps)`` for k = 0, 1, ... as far as the video goes, plus the last frame, each frame
-    once. Where that is more than ``max_frames``: ``linspace(0, last, max_frames)`` rounded down.
+    Frame ``ceil(k * video_fps / fps)`` for k = 0, 1, ... as far as the video goes, plus the last
+    frame, each frame once. Where that is more than ``max_frames``:
+    ``linspace(0, last, max_frames)`` rounded down.
 
-    With a variable frame rate the same is done in time: the first frame shown at or after ``k / fps`` seconds, or
-    those on the screen at ``max_frames`` evenly spread moments; all frames where there are no more than that.
+    With a variable frame rate the same is done in time: the first frame shown at or after
+    ``k / fps`` seconds, or those on the screen at ``max_frames`` evenly spread moments; all frames
+    where there are no more than that.
 
     Args:
         info: what :func:`~sttm_lmms.video.probe` says about the file.
@@ -43,17 +46,20 @@ def sample_uniform_fps(info: VideoInfo, fps: float, max_frames: int) -> list[int
 
 
 def spread_in_time(info: VideoInfo, count: int) -> list[int]:
-    """Numbers of the frames on the screen at ``count`` moments, evenly spread from the first frame to the last."""
+    """Numbers of the frames on the screen at ``count`` moments, evenly spread from the first frame
+    to the last."""
     assert info.times is not None
     return frames_at(info, np.linspace(0, info.times[-1], count).tolist())
 
 
 def frames_at(info: VideoInfo, seconds: Sequence[float]) -> list[int]:
-    """Numbers of the frames on the screen at these moments of a video with a variable frame rate."""
+    """Numbers of the frames on the screen at these moments of a video with a variable frame
+    rate."""
     assert info.times is not None
     return np.maximum(np.searchsorted(info.times, np.array(seconds) + 1e-6, side="right") - 1, 0).tolist()
 
 
 def frame_times(indices: Sequence[int], fps: float) -> list[float]:
-    """Seconds of each frame as the published pipeline counts them: frame number / average fps of the file."""
+    """Seconds of each frame as the published pipeline counts them: frame number / average fps of
+    the file."""
     return [index / fps for index in indices]

@@ -12,8 +12,9 @@ from sttm_lmms.errors import unknown
 from sttm_lmms.video.index import FrameIndex
 
 SAMPLINGS = ("model", "uniform_fps")
-"""``model`` takes the frames that the model's own code takes, ``uniform_fps`` those of the published runs: one rule for
-all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is LLaVA's own."""
+"""``model`` takes the frames that the model's own code takes, ``uniform_fps`` those of the
+published runs: one rule for all families (:func:`~sttm_lmms.video.sample_uniform_fps`), which is
+LLaVA's own."""
 
 VIDEO_BACKENDS = ("auto", "pyav", "torchcodec", "decord")
 """``auto`` is PyAV; the others give the same frames, refuse more files, and are not quicker."""
@@ -26,7 +27,8 @@ TIMEOUT = 120.0
 
 
 def check_backend(name: str) -> None:
-    """Raise ``ValueError`` with the closest name and the list unless ``name`` is a known backend."""
+    """Raise ``ValueError`` with the closest name and the list unless ``name`` is a known
+    backend."""
     if name not in VIDEO_BACKENDS:
         raise unknown("video_backend", name, VIDEO_BACKENDS)
 
@@ -40,9 +42,10 @@ class VideoSettings:
         fps: frames sampled per second of video, as long as that gives no more than ``max_frames``.
         backend: one of :data:`VIDEO_BACKENDS`.
         sampling: one of :data:`SAMPLINGS`.
-        min_pixels: least pixels of a resized frame (Qwen families only); None is the family's default.
-        max_pixels: most pixels of a resized frame, at least :data:`ONE_TOKEN` (Qwen families only); None is the
-            family's default.
+        min_pixels: least pixels of a resized frame (Qwen families only); None is the family's
+            default.
+        max_pixels: most pixels of a resized frame, at least :data:`ONE_TOKEN` (Qwen families only);
+            None is the family's default.
 
     Raises:
         ValueError: a value is out of range, or the backend is unknown.
@@ -77,11 +80,13 @@ class VideoInfo:
     Attributes:
         path: the file.
         total_frames: frames that are shown, in presentation order.
-        fps: average frames per second: as the file names it where it is constant, else ``total_frames / duration``.
+        fps: average frames per second: as the file names it where it is constant, else
+            ``total_frames / duration``.
         duration: seconds from the first frame to the end of the last one.
         width: pixels, after the rotation that the file asks for.
         height: pixels, after the rotation that the file asks for.
-        index: where its frames are; None in an object that was not made by :func:`~sttm_lmms.video.probe`.
+        index: where its frames are; None in an object that was not made by
+            :func:`~sttm_lmms.video.probe`.
     """
 
     path: str
@@ -94,7 +99,8 @@ class VideoInfo:
 
     @property
     def times(self) -> np.ndarray | None:
-        """Seconds ``[N]`` at which each frame is shown, from 0 on; None where that is its number / :attr:`fps`."""
+        """Seconds ``[N]`` at which each frame is shown, from 0 on; None where that is its number /
+        :attr:`fps`."""
         return None if self.index is None or self.index.constant_rate else self.index.times
 
     def seconds(self, numbers: Sequence[int]) -> list[float]:
@@ -109,13 +115,14 @@ class Video:
 
     Attributes:
         frames: ``[T, H, W, 3]`` uint8 RGB.
-        timestamps: seconds ``[T]`` from the first frame of the file to each of these: with a constant frame rate its
-            number / ``fps``, as the published pipeline counts them.
+        timestamps: seconds ``[T]`` from the first frame of the file to each of these: with a
+            constant frame rate its number / ``fps``, as the published pipeline counts them.
         indices: frame numbers ``[T]`` in presentation order, starting at 0.
         fps: average frames per second of the file.
         duration: seconds of the file.
         path: the file.
-        sample_fps: frames taken per second of video, ``T / duration``, the name that qwen-vl-utils has for it.
+        sample_fps: frames taken per second of video, ``T / duration``, the name that qwen-vl-utils
+            has for it.
         constant_rate: whether ``timestamps`` are ``indices / fps``.
     """
 

@@ -1,4 +1,5 @@
-"""The record of the file that features were made from, so that another video of the same name is not taken for it."""
+"""The record of the file that features were made from, so that another video of the same name is
+not taken for it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ def file_record(path: str | Path) -> dict[str, Any]:
 def is_source(metadata: Mapping[str, Any], path: str | Path) -> bool:
     """Whether features with this ``metadata`` were made from the file ``path`` or a copy of it.
 
-    True as well where nobody can say: published features name no file, and the video may be gone. The file is read only
-    where its time is another one.
+    True as well where nobody can say: published features name no file, and the video may be gone.
+    The file is read only where its time is another one.
     """
     record = metadata.get("source")
     try:

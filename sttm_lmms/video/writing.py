@@ -25,7 +25,8 @@ def write_video(
     pixel_format: str = "yuv420p",
     times: Sequence[float] | None = None,
 ) -> Path:
-    """Encode frames to an mp4 file. The same frames give the same bytes with the same x264 build, on any processor.
+    """Encode frames to an mp4 file. The same frames give the same bytes with the same x264 build,
+    on any processor.
 
     The file appears under its name only when it is complete.
 
@@ -43,15 +44,16 @@ def write_video(
         ``path`` as a :class:`~pathlib.Path`.
 
     Raises:
-        ValueError: no frame at all, a wrong shape or dtype, sizes that differ, an odd side with ``"yuv420p"``, or
-            ``times`` that do not increase or do not match the frames.
+        ValueError: no frame at all, a wrong shape or dtype, sizes that differ, an odd side with
+            ``"yuv420p"``, or ``times`` that do not increase or do not match the frames.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     rate = Fraction(fps).limit_denominator(100_000)
     time_base = 1 / rate if times is None else _VFR_TIME_BASE
-    # Without cpu-independent x264 picks algorithms by processor, and some of them do not repeat themselves exactly.
+    # Without cpu-independent x264 picks algorithms by processor, and some of them do not repeat
+    # themselves exactly.
     options = {"crf": str(crf), "bf": str(bframes), "g": str(gop), "preset": "veryfast", "threads": "1"}
     options["x264-params"] = "cpu-independent=1"
     try:

@@ -1,4 +1,5 @@
-"""The rule in each task's README against the prompts of all records, applied to the raw files by hand."""
+"""The rule in each task's README against the prompts of all records, applied to the raw files by
+hand."""
 
 from __future__ import annotations
 

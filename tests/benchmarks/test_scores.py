@@ -12,7 +12,8 @@ from sttm_lmms.benchmarks.submission import predictions
 
 
 def run(data_root, benchmark, replies, limit=None):
-    """The metrics of a benchmark's small file for the given replies; the right letter where a reply is None."""
+    """The metrics of a benchmark's small file for the given replies; the right letter where a reply
+    is None."""
     docs = documents(load_benchmark(benchmark, data_root), benchmark, video_folder(data_root, benchmark))[:limit]
     items = {}
     for doc, reply in zip(docs, replies, strict=True):
@@ -22,8 +23,8 @@ def run(data_root, benchmark, replies, limit=None):
 
 
 def test_vnbench(data_root):
-    # Three samples with four tries each, in the file try by try. Sample 1: all right; sample 2: one try wrong;
-    # sample 3: one try unanswered.
+    # Three samples with four tries each, in the file try by try. Sample 1: all right; sample 2: one
+    # try wrong; sample 3: one try unanswered.
     replies = [None] * 12
     replies[4] = "E"
     replies[11] = ""

@@ -1,6 +1,8 @@
-"""Checkpoint folders of published size: every tensor by its published name and shape, in files that hold no bytes.
+"""Checkpoint folders of published size: every tensor by its published name and shape, in files that
+hold no bytes.
 
-Names, shapes and configurations are written down from the hub's index and config files, not derived from our loader.
+Names, shapes and configurations are written down from the hub's index and config files, not derived
+from our loader.
 """
 
 from __future__ import annotations
@@ -206,7 +208,8 @@ def qwen2_vl_config(size: str) -> dict[str, Any]:
     }
 
 
-# id on the hub -> tensors, config.json, family of the tokenizer and processor files, parameters that the hub shows
+# id on the hub -> tensors, config.json, family of the tokenizer and processor files, parameters
+# that the hub shows
 PUBLISHED: dict[str, tuple[Shapes, dict[str, Any], str, float]] = {
     "LLaVA-Video-7B-Qwen2": (original_llava("7b"), llava_config("7b", True), "llava_video", 8.03e9),
     "LLaVA-Video-72B-Qwen2": (original_llava("72b"), llava_config("72b", True), "llava_video", 73.2e9),
@@ -230,7 +233,8 @@ GENERATION = {
 
 
 def build(folder: Path, name: str, *, changed: Shapes | None = None, shards: int | None = None) -> Path:
-    """The folder of a published checkpoint. ``changed`` replaces its tensors, ``shards`` splits them."""
+    """The folder of a published checkpoint. ``changed`` replaces its tensors, ``shards`` splits
+    them."""
     shapes, config, family, _ = PUBLISHED[name]
     target = folder / name
     shards = shards or (38 if "72B" in name else 4)
@@ -257,7 +261,8 @@ def _split(shapes: Shapes, parts: int) -> Iterator[Shapes]:
 
 
 def write_sparse(file: Path, shapes: Shapes) -> None:
-    """A bfloat16 safetensors file: its header, and a hole of the right length instead of the values."""
+    """A bfloat16 safetensors file: its header, and a hole of the right length instead of the
+    values."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():

@@ -1,4 +1,5 @@
-"""``sttm-lmms check`` on folders of published size: what a run will be, and the sentence where it would fail."""
+"""``sttm-lmms check`` on folders of published size: what a run will be, and the sentence where it
+would fail."""
 
 from __future__ import annotations
 

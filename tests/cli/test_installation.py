@@ -1,4 +1,5 @@
-"""``sttm-lmms check`` on this machine: it finds what is there and says what to do about what is not."""
+"""``sttm-lmms check`` on this machine: it finds what is there and says what to do about what is
+not."""
 
 from __future__ import annotations
 

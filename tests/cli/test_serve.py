@@ -1,4 +1,5 @@
-"""``sttm-lmms serve``: what becomes of its arguments; the server itself is tested by ``make test-vllm``."""
+"""``sttm-lmms serve``: what becomes of its arguments; the server itself is tested by
+``make test-vllm``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What README and docs tell people to type: run here in small, run by another test, or listed with a reason."""
+"""What README and docs tell people to type: run here in small, run by another test, or listed with
+a reason."""
 
 from __future__ import annotations
 
@@ -171,7 +172,8 @@ def test_the_other_tests_exist(where):
 
 
 def run(command: str, *changes: tuple[str, str]) -> None:
-    """Run a command of the pages in this process, with parts of it replaced; each part has to be there."""
+    """Run a command of the pages in this process, with parts of it replaced; each part has to be
+    there."""
     assert COVERED[command] == HERE
     for old, new in changes:
         assert old in command

@@ -22,7 +22,8 @@ CHECKPOINTS = [
 
 
 def moving_frames(count: int, height: int, width: int) -> np.ndarray:
-    """``[count, height, width, 3]``: gradients that drift, so that no two frames and no two corners are alike."""
+    """``[count, height, width, 3]``: gradients that drift, so that no two frames and no two corners
+    are alike."""
     t, y, x = np.mgrid[:count, :height, :width]
     return np.stack([x + 3 * t, 2 * y + 5 * t, 7 * t + x // 2], -1).astype(np.uint8)
 

@@ -1,4 +1,5 @@
-"""A reduced decoder written out: every layer called by hand on whole sequences, without hooks and without a cache."""
+"""A reduced decoder written out: every layer called by hand on whole sequences, without hooks and
+without a cache."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from sttm_lmms import merge_video_tokens
 
 @dataclass
 class Prompt:
-    """One prompt before the decoder: ``embeds [L, C]``, ``positions [L]`` or ``[3, L]``, spans, and what is added."""
+    """One prompt before the decoder: ``embeds [L, C]``, ``positions [L]`` or ``[3, L]``, spans, and
+    what is added."""
 
     embeds: torch.Tensor
     positions: torch.Tensor
@@ -20,7 +22,8 @@ class Prompt:
 
 
 def prompt_of(prepared) -> Prompt:
-    """From a family's prepared input; what is added behind each first layer as ``[L, C]`` with zeros at text."""
+    """From a family's prepared input; what is added behind each first layer as ``[L, C]`` with
+    zeros at text."""
     length = prepared.input_ids.shape[1]
     positions = torch.arange(length) if prepared.position_ids is None else prepared.position_ids[:, 0]
     added = []
@@ -33,8 +36,8 @@ def prompt_of(prepared) -> Prompt:
 
 @torch.no_grad()
 def slow_logits(model, prompt: Prompt, config, answer: list[int]) -> tuple[torch.Tensor, list[int]]:
-    """Logits ``[n + 1, V]`` after the prompt and after each token of ``answer``, and which tokens of the prompt are
-    left from the start layer on."""
+    """Logits ``[n + 1, V]`` after the prompt and after each token of ``answer``, and which tokens
+    of the prompt are left from the start layer on."""
     decoder = model.model.language_model
     following = int(prompt.positions[..., -1].max()) + 1
     text = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
@@ -71,7 +74,8 @@ def _following(positions: torch.Tensor, first: int, count: int) -> torch.Tensor:
 
 
 def _merged(hidden, spans, config, sizes) -> tuple[torch.Tensor, dict[int, list[int]]]:
-    """Merged hidden states, and for each token that is left its place before and the places of its group."""
+    """Merged hidden states, and for each token that is left its place before and the places of its
+    group."""
     groups = {place: [place] for place in range(len(hidden))}
     values = {place: hidden[place] for place in range(len(hidden))}
     for span in spans:

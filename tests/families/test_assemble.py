@@ -47,7 +47,8 @@ def test_where_things_stand(tokenizer, embed):
 
 @torch.no_grad()
 def test_prefix_ends_before_a_token_that_reaches_into_the_question(tokenizer, embed):
-    """``end.`` and the newline before the question are one token, which the prefix alone does not have."""
+    """``end.`` and the newline before the question are one token, which the prefix alone does not
+    have."""
     made = [
         assemble(["a", 0, f"\nend.\n{question}"], [visual(2, 1.0)], tokenizer, embed, fixed_suffix="\nend.")
         for question in ("Why?", "\nWhy?", "")

@@ -203,7 +203,8 @@ def test_published_ids_have_a_size():
 
 
 def test_the_commit_that_was_loaded(checkpoint, tmp_path, monkeypatch):
-    """Weights are fetched at the commit whose configuration was looked at, and the provenance names it."""
+    """Weights are fetched at the commit whose configuration was looked at, and the provenance names
+    it."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = copy_of(checkpoint("llava_video"), tmp_path / "snapshots" / commit)
     asked = []

@@ -20,7 +20,8 @@ QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "te
 
 
 def answer(model, processor) -> torch.Tensor:
-    """Last logits for a question about a clip: tower, projector, embeddings and decoder all take part."""
+    """Last logits for a question about a clip: tower, projector, embeddings and decoder all take
+    part."""
     family = family_of(model)
     prepared = family.prepare(model, processor, QUESTION, [family.vision_features(model, processor, clip())])
     return last_logits(model, prepared).float().cpu()

@@ -1,4 +1,5 @@
-"""The exported decoder is the decoder: same logits, every layout, nothing copied that can be linked."""
+"""The exported decoder is the decoder: same logits, every layout, nothing copied that can be
+linked."""
 
 from __future__ import annotations
 

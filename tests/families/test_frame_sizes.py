@@ -1,4 +1,5 @@
-"""Frames that are made small as they are read: the same features as from frames in full size, in less memory."""
+"""Frames that are made small as they are read: the same features as from frames in full size, in
+less memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tower, projector, pooling, newline modes and baseline logits against recordings of the published code."""
+"""Tower, projector, pooling, newline modes and baseline logits against recordings of the published
+code."""
 
 from __future__ import annotations
 

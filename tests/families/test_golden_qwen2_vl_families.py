@@ -1,4 +1,5 @@
-"""Vision tower, M-RoPE positions and baseline logits of Qwen2-VL against recordings of the published code."""
+"""Vision tower, M-RoPE positions and baseline logits of Qwen2-VL against recordings of the
+published code."""
 
 from __future__ import annotations
 

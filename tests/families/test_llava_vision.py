@@ -1,4 +1,5 @@
-"""LLaVA: the same visual tokens as the plain transformers API, newline layouts, images, several videos."""
+"""LLaVA: the same visual tokens as the plain transformers API, newline layouts, images, several
+videos."""
 
 from __future__ import annotations
 
@@ -123,7 +124,8 @@ def test_several_videos_and_an_image(loaded):
 
 
 def test_stored_features_in_another_precision(loaded):
-    """Features come back from disk in the dtype they were stored in; the model's own is used from there on."""
+    """Features come back from disk in the dtype they were stored in; the model's own is used from
+    there on."""
     family, model, processor = loaded("llava_video")
     features = family.vision_features(model, processor, clip())
     stored = VisionFeatures(features.tensor.to(torch.bfloat16), "video", dict(features.metadata))
@@ -148,7 +150,8 @@ def test_read_video(loaded, mp4):
 
 
 def test_frames_are_resized_like_pil_does(loaded):
-    """The published pipeline resizes with PIL; transformers' video processor may differ in the last bit of a pixel."""
+    """The published pipeline resizes with PIL; transformers' video processor may differ in the last
+    bit of a pixel."""
     _, _, processor = loaded("llava_video")
     frames = moving_frames(2, 96, 130)
     ours = processor.video_processor(videos=[frames], do_sample_frames=False, return_tensors="pt")

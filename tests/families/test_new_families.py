@@ -1,4 +1,5 @@
-"""Qwen2.5-VL, Qwen3-VL and InternVL reduced: against stock generate, and against a decoder written out."""
+"""Qwen2.5-VL, Qwen3-VL and InternVL reduced: against stock generate, and against a decoder written
+out."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def merging(layer: int, **settings) -> STTMConfig:
 
 
 def standing(video, moved: int = 2):
-    """The same frame again and again but for the last ``moved``, so that all tokens of most frames merge away."""
+    """The same frame again and again but for the last ``moved``, so that all tokens of most frames
+    merge away."""
     frames = video.frames.copy()
     frames[: len(frames) - moved] = frames[0]
     return replace(video, frames=frames)
@@ -59,7 +61,8 @@ def test_merging_nothing_is_stock_generate_bit_for_bit(loaded, name, case, layer
 
 @families
 def test_text_that_overlaps_a_long_video_decodes_like_stock(loaded, name):
-    """transformers counts Qwen2.5-VL's text, and the answer behind it, on from the video's rows and columns."""
+    """transformers counts Qwen2.5-VL's text, and the answer behind it, on from the video's rows and
+    columns."""
     _, model, processor = loaded(name, "hf")
     inputs = stock_inputs(processor, [VIDEO, "Why?"], shown(name, [VIDEO], frames=12, fps=0.25))
     _, logits = generated(model, inputs, 6)
@@ -88,7 +91,8 @@ def test_reduced_prefill_and_decode_steps_are_the_written_out_decoder(loaded, na
 
 @contextmanager
 def _deepstack(model, prepared):
-    """What the decoder adds, for a generate that is given embeddings; as a stock forward would hand it over."""
+    """What the decoder adds, for a generate that is given embeddings; as a stock forward would hand
+    it over."""
 
     def add(_, args, kwargs):
         if prepared.deepstack and kwargs["inputs_embeds"].shape[1] == prepared.input_ids.shape[1]:

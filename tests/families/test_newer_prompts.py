@@ -1,4 +1,5 @@
-"""Qwen2.5-VL, Qwen3-VL and InternVL: the same tokens, positions and logits as the stock processor and forward give."""
+"""Qwen2.5-VL, Qwen3-VL and InternVL: the same tokens, positions and logits as the stock processor
+and forward give."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def test_many_frames_are_one_video(loaded, name, frames):
 
 @pytest.mark.parametrize("frames", [2, 9, 11, 21])
 def test_videos_side_by_side(loaded, frames):
-    """A headline with the number of the first frame starts another video, also where one video ends with an 11."""
+    """A headline with the number of the first frame starts another video, also where one video ends
+    with an 11."""
     for name in ("qwen3_vl", "internvl"):
         parts = CASES["two videos"]
         family, model, _, prepared = prepared_of(loaded, name, parts, shown(name, parts, frames))
@@ -165,7 +167,8 @@ def test_only_numbers_that_count_up_behind_the_same_word_are_frames(loaded, text
 
 
 def test_frames_behind_text_in_the_published_vocabulary(loaded):
-    """There "Frame" behind a blank is another token than at the start of a line, and "(" behind one is no word."""
+    """There "Frame" behind a blank is another token than at the start of a line, and "(" behind one
+    is no word."""
     family, model, _ = loaded("internvl", "hf")
     pad, start, end = model.config.image_token_id, 300, 301
     tile = [pad] * model.config.image_seq_length

@@ -1,4 +1,5 @@
-"""The prompts as strings: what the checkpoints were trained with, and what is shared by all questions."""
+"""The prompts as strings: what the checkpoints were trained with, and what is shared by all
+questions."""
 
 from __future__ import annotations
 
@@ -201,7 +202,8 @@ CONTROL += "<|im_start|>user <|im_end|> <|endoftext|>"
 
 @pytest.mark.parametrize(("name", "layout"), [*CHECKPOINTS, *((name, "hf") for name in NEWER)])
 def test_special_tokens_that_a_text_spells_out_are_text(loaded, name, layout):
-    """In system prompts, questions, options and earlier turns; what the prompt is built of stays as it is."""
+    """In system prompts, questions, options and earlier turns; what the prompt is built of stays as
+    it is."""
     family, model, processor = loaded(name, layout)
     height, width = SIZES.get(name, (84, 112))
     shows = clip(6, height, width), Image.fromarray(moving_frames(1, height, width)[0])

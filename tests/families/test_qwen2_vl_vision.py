@@ -1,4 +1,5 @@
-"""Qwen2-VL: sampling and resizing as qwen-vl-utils, the plain transformers API's logits, M-RoPE positions."""
+"""Qwen2-VL: sampling and resizing as qwen-vl-utils, the plain transformers API's logits, M-RoPE
+positions."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_sampled_frames(total, fps, rate, most):
 
 
 def published_frames(total: int, video_fps: float, fps: float, most: int) -> list[int]:
-    """The sampler of the published runs, step by step: a frame every 1/fps seconds, the last one, an even number."""
+    """The sampler of the published runs, step by step: a frame every 1/fps seconds, the last one,
+    an even number."""
     numbers, k = [], 0
     while (number := math.ceil(k * video_fps / fps)) < total - 1:
         numbers.append(number)
@@ -216,7 +218,8 @@ def test_text_after_a_long_video_starts_after_its_last_step():
     gap=st.integers(1, 4),
 )
 def test_positions_agree_with_transformers(qwen, grids, gap):
-    """Wherever transformers' rule and the trained one are the same: no more steps than rows or columns."""
+    """Wherever transformers' rule and the trained one are the same: no more steps than rows or
+    columns."""
     grids = [(min(t, max(h, w)), h, w) for t, h, w in grids]
     starts, types = [], [0] * gap
     for t, h, w in grids:

@@ -1,4 +1,5 @@
-"""The recorded cases of ``tests/golden/methods``: outputs of the published code for every method of the comparison."""
+"""The recorded cases of ``tests/golden/methods``: outputs of the published code for every method of
+the comparison."""
 
 from __future__ import annotations
 

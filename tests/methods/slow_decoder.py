@@ -1,6 +1,8 @@
-"""A slow, obvious decoder: one sequence, plain attention, lists of keys and values, every method's stages by hand.
+"""A slow, obvious decoder: one sequence, plain attention, lists of keys and values, every method's
+stages by hand.
 
-What the hooks of the runtime do in place on any model, this does in straight code on a plain ``Qwen2ForCausalLM``.
+What the hooks of the runtime do in place on any model, this does in straight code on a plain
+``Qwen2ForCausalLM``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def hooked_steps(
     tokens: Sequence[int],
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Report, Any]:
-    """What the hooks do with rows ``[B, L, C]``, then with the same ``tokens`` for each, one after the other.
+    """What the hooks do with rows ``[B, L, C]``, then with the same ``tokens`` for each, one after
+    the other.
 
     Returns:
         Logits ``[B, 1 + steps, V]`` at the last position, the report, and the cache.
@@ -46,7 +49,8 @@ def hooked_steps(
 def check_against_hooks(
     model: Any, method: Method, span: VideoSpan, embeds: torch.Tensor, steps: int
 ) -> tuple[SlowDecoder, Report]:
-    """The same logits and cache lengths from a :class:`SlowDecoder` and from the hooks, in a prefill and ``steps``."""
+    """The same logits and cache lengths from a :class:`SlowDecoder` and from the hooks, in a
+    prefill and ``steps``."""
     tokens = torch.randint(0, 256, (steps,), generator=torch.Generator().manual_seed(2)).tolist()
     decoder = SlowDecoder(model, method, span)
     with torch.inference_mode():
@@ -74,9 +78,11 @@ class SlowDecoder:
         method: settings.
         span: the video.
         stages: (stage, tokens before, what the method kept) of each stage that reduced.
-        rope: for each layer, the rotary positions of the tokens that entered its attention in the prefill.
+        rope: for each layer, the rotary positions of the tokens that entered its attention in the
+            prefill.
         last_hidden: ``[layers, C]``, output of every layer at the last position of the prefill.
-        residual: ``[M, C]``, the video in the residual stream right after the last stage that reduced.
+        residual: ``[M, C]``, the video in the residual stream right after the last stage that
+            reduced.
         attended: for each decode step, the entries that the last layer attended to.
         read: for each decode step, the attention that a method asked for.
     """

@@ -1,4 +1,5 @@
-"""FrameFusion and its one-layer variant: against slow versions, the cost, and what each call may do."""
+"""FrameFusion and its one-layer variant: against slow versions, the cost, and what each call may
+do."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class RandomAttention:
 def run(
     method: FrameFusionConfig, tokens: Tokens, probe: RandomAttention, drift: float = 0.3
 ) -> tuple[list[int], list[tuple[Tokens, Kept | None]]]:
-    """All calls; tokens seen by each layer's attention, and (tokens, kept) of each call. Layers change the tokens."""
+    """All calls; tokens seen by each layer's attention, and (tokens, kept) of each call. Layers
+    change the tokens."""
     generator = torch.Generator().manual_seed(1)
     scratch: dict[str, Any] = {}
     seen, calls = [], []
@@ -157,7 +159,8 @@ def test_a_budget_is_used() -> None:
 
 
 def test_where_merging_would_spend_the_cost_it_ends() -> None:
-    """Here the published code stops with a negative cost: a fifth of the tokens are similar, too few by far."""
+    """Here the published code stops with a negative cost: a fifth of the tokens are similar, too
+    few by far."""
     tokens = video((5, 4, 4), channels=64, noise=3.0)
     features = tokens.features.clone().view(5, 16, 64)
     features[1] = features[0]  # a fifth merges, the rest is dissimilar

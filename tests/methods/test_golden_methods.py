@@ -16,7 +16,8 @@ from sttm_lmms.runtime import reduce_tokens
 
 @contextmanager
 def watch(model: Any) -> Iterator[dict[str, list[list[torch.Tensor]]]]:
-    """Per forward pass and layer: the cosines that rotate queries and keys, and the output at the last position."""
+    """Per forward pass and layer: the cosines that rotate queries and keys, and the output at the
+    last position."""
     seen: dict[str, list[list[torch.Tensor]]] = {"cos": [], "hidden": []}
     layers = model.model.layers
 

@@ -1,7 +1,8 @@
 """Methods in front of the decoder against recorded outputs of the published code, on bare features.
 
-``exact`` cases do not hang on rounding: survivors, order, values and owners are equal. Of the others the count is, and
-most of the survivors. Where the published code fails, ours answers, or refuses in a sentence.
+``exact`` cases do not hang on rounding: survivors, order, values and owners are equal. Of the
+others the count is, and most of the survivors. Where the published code fails, ours answers, or
+refuses in a sentence.
 """
 
 from __future__ import annotations

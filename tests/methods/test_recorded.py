@@ -1,4 +1,5 @@
-"""Every recorded case of the published code, through the methods alone: bare functions, and prompts decoded slowly."""
+"""Every recorded case of the published code, through the methods alone: bare functions, and prompts
+decoded slowly."""
 
 from __future__ import annotations
 

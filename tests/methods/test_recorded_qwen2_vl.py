@@ -1,4 +1,5 @@
-"""The recorded Qwen2-VL cases of ToMe, DyCoke stage 1, FastV and FrameFusion, on hidden states recorded with them."""
+"""The recorded Qwen2-VL cases of ToMe, DyCoke stage 1, FastV and FrameFusion, on hidden states
+recorded with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The runtime's hooks against the slow decoder: every method with our own settings, where no recording exists."""
+"""The runtime's hooks against the slow decoder: every method with our own settings, where no
+recording exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""StreamingLLM: its mask, its cache, and decode steps against one masked forward pass over everything."""
+"""StreamingLLM: its mask, its cache, and decode steps against one masked forward pass over
+everything."""
 
 from __future__ import annotations
 

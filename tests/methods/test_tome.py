@@ -1,4 +1,5 @@
-"""ToMe against a slow version, its exact counts, and the inputs on which the published code crashes."""
+"""ToMe against a slow version, its exact counts, and the inputs on which the published code
+crashes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from sttm_lmms.testing.tiny import build_tiny_checkpoint
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """A data root with three short videos and eleven questions, which two processes cannot share evenly."""
+    """A data root with three short videos and eleven questions, which two processes cannot share
+    evenly."""
     root = tmp_path_factory.mktemp("data")
     file = write_benchmark(root, videos=VIDEOS, lengths=(7,), sizes=((64, 64),), fps=(8,))
     file.write_text(json.dumps(json.loads(file.read_text())[:QUESTIONS]))

@@ -1,4 +1,5 @@
-"""Answers that are kept: what the same command finds again, and what it asks anew because something has changed."""
+"""Answers that are kept: what the same command finds again, and what it asks anew because something
+has changed."""
 
 from __future__ import annotations
 

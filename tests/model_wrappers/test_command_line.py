@@ -1,4 +1,5 @@
-"""The real command line of lmms-eval, without any network, judged by its result files: a failed run exits 0 as well."""
+"""The real command line of lmms-eval, without any network, judged by its result files: a failed run
+exits 0 as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the wrappers make of a task's requests: prompts, system instructions, pictures, videos that are no files."""
+"""What the wrappers make of a task's requests: prompts, system instructions, pictures, videos that
+are no files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``kill -9`` at random moments of a run of two processes that reads ahead: nothing lost, nothing asked twice.
+"""``kill -9`` at random moments of a run of two processes that reads ahead: nothing lost, nothing
+asked twice.
 
 pytest tests/model_wrappers/test_kill_anywhere.py --kills 10 -s
 """
@@ -122,7 +123,8 @@ def command(many_videos, tmp_path_factory):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run to its end; in seconds how long to its first answer, from there to the last one, from there to its end."""
+    """A run to its end; in seconds how long to its first answer, from there to the last one, from
+    there to its end."""
 
     run: Run
     phases: tuple[float, float, float]
@@ -185,8 +187,8 @@ def test_whenever_it_is_killed(command, undisturbed, kills):
             answers = (0, len(known) + 1, QUESTIONS)[phase]
             if reaches(run, ranks, answers, seconds):
                 break
-            # It came to its end before that moment. A run from the beginning takes longer, and should the clock have
-            # run on a busier machine, half the time will do.
+            # It came to its end before that moment. A run from the beginning takes longer, and
+            # should the clock have run on a busier machine, half the time will do.
             for rank in ranks:
                 rank.join(ENDS_S)
             check_end(run, read_run(run.out), known, undisturbed.run)

@@ -1,4 +1,5 @@
-"""``kill -9`` in the middle of a run of one process with the response cache on: nothing is lost or asked twice."""
+"""``kill -9`` in the middle of a run of one process with the response cache on: nothing is lost or
+asked twice."""
 
 from __future__ import annotations
 

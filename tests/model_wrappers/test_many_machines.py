@@ -1,4 +1,5 @@
-"""The commands of docs/many_machines.md: two launchers, one process each, which meet at an address of this machine."""
+"""The commands of docs/many_machines.md: two launchers, one process each, which meet at an address
+of this machine."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Pair:
                 )
 
     def codes(self, timeout: float) -> list[int | None]:
-        """How the launchers ended; None for one that did not in ``timeout`` seconds, and is stopped now."""
+        """How the launchers ended; None for one that did not in ``timeout`` seconds, and is stopped
+        now."""
         deadline = time.monotonic() + timeout
         while any(launcher.poll() is None for launcher in self.launchers) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -94,7 +96,8 @@ def test_accelerate(many_videos, alone, tmp_path):
     two = read_run(tmp_path / "out")
     assert two.answers() == alone.answers()
     assert len(list((tmp_path / "out").rglob("*_results.json"))) == 1
-    # One of the processes answers a padding request, which does not count; no video is seen by both.
+    # One of the processes answers a padding request, which does not count; no video is seen by
+    # both.
     for number in ("questions", "kept_share_min", "kept_share_mean", "reduced_share"):
         assert two.throughput[f"avg_{number}"] == pytest.approx(alone.throughput[f"avg_{number}"])
     assert two.throughput["avg_prefills"] == two.throughput["avg_videos_decoded"] == MANY_VIDEOS

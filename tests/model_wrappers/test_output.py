@@ -1,4 +1,5 @@
-"""What a run leaves in its output folder, whenever it ends, and whenever others do. A function plays lmms-eval."""
+"""What a run leaves in its output folder, whenever it ends, and whenever others do. A function
+plays lmms-eval."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ NAMES = ["20261130_010203_results.json", "20261130_010203_samples_vnbench.jsonl"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs ``sttm-lmms eval`` with a function in place of lmms-eval, which gets the folder it is to write into."""
+    """Runs ``sttm-lmms eval`` with a function in place of lmms-eval, which gets the folder it is to
+    write into."""
 
     def start(write, *args: str):
         def lmms_eval(args):
@@ -39,7 +41,8 @@ def sample(number: int) -> str:
 def whole(folder: Path) -> None:
     results, samples = (folder / "org__model" / name for name in NAMES)
     results.write_text(json.dumps({"output_path": str(folder)}))
-    # Process by process, as lmms-eval writes them; a text may hold what other tools take for an end of line.
+    # Process by process, as lmms-eval writes them; a text may hold what other tools take for an end
+    # of line.
     samples.write_text("".join(map(sample, (0, 3, 1, 4, 2))), encoding="utf-8")
 
 

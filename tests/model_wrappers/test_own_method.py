@@ -1,4 +1,5 @@
-"""A ninth method in a file outside of the package: by import path, by entry point, and in plain transformers."""
+"""A ninth method in a file outside of the package: by import path, by entry point, and in plain
+transformers."""
 
 from __future__ import annotations
 

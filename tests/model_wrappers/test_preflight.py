@@ -1,4 +1,5 @@
-"""What cannot work here ends before lmms-eval starts: one line, the last on the screen, with the way out."""
+"""What cannot work here ends before lmms-eval starts: one line, the last on the screen, with the
+way out."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from sttm_lmms.model_wrappers.preflight import check_run
 
 @pytest.fixture
 def bare(monkeypatch):
-    """A machine without GPU, without flash-attn, kernels and bitsandbytes, and without a network."""
+    """A machine without GPU, without flash-attn, kernels and bitsandbytes, and without a
+    network."""
     missing = ("flash_attn", "kernels", "bitsandbytes")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     find = importlib.util.find_spec

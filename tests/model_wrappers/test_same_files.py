@@ -1,4 +1,5 @@
-"""Threads, videos read ahead and processes change when things happen, and nothing in the files but times."""
+"""Threads, videos read ahead and processes change when things happen, and nothing in the files but
+times."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.slow
 WAYS = ((1, 0), (1, 4), (2, 4), (4, 4))
 """Threads, videos ahead."""
 VIDEOS, QUESTIONS = 4, 15
-"""Three processes are dealt five questions each, so that three videos are cut before they exchange them."""
+"""Three processes are dealt five questions each, so that three videos are cut before they exchange
+them."""
 
 
 def without_times(sample):

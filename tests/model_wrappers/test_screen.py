@@ -1,4 +1,5 @@
-"""A run that fails under lmms-eval ends in one sentence of ours, after its traceback and its grey line."""
+"""A run that fails under lmms-eval ends in one sentence of ours, after its traceback and its grey
+line."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def test_flash_attention_on_a_cpu(monkeypatch):
 
 
 def test_the_last_word_as_lmms_eval_logs():
-    """lmms-eval's own way to end a run: everything is caught, a traceback and a log line are printed."""
+    """lmms-eval's own way to end a run: everything is caught, a traceback and a log line are
+    printed."""
     code = """
         import sys, traceback
         from loguru import logger
@@ -92,7 +94,8 @@ def test_a_caller_may_capture_the_sentences(capsys):
 
 
 def test_out_of_memory_names_what_to_lower(data, checkpoints, monkeypatch):
-    """The device is full in the middle of a run: the settings that are in force are named with their values."""
+    """The device is full in the middle of a run: the settings that are in force are named with
+    their values."""
     from sttm_lmms.model_wrappers.models import LlavaVideo
 
     wrapper = LlavaVideo(

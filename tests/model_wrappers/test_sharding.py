@@ -1,4 +1,5 @@
-"""Processes exchange requests, so that each has whole videos and about as much to do as the others."""
+"""Processes exchange requests, so that each has whole videos and about as much to do as the
+others."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from sttm_lmms.model_wrappers.sharding import RequestKey, assign, rebuild_reques
 
 
 def keys_of(videos, world, seconds=lambda video: 0.0):
-    """Cards of the processes when documents of these videos (None: one that stays) are dealt out round robin."""
+    """Cards of the processes when documents of these videos (None: one that stays) are dealt out
+    round robin."""
     docs = [
         RequestKey("t", "", (n, "t", "test"), None if video is None else f"v{video}", seconds(video))
         for n, video in enumerate(videos)

@@ -1,4 +1,5 @@
-"""``sttm_vllm`` with a stand-in for vLLM: the answers, records and certificate of the other wrappers."""
+"""``sttm_vllm`` with a stand-in for vLLM: the answers, records and certificate of the other
+wrappers."""
 
 from __future__ import annotations
 

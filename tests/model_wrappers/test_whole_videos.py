@@ -1,4 +1,5 @@
-"""Three processes with whole videos: what each of them does, what it is handed, and what is counted.
+"""Three processes with whole videos: what each of them does, what it is handed, and what is
+counted.
 
 The processes are threads that exchange through memory; ``test_same_files.py`` has real ones.
 """
@@ -32,7 +33,8 @@ def videos(data, tmp_path_factory):
 
 @pytest.fixture
 def answered(checkpoints, videos, monkeypatch):
-    """Answer documents ``(video or None, seconds)`` on some processes: their wrappers, and each document's result."""
+    """Answer documents ``(video or None, seconds)`` on some processes: their wrappers, and each
+    document's result."""
     own, barrier, slots = threading.local(), threading.Barrier(WORLD, timeout=60), [b""] * WORLD
 
     def gather(mine):

@@ -55,7 +55,8 @@ def metadata(number, padding=False):
 
 
 def ask(wrapper, documents, padding=(), **gen_kwargs):
-    """Chat requests for ``(video, text)`` documents, those numbered in ``padding`` being fillers of lmms-eval."""
+    """Chat requests for ``(video, text)`` documents, those numbered in ``padding`` being fillers of
+    lmms-eval."""
     wrapper.task_dict = {"t": {"test": documents}}
 
     def messages(document):

@@ -1,6 +1,8 @@
-"""Processes of a run, forked from one that has imported everything: such a run costs little more than its own work.
+"""Processes of a run, forked from one that has imported everything: such a run costs little more
+than its own work.
 
-What a launcher does is left out: it sets the same variables, and is tested with a few runs of its own.
+What a launcher does is left out: it sets the same variables, and is tested with a few runs of its
+own.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def warm_up() -> None:
 
 
 def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[BaseProcess]:
-    """``sttm-lmms eval ARGS`` on ``world`` processes, each a group of its own, which print into ``log``.RANK."""
+    """``sttm-lmms eval ARGS`` on ``world`` processes, each a group of its own, which print into
+    ``log``.RANK."""
     common = _environment(data)
     if world > 1:
         common |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -55,7 +58,8 @@ def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[
 
 
 def warm_lmms_eval(data: Path, out: Path, *args: str, tasks: str = "vnbench", **environment: str) -> Run:
-    """As ``wrapper_runs.lmms_eval`` in one process, for everything that lmms-eval's own start does not matter to."""
+    """As ``wrapper_runs.lmms_eval`` in one process, for everything that lmms-eval's own start does
+    not matter to."""
     command = ["--tasks", tasks, "--log_samples", "--output_path", str(out), *args]
     if "--include_path" not in args:
         command += ["--include_path", str(TASKS)]
@@ -95,7 +99,8 @@ def _environment(data: Path) -> dict[str, str]:
 
 
 def without_default_tasks() -> None:
-    """Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run: leave them out."""
+    """Reading the 3,000 task files of lmms-eval takes longer than the rest of such a run: leave
+    them out."""
     import lmms_eval.__main__ as command
 
     command.TaskManager = partial(command.TaskManager, include_defaults=False)

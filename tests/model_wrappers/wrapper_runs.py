@@ -20,7 +20,8 @@ MANY_VIDEOS, MANY_QUESTIONS = 8, 15
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left: the result file's content, the samples of each task by question, and what it printed."""
+    """What a run left: the result file's content, the samples of each task by question, and what it
+    printed."""
 
     results: dict[str, Any] | None
     samples: dict[str, list[dict[str, Any]]]
@@ -71,7 +72,8 @@ def read_run(out: Path, printed: str = "") -> Run:
 
 
 def answer_logs(cache: Path, rank: int | str = "*") -> list[Path]:
-    """The cache's logs, where lmms-eval writes whatever the model says before anything else. A run may be going on."""
+    """The cache's logs, where lmms-eval writes whatever the model says before anything else. A run
+    may be going on."""
     return [Path(log) for log in glob(f"{cache}/**/rank_{rank}.audit.jsonl", recursive=True)]
 
 

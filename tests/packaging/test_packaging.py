@@ -66,7 +66,8 @@ def test_constraints_lie_in_the_ranges():
 
 @pytest.mark.slow
 def test_the_wheel_works_from_another_folder(tmp_path):
-    """Built, unpacked next to nothing but its dependencies, and asked for everything that is not Python."""
+    """Built, unpacked next to nothing but its dependencies, and asked for everything that is not
+    Python."""
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     source = tmp_path / "source"
     tracked = subprocess.check_output(["git", "-C", str(ROOT), "ls-files"], text=True).split()
@@ -96,7 +97,8 @@ def test_the_wheel_works_from_another_folder(tmp_path):
         print("presets", *preset_names())
     """
     lines = "\n".join(line.strip() for line in code.splitlines())
-    # `-S`-like isolation is not needed: the target folder comes first, before the editable install of this checkout.
+    # `-S`-like isolation is not needed: the target folder comes first, before the editable install
+    # of this checkout.
     process = subprocess.run(
         [sys.executable, "-c", lines],
         cwd=elsewhere,

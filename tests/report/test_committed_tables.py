@@ -1,4 +1,5 @@
-"""Tables in results/ say what the run files beside them say: each is made again by the command that it names."""
+"""Tables in results/ say what the run files beside them say: each is made again by the command that
+it names."""
 
 import re
 import shlex

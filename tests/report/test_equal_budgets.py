@@ -1,4 +1,5 @@
-"""Methods at equal budgets, on recorded runs of one method and copies of them under the name of another."""
+"""Methods at equal budgets, on recorded runs of one method and copies of them under the name of
+another."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ WRONG = 5
 
 
 def copy_as(method: str, source: Path, out: Path, *, wrong: int = 0, layer_tokens: float | None = None) -> None:
-    """A recorded run as if another method had made it, with ``wrong`` right answers of VNBench turned round."""
+    """A recorded run as if another method had made it, with ``wrong`` right answers of VNBench
+    turned round."""
     for file in source.rglob("*"):
         if file.is_dir():
             continue
@@ -108,7 +110,8 @@ def test_tokens_a_layer_come_from_the_records_or_from_the_start_layer(table):
 
 
 def test_a_method_without_a_start_layer_has_the_mean_of_its_run(runs):
-    """As for methods that reduce in many layers, in result files without the number for each answer."""
+    """As for methods that reduce in many layers, in result files without the number for each
+    answer."""
     (random,) = [run for run in runs if run.model_args.get("method") == "random"]
     unsaid = replace(random.tasks[0].provenance, settings={"budget": 0.5})
     alone = replace(

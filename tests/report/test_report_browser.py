@@ -1,4 +1,5 @@
-"""The HTML pages in a real browser: headless Chromium runs their scripts and prints the page that comes out."""
+"""The HTML pages in a real browser: headless Chromium runs their scripts and prints the page that
+comes out."""
 
 import json
 import re

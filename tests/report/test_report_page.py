@@ -59,7 +59,8 @@ def test_grids_that_differ_are_refused(settings):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: pages are checked in a browser only where one is")
 def test_in_a_browser(settings, tmp_path):
-    # The probe runs after the page's own start, uses it like a reader, and leaves what it saw in the title.
+    # The probe runs after the page's own start, uses it like a reader, and leaves what it saw in
+    # the title.
     probe = """<script>
     const at = (x, y) => [...picture.getContext("2d").getImageData(
       Math.round(x * picture.width), Math.round(y * picture.height), 1, 1).data].slice(0, 3);

@@ -23,7 +23,8 @@ GREY = np.full((2, 80, 80, 3), 100, dtype=np.uint8)
 
 @pytest.fixture
 def tokens():
-    """Two frames of 2x2 cells: one token covers frame 0 and a corner of frame 1; two stay; one cell is dropped."""
+    """Two frames of 2x2 cells: one token covers frame 0 and a corner of frame 1; two stay; one cell
+    is dropped."""
     merged = MergedTokens(
         features=torch.zeros(3, 1),
         boxes=torch.tensor([[0, 0, 0, 2, 2], [1, 0, 1, 1, 2], [1, 1, 1, 2, 2]]),

@@ -1,4 +1,5 @@
-"""What a reader gets: all formats, the same bytes for the same runs, escaped, and nothing loaded from elsewhere."""
+"""What a reader gets: all formats, the same bytes for the same runs, escaped, and nothing loaded
+from elsewhere."""
 
 import csv
 import io

@@ -60,7 +60,8 @@ def test_reads_what_lmms_eval_wrote(recorded):
 
 
 def test_doc_hash_is_no_identity(recorded):
-    """Why runs are paired by document number, prompt and target: lmms-eval hashes every document to the same value."""
+    """Why runs are paired by document number, prompt and target: lmms-eval hashes every document to
+    the same value."""
     file = next((recorded / "full").rglob("*_samples_vnbench.jsonl"))
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert len({record["doc_hash"] for record in records}) == 1

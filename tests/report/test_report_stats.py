@@ -1,4 +1,5 @@
-"""Intervals and tests against numbers worked out by hand, and against scipy where it is installed."""
+"""Intervals and tests against numbers worked out by hand, and against scipy where it is
+installed."""
 
 import math
 
@@ -8,7 +9,8 @@ from sttm_lmms.report.stats import clustered_error, clustered_interval, mcnemar_
 
 
 def test_clustered_error_by_hand():
-    # mean 0.6; deviations by video: a +0.8, b -1.2, c +0.4; squares sum to 2.24; times 3/2; root / 5.
+    # mean 0.6; deviations by video: a +0.8, b -1.2, c +0.4; squares sum to 2.24; times 3/2; root /
+    # 5.
     error = clustered_error([1, 1, 0, 0, 1], ["a", "a", "b", "b", "c"])
     assert error == pytest.approx(math.sqrt(1.5 * 2.24) / 5)
     assert error == pytest.approx(0.366606, abs=1e-6)

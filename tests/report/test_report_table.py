@@ -97,7 +97,8 @@ def test_the_order_is_the_readers(table):
 
 @pytest.fixture
 def edited(recorded, tmp_path):
-    """Baseline and sttm-50 in a private folder, with a function that edits all samples of one run and task."""
+    """Baseline and sttm-50 in a private folder, with a function that edits all samples of one run
+    and task."""
     for name in ("full", "sttm-50"):
         shutil.copytree(recorded / name, tmp_path / name)
 
@@ -120,7 +121,8 @@ def test_unknown_answers_are_left_out(edited):
 
 
 def test_runs_pair_by_question_id_whatever_the_order(edited):
-    """Our tasks order documents by the number of processes: the same question may have another doc_id."""
+    """Our tasks order documents by the number of processes: the same question may have another
+    doc_id."""
     folder, edit = edited
 
     def identify(record):
@@ -215,7 +217,8 @@ def change_results(folder, run, change):
 
 
 def test_another_way_to_generate_is_another_setting(edited):
-    """Sampled and cut replies are no repetition of a greedy run, and not compared with one in silence."""
+    """Sampled and cut replies are no repetition of a greedy run, and not compared with one in
+    silence."""
     folder, _ = edited
     shutil.copytree(folder / "sttm-50", folder / "sampled")
 
@@ -304,7 +307,8 @@ def test_totals_of_a_resumed_run_without_samples_say_what_they_are_of(edited):
 
 
 def test_a_task_of_options_counts_a_missing_video_once(edited):
-    """Where options are scored, each has a record of its own; the video may be missing in any of them."""
+    """Where options are scored, each has a record of its own; the video may be missing in any of
+    them."""
     folder, edit = edited
 
     def scored(record):

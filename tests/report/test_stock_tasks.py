@@ -1,4 +1,5 @@
-"""lmms-eval's own tasks of the benchmarks, run by its command line: our accuracy is the one it reports."""
+"""lmms-eval's own tasks of the benchmarks, run by its command line: our accuracy is the one it
+reports."""
 
 import os
 import subprocess

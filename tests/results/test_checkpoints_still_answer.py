@@ -1,6 +1,8 @@
-"""The shipped checkpoints on the first test videos: they still answer what is committed under results/.
+"""The shipped checkpoints on the first test videos: they still answer what is committed under
+results/.
 
-A regression in the generated videos, in reading them, in merging or in the engine shows as other answers here.
+A regression in the generated videos, in reading them, in merging or in the engine shows as other
+answers here.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def folder(request):
 
 @pytest.fixture(scope="module")
 def answers(folder, tmp_path_factory):
-    """``{row of the table: what the checkpoint answers now}`` on the first videos of the committed test set."""
+    """``{row of the table: what the checkpoint answers now}`` on the first videos of the committed
+    test set."""
     root = tmp_path_factory.mktemp("mini")
     write_benchmark(root, videos=VIDEOS, seed=100, split="test", **BENCHMARKS[folder])
     model, processor = load_pretrained(shipped(CHECKPOINTS[folder]), dtype=torch.float32, device_map="cpu")

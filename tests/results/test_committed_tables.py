@@ -1,4 +1,5 @@
-"""The committed tables of the trained toys are what their raw answers say, and meet what was promised."""
+"""The committed tables of the trained toys are what their raw answers say, and meet what was
+promised."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def read(folder: str) -> dict[str, dict]:
 
 
 def relative(row: dict, base: dict) -> tuple[float, float, float]:
-    """Accuracy / accuracy of ``base`` on the same questions, and its 95% interval (bootstrap over videos)."""
+    """Accuracy / accuracy of ``base`` on the same questions, and its 95% interval (bootstrap over
+    videos)."""
     ours, theirs = (np.array([*map(int, r["per_question"])], dtype=float).reshape(-1, TRIES) for r in (row, base))
     theirs = theirs[: len(ours)]
     draws = np.random.default_rng(0).integers(len(ours), size=(2000, len(ours)))

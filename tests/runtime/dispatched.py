@@ -1,4 +1,5 @@
-"""What a piece of work asks of the device, counted on any machine: operations, and those that make the host wait."""
+"""What a piece of work asks of the device, counted on any machine: operations, and those that make
+the host wait."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Dispatched(TorchDispatchMode):
 
     Attributes:
         operations: how often each operation was called; views, which launch nothing, are left out.
-        host_reads: operations that make the host wait: values and sizes read, masks as indices, copies between devices.
+        host_reads: operations that make the host wait: values and sizes read, masks as indices,
+            copies between devices.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,9 @@
-"""What people do to a KV cache, on a reduced one: chats, roll-backs, copies, beams, selections, several contexts.
+"""What people do to a KV cache, on a reduced one: chats, roll-backs, copies, beams, selections,
+several contexts.
 
-The reference is slow and obvious: one prefill of the prompt, then every further token as a step of its own, which
-`test_slow_decoder.py` compares with a decoder that is written out. Every other way to feed the same tokens must agree.
+The reference is slow and obvious: one prefill of the prompt, then every further token as a step of
+its own, which `test_slow_decoder.py` compares with a decoder that is written out. Every other way
+to feed the same tokens must agree.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def reducing(model: Any, method: Method):
 
 @pytest.fixture(scope="module")
 def models():
-    """``models(family)``: a model whose answers depend on its prompt, its processor, and the inputs of a prompt."""
+    """``models(family)``: a model whose answers depend on its prompt, its processor, and the inputs
+    of a prompt."""
     built: dict[str, Any] = {}
 
     def get(family: str):
@@ -73,7 +76,8 @@ def models():
 
 
 class Chat:
-    """A prompt with a video, answered greedily; every answer is kept with the logits that it came from."""
+    """A prompt with a video, answered greedily; every answer is kept with the logits that it came
+    from."""
 
     def __init__(self, model: Any, inputs: dict[str, Any], tokens: int = 4, **how: Any) -> None:
         self.model, self.inputs, self.tokens, self.how = model, inputs, tokens, how

@@ -1,4 +1,5 @@
-"""What a decode step costs under the hooks, counted, and that the cheap way computes what the general one does."""
+"""What a decode step costs under the hooks, counted, and that the cheap way computes what the
+general one does."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def prompt(rows: int = 1) -> torch.Tensor:
 
 
 def inputs(model: Any, rows: int, past: int, length: int, masked: bool) -> dict[str, Any]:
-    """What a caller hands over besides the tokens: a mask of all that it has seen, and M-RoPE positions."""
+    """What a caller hands over besides the tokens: a mask of all that it has seen, and M-RoPE
+    positions."""
     given: dict[str, Any] = {"attention_mask": torch.ones(rows, past + length, dtype=torch.long)} if masked else {}
     if model.config.model_type == "qwen2_vl":
         given["position_ids"] = torch.arange(past, past + length).expand(3, rows, length)

@@ -1,4 +1,5 @@
-"""Rotary decoders whose layers attend in different ways: reduced tokens get the masks and tables of their own layer."""
+"""Rotary decoders whose layers attend in different ways: reduced tokens get the masks and tables of
+their own layer."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def test_attention_over_keys_that_a_window_has_dropped_is_refused(embeds):
 
 
 def test_a_prefix_behind_a_window_serves_several_questions(tiny):
-    """A window drops what it has passed, so that a prefix cannot be cut back: each question continues a copy."""
+    """A window drops what it has passed, so that a prefix cannot be cut back: each question
+    continues a copy."""
     stock, processor = tiny("llava_video")
     config = deepcopy(stock.config)
     config.text_config.sliding_window = 64

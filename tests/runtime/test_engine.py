@@ -66,7 +66,8 @@ def test_baseline_is_the_same_code_path(tiny, videos, family):
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize(("start_layer", "positions"), [(0, "continue"), (1, "reference"), (3, "continue")])
 def test_prefix_logits_equal_one_prefill(tiny, videos, family, start_layer, positions):
-    """The logits of every question token after a cached prefix, against the whole prompt at once."""
+    """The logits of every question token after a cached prefix, against the whole prompt at
+    once."""
     model, processor = tiny(family)
     engine = Engine(model, processor, sttm(start_layer, decode_positions=positions), video=VIDEO)
     request = ask(videos[0], QUESTIONS[1])

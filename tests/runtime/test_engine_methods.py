@@ -1,4 +1,5 @@
-"""Every registered method through the engine, in three families: what is shared between questions changes no answer."""
+"""Every registered method through the engine, in three families: what is shared between questions
+changes no answer."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def ask(video, question: str) -> Request:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_shared_prefix_changes_nothing_or_is_refused(tiny, videos, caplog, family, name):
-    """Answers, kept tokens and the scores of continuations; methods that depend on the question say so."""
+    """Answers, kept tokens and the scores of continuations; methods that depend on the question say
+    so."""
     model, processor = tiny(family)
     requests = [ask(videos[0], question) for question in QUESTIONS]
     pairs = [(request, text) for request in requests for text in ("Blue", "B")]

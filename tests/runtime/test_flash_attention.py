@@ -1,6 +1,8 @@
-"""Flash attention with its kernels faked on the CPU: when they are called, with what lengths, and that logits agree.
+"""Flash attention with its kernels faked on the CPU: when they are called, with what lengths, and
+that logits agree.
 
-The fakes stand where the package ``flash_attn`` would; everything else is transformers' own path to the kernels.
+The fakes stand where the package ``flash_attn`` would; everything else is transformers' own path to
+the kernels.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_one_row_never_needs_lengths(tiny, videos, kernels, family, config, reuse):
-    """Positions that do not count up by one (M-RoPE, reduced tokens) are not mistaken for packed sequences."""
+    """Positions that do not count up by one (M-RoPE, reduced tokens) are not mistaken for packed
+    sequences."""
     loaded = tiny(family)
     expected = engine_run(loaded, videos, "sdpa", config, reuse, 1)
     assert not kernels.dense
@@ -124,7 +127,8 @@ def test_one_row_never_needs_lengths(tiny, videos, kernels, family, config, reus
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_two_questions_on_one_prefix(tiny, videos, kernels, family, config):
-    """Questions of two lengths stand behind the prefix with padding between; each row has its own keys."""
+    """Questions of two lengths stand behind the prefix with padding between; each row has its own
+    keys."""
     loaded = tiny(family)
     expected = engine_run(loaded, videos, "sdpa", config, "prefix", 2)
     assert_same(engine_run(loaded, videos, "flash_attention_2", config, "prefix", 2), expected)

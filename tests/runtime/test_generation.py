@@ -1,4 +1,5 @@
-"""Generation settings in force: the checkpoint's own, the request's, and what penalties may look at."""
+"""Generation settings in force: the checkpoint's own, the request's, and what penalties may look
+at."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def requests(videos, **generation) -> list[Request]:
 
 
 def plainly(loaded, config, videos, *, ids: bool, **arguments) -> list[str]:
-    """``model.generate`` on the prepared prompt, with its ids or, as the published LLaVA pipeline, without."""
+    """``model.generate`` on the prepared prompt, with its ids or, as the published LLaVA pipeline,
+    without."""
     model, processor = loaded
     engine = Engine(model, processor, config, video=VIDEO)
     found = []
@@ -76,7 +78,8 @@ def plainly(loaded, config, videos, *, ids: bool, **arguments) -> list[str]:
 @pytest.mark.parametrize("config", [None, STTMConfig(0.995, 0.995)], ids=["all tokens", "sttm"])
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_penalties_see_what_they_saw_in_the_published_pipeline(loaded, videos, family, config):
-    """LLaVA: new tokens only. Qwen2-VL: the prompt too. The same with and without reuse, one by one and in a batch."""
+    """LLaVA: new tokens only. Qwen2-VL: the prompt too. The same with and without reuse, one by one
+    and in a batch."""
     model, processor = loaded(family)
     by = {ids: plainly((model, processor), config, videos, ids=ids) for ids in (True, False)}
     assert by[True] != by[False]

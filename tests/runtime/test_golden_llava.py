@@ -1,4 +1,5 @@
-"""LLaVA-Video and LLaVA-OneVision checkpoints of the original layout under `reduce_tokens`, case by case."""
+"""LLaVA-Video and LLaVA-OneVision checkpoints of the original layout under `reduce_tokens`, case by
+case."""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ def test_case(models, tensors, name):
 
 
 def test_the_stock_class_finds_its_video(models, tensors):
-    """Plain API: pixel values in, the newline that the stock class appends stays out of the grid."""
+    """Plain API: pixel values in, the newline that the stock class appends stays out of the
+    grid."""
     model, _, span = prompt(models, tensors, CASES[STTM[0]])
     ids = tensors["inputs/video_input_ids"].flatten()
     video = torch.full((span.length + 1,), model.config.video_token_id)

@@ -1,4 +1,5 @@
-"""The stock Qwen2-VL class under `reduce_tokens` against the published implementation, case by case."""
+"""The stock Qwen2-VL class under `reduce_tokens` against the published implementation, case by
+case."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def test_case(model, tensors, name):
 
 @pytest.mark.parametrize("name", STTM[::7])
 def test_positions_and_merged_states(model, tensors, name):
-    """What the start layer receives: the survivors' own (t, h, w) positions and the recorded features."""
+    """What the start layer receives: the survivors' own (t, h, w) positions and the recorded
+    features."""
     case = CASES[name]
     decoder = model.model.language_model
     seen = {}

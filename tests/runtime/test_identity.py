@@ -1,4 +1,5 @@
-"""What is remembered is what was given: a video is known by its content, not by its name or its place in memory."""
+"""What is remembered is what was given: a video is known by its content, not by its name or its
+place in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def request(source, text: str = "What moves?", **changes) -> Request:
 
 
 class Buffers:
-    """Sources that live at one place: a buffer that is filled again, a file that is written over."""
+    """Sources that live at one place: a buffer that is filled again, a file that is written
+    over."""
 
     def __init__(self, folder: Path) -> None:
         self.array, self.tensor = clip(0), torch.from_numpy(clip(0))
@@ -102,8 +104,8 @@ SEEDS = range(3)
 
 @pytest.fixture(scope="module")
 def fresh(tiny, tmp_path_factory):
-    """``fresh(form)``: the answer to each seed's clip by an engine that has seen nothing else. Forms that lose nothing
-    show the same clip."""
+    """``fresh(form)``: the answer to each seed's clip by an engine that has seen nothing else.
+    Forms that lose nothing show the same clip."""
     known: dict[str, list[str]] = {}
 
     def answers(form: str) -> list[str]:
@@ -122,7 +124,8 @@ def fresh(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("form", SOURCES)
 def test_every_question_is_answered_about_the_video_that_was_given(tiny, tmp_path, fresh, form):
-    """Sources live no longer than their call, so that the next one may get their place in memory."""
+    """Sources live no longer than their call, so that the next one may get their place in
+    memory."""
     buffers, engine = Buffers(tmp_path), Engine(*tiny("llava_video"), CONFIG, video=VIDEO)
     found = [engine.generate([request(SOURCES[form](buffers, seed))])[0] for seed in SEEDS]
     assert [answer.text for answer in found] == fresh(form)

@@ -1,4 +1,5 @@
-"""What a forward pass is given is what it uses: ids at any module, positions, spans of rows, and what is refused."""
+"""What a forward pass is given is what it uses: ids at any module, positions, spans of rows, and
+what is refused."""
 
 from __future__ import annotations
 
@@ -223,7 +224,8 @@ ROWS = {
 @torch.inference_mode()
 @pytest.mark.parametrize("case", ROWS)
 def test_spans_stay_in_their_rows(qwen2, case):
-    """Rows that differ are prompts, rows that are equal are copies of one; each is what it is alone."""
+    """Rows that differ are prompts, rows that are equal are copies of one; each is what it is
+    alone."""
     embeds, rows, lengths = ROWS[case]
     with reduce_tokens(qwen2, HALF, spans=[VideoSpan(5, (4, 4, 4), row) for row in rows]):
         found = qwen2(inputs_embeds=embeds).logits

@@ -1,4 +1,5 @@
-"""What is predicted before a run against what a run holds: exact where it is counted, enough where it is allowed."""
+"""What is predicted before a run against what a run holds: exact where it is counted, enough where
+it is allowed."""
 
 from __future__ import annotations
 

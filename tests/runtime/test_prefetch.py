@@ -71,7 +71,8 @@ def test_no_more_than_depth_results_wait():
 
 
 def test_work_overlaps():
-    """Jobs and caller sleep at the same time: sleeping needs no core, so the times do not depend on the machine."""
+    """Jobs and caller sleep at the same time: sleeping needs no core, so the times do not depend on
+    the machine."""
     ahead = Prefetcher(2, workers=1)
     began = time.perf_counter()
     for item in ahead.ahead(range(9), lambda item: (item, lambda: time.sleep(0.1))):

@@ -11,7 +11,8 @@ from sttm_lmms.runtime.recent import Recent
 
 
 def test_prefixes_held_are_bounded(tiny, videos):
-    """Two questions on each of three videos, one call a question: more prefixes held, fewer prefills."""
+    """Two questions on each of three videos, one call a question: more prefixes held, fewer
+    prefills."""
     model, processor = tiny("llava_video")
     calls = [ask(video, question) for question in ("a", "b") for video in videos]
     prefills, answers = {}, {}

@@ -1,4 +1,5 @@
-"""The plain transformers API under `reduce_tokens`: stock classes, stock processors, no traces left behind."""
+"""The plain transformers API under `reduce_tokens`: stock classes, stock processors, no traces left
+behind."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def test_stock_class_and_processor(tiny, family):
 @FAMILIES
 @pytest.mark.parametrize("start_layer", [0, 2])
 def test_a_padded_batch_gives_the_rows_of_single_runs(tiny, family, start_layer):
-    """Rows keep different numbers of tokens, so the short sequences are padded anew, layer by layer."""
+    """Rows keep different numbers of tokens, so the short sequences are padded anew, layer by
+    layer."""
     model, processor = tiny(family)
     config = STTMConfig(0.995, 0.995, start_layer=start_layer)
     clips = [moving_squares(0, 8), np.repeat(moving_squares(1, 1), 8, axis=0)]

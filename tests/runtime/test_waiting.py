@@ -1,4 +1,5 @@
-"""How often a reduced prefill makes the host wait for the device, counted; and that timing adds nothing to it."""
+"""How often a reduced prefill makes the host wait for the device, counted; and that timing adds
+nothing to it."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def test_a_prefill_with_known_spans_reads_nothing(tiny, family, method):
 
 
 def test_a_mask_that_a_caller_gives_is_looked_at_once(tiny):
-    """Whether it has padding at all; nobody else knows. The counter sees it, so it would see others."""
+    """Whether it has padding at all; nobody else knows. The counter sees it, so it would see
+    others."""
     model, _ = tiny("llava_video")
     assert prefill(model, "random", torch.ones(1, LENGTH, dtype=torch.long)).host_reads.total() == 1
 

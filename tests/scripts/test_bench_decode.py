@@ -1,4 +1,5 @@
-"""The decode benchmark in small: both ways run on the same cache, and hooks add few operations to a step."""
+"""The decode benchmark in small: both ways run on the same cache, and hooks add few operations to a
+step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The needle benchmark of real language models, on a tiny random one: its cases, a run that resumes, its tables."""
+"""The needle benchmark of real language models, on a tiny random one: its cases, a run that
+resumes, its tables."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def option(words, name):
 
 
 def settings_of(words):
-    """What the wrapper makes of the command's arguments, with the checkpoint's own newline layout filled in."""
+    """What the wrapper makes of the command's arguments, with the checkpoint's own newline layout
+    filled in."""
     from lmms_eval.utils import simple_parse_args_string
 
     from sttm_lmms.families import get_family

@@ -1,4 +1,5 @@
-"""The recipe of the embedded checkpoint: its forward pass is the model's own; it learns, resumes, exports."""
+"""The recipe of the embedded checkpoint: its forward pass is the model's own; it learns, resumes,
+exports."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def batch(student):
 
 @torch.no_grad()
 def test_the_forward_pass_is_that_of_transformers(student, batch):
-    """All questions of a video at once give the logits that each gives alone in the exported model's decoder."""
+    """All questions of a video at once give the logits that each gives alone in the exported
+    model's decoder."""
     model = as_llava(student)
     embed = student.decoder.model.embed_tokens
     trace = run(student.decoder, student.context(batch.visual), embed(batch.ids), batch.lengths)

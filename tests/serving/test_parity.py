@@ -1,4 +1,5 @@
-"""The answers of vLLM itself beside those of our own engine, on a CPU in float32 (``make test-vllm``)."""
+"""The answers of vLLM itself beside those of our own engine, on a CPU in float32
+(``make test-vllm``)."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ def untrained(tmp_path_factory):
     root = tmp_path_factory.mktemp("untrained")
     sizes = TinySizes(hidden_size=128)  # vLLM's attention on a CPU wants heads of at least 32 channels
     checkpoint = build_tiny_checkpoint(root / "checkpoint", "llava_onevision", sizes=sizes)
-    # As in real checkpoints, the last id, which stands for the prompt where repetition is penalised, is never said.
+    # As in real checkpoints, the last id, which stands for the prompt where repetition is
+    # penalised, is never said.
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["lm_head.weight"][-1] = 0
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})

@@ -95,7 +95,8 @@ def side(request, tmp_path_factory):
 
 
 def _speak(file: Path) -> None:
-    """Scale random weights so that answers depend on the prompt; the tower's name as vLLM 0.32 knows it."""
+    """Scale random weights so that answers depend on the prompt; the tower's name as vLLM 0.32
+    knows it."""
     tensors = {}
     for name, tensor in load_file(file).items():
         decoder = "visual" not in name and "vision" not in name

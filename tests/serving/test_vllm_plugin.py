@@ -1,4 +1,5 @@
-"""The vLLM plugin's own arithmetic, without vLLM: counts, digits, positions under every chunking."""
+"""The vLLM plugin's own arithmetic, without vLLM: counts, digits, positions under every
+chunking."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def test_integers_that_cannot_travel_are_refused(value):
 
 @dataclass
 class Prompt:
-    """A full prompt with random images and videos, and the same prompt with some video tokens left out.
+    """A full prompt with random images and videos, and the same prompt with some video tokens left
+    out.
 
     Attributes:
         full: ``[3, L]`` positions of the full prompt.

@@ -17,7 +17,8 @@ from sttm_lmms.benchmarks import FORMATS
 
 
 class Scripted(lmms):
-    """Replies the right letter in a sentence, except to every third question of a task, which fails."""
+    """Replies the right letter in a sentence, except to every third question of a task, which
+    fails."""
 
     is_simple = False
 
@@ -47,7 +48,8 @@ def test_scores_reach_the_result(result):
     scores = result["results"]
     assert scores["sttm_nextqa"]["accuracy,none"] == pytest.approx(2 / 3)
     assert scores["sttm_vnbench"]["accuracy,none"] == pytest.approx(8 / 12)
-    # In the order of the file, every third question is about the same sample: all of its tries are lost.
+    # In the order of the file, every third question is about the same sample: all of its tries are
+    # lost.
     assert scores["sttm_vnbench"]["circular,none"] == pytest.approx(2 / 3)
     assert {"circular/retrieval,none", "circular/ordering,none", "circular/counting,none"} <= set(
         scores["sttm_vnbench"]

@@ -1,4 +1,5 @@
-"""Files that are not readable videos: each a VideoError that names the file, the reason and the way out."""
+"""Files that are not readable videos: each a VideoError that names the file, the reason and the way
+out."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ def _binary(data: bytes) -> bytes:
 
 
 def _legacy_storage(trace: Path) -> bytes:
-    """What ``torch.load(..., weights_only=False)`` executes: torch's own loading code makes this call."""
+    """What ``torch.load(..., weights_only=False)`` executes: torch's own loading code makes this
+    call."""
     stream = io.BytesIO()
     torch.save(Reduce(exec, _code(trace)), stream, _use_new_zipfile_serialization=False)
     return stream.getvalue()

@@ -1,4 +1,5 @@
-"""Files of which a player shows other pictures, or at other times, than their packets suggest at first sight."""
+"""Files of which a player shows other pictures, or at other times, than their packets suggest at
+first sight."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from sttm_lmms.video.pyav_reader import to_rgb
 
 
 def shown(path: Path, stream: int = 0) -> tuple[np.ndarray, list[float]]:
-    """The slow obvious way: every picture that decoding the whole file gives, and when it is shown."""
+    """The slow obvious way: every picture that decoding the whole file gives, and when it is
+    shown."""
     pictures, times = [], []
     with av.open(str(path)) as container:
         video = container.streams.video[stream]
@@ -114,7 +116,8 @@ def test_rounded_times_are_a_constant_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".webm", ".mkv", ".avi"])
 def test_pictures_that_are_never_shown(tmp_path: Path, suffix: str) -> None:
-    """VP8 frames whose header says so, which others refer to: bit 4 of the first byte (RFC 6386, 9.1)."""
+    """VP8 frames whose header says so, which others refer to: bit 4 of the first byte (RFC 6386,
+    9.1)."""
     whole = encode(tmp_path / f"whole{suffix}", "libvpx", "yuv420p", moving(40), options={"auto-alt-ref": "0"})
     data = bytearray(whole.read_bytes())
     hidden = (3, 11, 12, 39)
@@ -161,7 +164,8 @@ def test_frames_that_avi_drops(tmp_path: Path) -> None:
 def test_broken_packets(
     plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, numbers: list[int]
 ) -> None:
-    """In place of each picture that cannot be decoded comes the one before it; all others are there."""
+    """In place of each picture that cannot be decoded comes the one before it; all others are
+    there."""
     path = damaged(remux(plain, tmp_path / f"whole{suffix}", {}), tmp_path / f"broken{suffix}", numbers)
     pictures, times = shown(path)
     assert len(pictures) < 60

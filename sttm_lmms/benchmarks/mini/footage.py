@@ -16,7 +16,8 @@ class Scene:
     Attributes:
         texture: ``[3, S, S]`` float32 in [0, 1].
         start, velocity: centre of the view at time 0 and its motion per second, in texture widths.
-        zoom, zoom_rate: half extent of the view in texture widths at time 0, and its relative change per second.
+        zoom, zoom_rate: half extent of the view in texture widths at time 0, and its relative
+            change per second.
         sway: amplitude (texture widths) and frequency (radians per second) of the hand's shake.
     """
 
@@ -51,7 +52,8 @@ class Footage:
     noise: float
 
     def render(self, times: np.ndarray, height: int, width: int) -> torch.Tensor:
-        """Frames ``[n, 3, height, width]`` float32 in [0, 1] at increasing ``times`` (seconds), without noise."""
+        """Frames ``[n, 3, height, width]`` float32 in [0, 1] at increasing ``times`` (seconds),
+        without noise."""
         shot = np.searchsorted(np.asarray(self.starts), times, side="right") - 1
         parts = []
         for i in np.unique(shot):

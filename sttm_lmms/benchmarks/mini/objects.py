@@ -51,8 +51,8 @@ def paint(frames: torch.Tensor, index: int, x: float, y: float, size: float, gri
     Args:
         frames: ``[n, 3, H, W]`` float in [0, 1].
         x, y: centre, as a share of the width and the height.
-        size: extent in cells of a ``grid x grid`` division of the frame, so that a needle covers the same cells
-            whatever the frame's size and aspect ratio.
+        size: extent in cells of a ``grid x grid`` division of the frame, so that a needle covers
+            the same cells whatever the frame's size and aspect ratio.
         grid: cells a side.
 
     Returns:

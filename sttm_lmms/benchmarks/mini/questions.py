@@ -1,4 +1,5 @@
-"""Where the needles go and what is asked about them: retrieval, ordering and counting, with four options each."""
+"""Where the needles go and what is asked about them: retrieval, ordering and counting, with four
+options each."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class Question:
     Attributes:
         kind: ``ret``, ``ord`` or ``cnt``.
         text: the question.
-        contents: what each option says: object indices (``ret``: one, ``ord``: several) or a count (``cnt``).
+        contents: what each option says: object indices (``ret``: one, ``ord``: several) or a count
+            (``cnt``).
         answer: index of the right option.
         needles: the objects asked for.
     """
@@ -71,14 +73,17 @@ class Question:
 
 
 def slots(seconds: float) -> int:
-    """Seconds in which a needle may appear: all but the last begun one, which 1-fps sampling can hit twice."""
+    """Seconds in which a needle may appear: all but the last begun one, which 1-fps sampling can
+    hit twice."""
     return int(np.ceil(seconds)) - 1
 
 
 def place(rng: np.random.Generator, objects: Sequence[int], seconds: float, grid: int = GRID) -> tuple[Event, ...]:
-    """Events for ``objects`` in this order, at random seconds, needles of neighbouring seconds apart in space.
+    """Events for ``objects`` in this order, at random seconds, needles of neighbouring seconds
+    apart in space.
 
-    Centres lie well inside a cell of a ``grid x grid`` division, so that each needle has one cell of its own.
+    Centres lie well inside a cell of a ``grid x grid`` division, so that each needle has one cell
+    of its own.
     """
     times = sorted(rng.choice(slots(seconds), size=len(objects), replace=False).tolist())
     events: list[Event] = []
@@ -98,10 +103,12 @@ def place(rng: np.random.Generator, objects: Sequence[int], seconds: float, grid
 
 
 def sample_objects(rng: np.random.Generator, kind: str, room: int) -> tuple[list[int], tuple[int, ...]]:
-    """Objects in order of appearance for one video, distractors mixed in, at most ``room``; and those asked for.
+    """Objects in order of appearance for one video, distractors mixed in, at most ``room``; and
+    those asked for.
 
-    For counting, the number of distractors varies independently of the count as far as there is room, and they may
-    repeat as well, so that neither the total nor a repetition gives the count away.
+    For counting, the number of distractors varies independently of the count as far as there is
+    room, and they may repeat as well, so that neither the total nor a repetition gives the count
+    away.
     """
     fresh = rng.permutation(len(OBJECTS)).tolist()
     if kind == "cnt":
@@ -116,7 +123,8 @@ def sample_objects(rng: np.random.Generator, kind: str, room: int) -> tuple[list
 
 
 def ask_retrieval(rng: np.random.Generator, events: Sequence[Event], wanted: int | None = None) -> Question:
-    """Which one of four objects appears: ``wanted`` (else any that does) against three that do not."""
+    """Which one of four objects appears: ``wanted`` (else any that does) against three that do
+    not."""
     present = sorted({event.index for event in events})
     wanted = int(rng.choice(present)) if wanted is None else wanted
     absent = [i for i in rng.permutation(len(OBJECTS)).tolist() if i not in present][:3]
@@ -124,7 +132,8 @@ def ask_retrieval(rng: np.random.Generator, events: Sequence[Event], wanted: int
 
 
 def ask_ordering(rng: np.random.Generator, events: Sequence[Event], wanted: Sequence[int] | None = None) -> Question:
-    """In which order ``ORDERED`` objects appear that are seen once each; ``wanted`` defaults to any such."""
+    """In which order ``ORDERED`` objects appear that are seen once each; ``wanted`` defaults to any
+    such."""
     seen = Counter(event.index for event in events)
     order = [event.index for event in events if seen[event.index] == 1]
     if wanted is None:

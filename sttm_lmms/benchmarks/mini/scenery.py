@@ -1,8 +1,9 @@
-"""The two sets of Mini-VNBench: what the needles lie in, how small they are, how the videos are shaped.
+"""The two sets of Mini-VNBench: what the needles lie in, how small they are, how the videos are
+shaped.
 
-In ``TEXTURED`` a cell resembles itself a second later more than its neighbours. In ``PLAIN``, with large plain areas
-and a camera that moves on, it is the other way round: a merging method that works within frames has much to do there,
-one that works across frames has little.
+In ``TEXTURED`` a cell resembles itself a second later more than its neighbours. In ``PLAIN``, with
+large plain areas and a camera that moves on, it is the other way round: a merging method that works
+within frames has much to do there, one that works across frames has little.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Scenery:
 
     Attributes:
         texture: draws what one shot shows.
-        cuts: draws the seconds at which shots begin, the first at 0, for footage of so many seconds.
+        cuts: draws the seconds at which shots begin, the first at 0, for footage of so many
+            seconds.
         speed, zoom: of the camera, from and to; zoom_rate, sway: at most (see ``Scene``).
         noise: of the footage, at most.
         grid: cells a side that needles are placed on and measured in.

@@ -1,4 +1,5 @@
-"""What the camera sees of the two sets, from a seed: rough textures, or large plain areas with detail in few places."""
+"""What the camera sees of the two sets, from a seed: rough textures, or large plain areas with
+detail in few places."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def _gradient(rng: np.random.Generator, x: torch.Tensor, y: torch.Tensor) -> tor
 
 
 def plain_texture(rng: np.random.Generator) -> torch.Tensor:
-    """``[3, S, S]`` float32 in [0, 1]: three to five large areas and two to four small patches of detail."""
+    """``[3, S, S]`` float32 in [0, 1]: three to five large areas and two to four small patches of
+    detail."""
     axis = (torch.arange(PLAIN_SIZE) + 0.5) / PLAIN_SIZE
     x, y = axis[None, :].expand(PLAIN_SIZE, -1), axis[:, None].expand(-1, PLAIN_SIZE)
     image = _gradient(rng, x, y)

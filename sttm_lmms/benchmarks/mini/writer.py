@@ -29,7 +29,8 @@ class MiniVideo:
 
     Attributes:
         name: file name without suffix; ends in the task type, as in VNBench.
-        style: ``edit`` (needles drawn over the footage) or ``insert`` (on still pictures put into the footage).
+        style: ``edit`` (needles drawn over the footage) or ``insert`` (on still pictures put into
+            the footage).
         seconds: length of the finished video.
         size: (width, height) in pixels.
         fps: frames per second.
@@ -77,7 +78,8 @@ class MiniVideo:
         yield from pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
     def records(self) -> list[dict[str, object]]:
-        """Annotation records: the question in ``TRIES`` orders of its options, the right one in every place."""
+        """Annotation records: the question in ``TRIES`` orders of its options, the right one in
+        every place."""
         rng = np.random.default_rng((*self.seed, 1))
         inserted = len(self.events) if self.style == "insert" else 0
         asked = sorted(event.second for event in self.events if event.index in self.question.needles)
@@ -113,7 +115,8 @@ def plan_video(
     sizes: Sequence[tuple[int, int]] | None = None,
     fps: Sequence[float] | None = None,
 ) -> MiniVideo:
-    """Video ``number`` of a split: kinds and styles take turns, all else is drawn from (split, seed, number)."""
+    """Video ``number`` of a split: kinds and styles take turns, all else is drawn from (split,
+    seed, number)."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     if scenery not in SCENERIES:
@@ -146,11 +149,13 @@ def write_benchmark(
 
     Args:
         out_dir: the data root.
-        videos: how many; retrieval, ordering and counting take turns, each with edited and inserted needles.
+        videos: how many; retrieval, ordering and counting take turns, each with edited and inserted
+            needles.
         seed: other seeds give other videos; so does the other split.
         split: ``"train"`` or ``"test"``.
-        scenery: ``"textured"`` (rough texture, slow camera: much to merge in time) or ``"plain"`` (large plain areas,
-            needles half as large, fast camera and cuts: much to merge in space).
+        scenery: ``"textured"`` (rough texture, slow camera: much to merge in time) or ``"plain"``
+            (large plain areas, needles half as large, fast camera and cuts: much to merge in
+            space).
         lengths: lengths in seconds to draw from, at least 5; by default those of the scenery.
         sizes: (width, height) in pixels to draw from, even; by default those of the scenery.
         fps: frame rates to draw from; by default those of the scenery.

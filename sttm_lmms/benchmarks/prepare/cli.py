@@ -52,7 +52,8 @@ def check_command(
     root: Annotated[Path | None, typer.Option(help="Data root; $STTM_DATA_ROOT or ./datasets by default.")] = None,
     read_videos: Annotated[bool, typer.Option("--read-videos", help="Also open every video.")] = False,
 ) -> None:
-    """Say what a data folder lacks; without a benchmark, of every one whose annotations are there."""
+    """Say what a data folder lacks; without a benchmark, of every one whose annotations are
+    there."""
     folder = root or data_root()
     names = benchmark or [name for name in FORMATS if _is_present(folder, name)]
     if not names:

@@ -27,8 +27,9 @@ def prepare(
 ) -> Report:
     """Convert the release of a benchmark to ``{out}/{benchmark}/annotations`` and ``videos``.
 
-    A second run goes on where an interrupted one stopped: videos that are in place and lengths that are known stay. The
-    annotation file is written last, and only if every video is there and readable.
+    A second run goes on where an interrupted one stopped: videos that are in place and lengths that
+    are known stay. The annotation file is written last, and only if every video is there and
+    readable.
 
     Args:
         benchmark: a name of ``FORMATS``.

@@ -17,8 +17,8 @@ from sttm_lmms.errors import AnnotationError
 
 Record = dict[str, Any]
 Converted = tuple[Record, str]
-"""A record in the STTM format (without what is measured), and the path of its video in the release, without suffix: the
-name alone, or the last folder and the name."""
+"""A record in the STTM format (without what is measured), and the path of its video in the release,
+without suffix: the name alone, or the last folder and the name."""
 
 _ACCOUNT = re.compile(r"^@.+-(?=\d)")
 
@@ -51,8 +51,8 @@ def convert_release(benchmark: str, raw: Path, ignore: Sequence[str] = ()) -> li
         ignore: unknown keys that do not matter.
 
     Raises:
-        AnnotationError: a file cannot be read, or a record lacks a key, has an unknown one or a bad value; names the
-            file and the record (from 0).
+        AnnotationError: a file cannot be read, or a record lacks a key, has an unknown one or a bad
+            value; names the file and the record (from 0).
     """
     release = RELEASES[benchmark]
     files = [raw] if raw.is_file() else sorted({path for pattern in release.files for path in raw.glob(pattern)})
@@ -80,7 +80,8 @@ def convert_release(benchmark: str, raw: Path, ignore: Sequence[str] = ()) -> li
 
 
 def _read(path: Path) -> list[Record]:
-    """The records of a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, as plain Python values."""
+    """The records of a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file, as plain Python
+    values."""
     try:
         match path.suffix.lower():
             case ".json":
@@ -103,7 +104,8 @@ def _read(path: Path) -> list[Record]:
 
 
 def _check_keys(record: Record, required: Sequence[str], known: set[str]) -> None:
-    """``ValueError`` naming the keys that a record lacks, or those that the converter does not know."""
+    """``ValueError`` naming the keys that a record lacks, or those that the converter does not
+    know."""
     if lacking := [key for key in required if key not in record]:
         raise ValueError(f"missing keys {', '.join(map(repr, lacking))}; the record has {', '.join(map(repr, record))}")
     if strange := [key for key in record if key not in {*required, *known}]:
@@ -114,7 +116,8 @@ def _check_keys(record: Record, required: Sequence[str], known: set[str]) -> Non
 
 
 def _egoschema_answers(raw: Path) -> dict[str, Any]:
-    """The published answers, ``{q_uid: index}``, from ``subset_answers.json`` beside the questions; {} without it."""
+    """The published answers, ``{q_uid: index}``, from ``subset_answers.json`` beside the questions;
+    {} without it."""
     path = (raw if raw.is_dir() else raw.parent) / "subset_answers.json"
     try:
         answers = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
@@ -146,7 +149,8 @@ def _videomme(record: Record, path: Path) -> Converted:
 
 
 def _longvideobench(record: Record, path: Path) -> Converted:
-    # Videos of accounts are called "@account-1234" in the release, and by their number alone in the published files.
+    # Videos of accounts are called "@account-1234" in the release, and by their number alone in the
+    # published files.
     video_id, question_id = (_ACCOUNT.sub("", record[key]) for key in ("video_id", "id"))
     return {
         "videoID": video_id,

@@ -1,4 +1,5 @@
-"""Finds the videos of a release, puts them where the tasks look for them, and measures how long they last."""
+"""Finds the videos of a release, puts them where the tasks look for them, and measures how long
+they last."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def find_videos(folder: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str,
     """The file of each video that lies somewhere below a folder.
 
     Args:
-        names: video id -> what its file may be called: a name, or its last folder and its name, without suffix.
+        names: video id -> what its file may be called: a name, or its last folder and its name,
+            without suffix.
 
     Raises:
         AnnotationError: the folder does not exist, or two different files have one name.
@@ -53,7 +55,8 @@ def find_videos(folder: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str,
 def place_video(source: Path, target: Path, *, copy: bool) -> None:
     """Make ``target`` a link to (or a copy of) ``source``; nothing happens where it is one already.
 
-    A copy gets its name only when it is complete, so that an interrupted run leaves no half file behind.
+    A copy gets its name only when it is complete, so that an interrupted run leaves no half file
+    behind.
     """
     if target.exists() and (target.samefile(source) or target.stat().st_size == source.stat().st_size):
         return
@@ -70,8 +73,9 @@ def measure(videos: Mapping[str, Path], cache: Path, *, progress: bool) -> tuple
     """Seconds of each video by id, and the reason for each that cannot be read.
 
     Args:
-        cache: file of what is known, so that an interrupted run goes on where it stopped. A measurement counts as long
-            as the video has the size and the time of change it was made with.
+        cache: file of what is known, so that an interrupted run goes on where it stopped. A
+            measurement counts as long as the video has the size and the time of change it was made
+            with.
         progress: show a progress bar.
     """
     try:

@@ -45,8 +45,8 @@ _SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Frames:
-    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in ``VideoSettings``; pixel limits
-    where they are not the family's own."""
+    """At most ``max_frames`` frames, sampled at ``fps`` a second; ``sampling`` as in
+    ``VideoSettings``; pixel limits where they are not the family's own."""
 
     max_frames: int
     fps: float
@@ -55,7 +55,8 @@ class Frames:
     max_pixels: int | None = None
 
     def settings(self, **chosen: Any) -> VideoSettings:
-        """These frames, but for what was ``chosen``: fields of ``VideoSettings`` by name; None leaves one as it is."""
+        """These frames, but for what was ``chosen``: fields of ``VideoSettings`` by name; None
+        leaves one as it is."""
         from sttm_lmms.video import VideoSettings
 
         return VideoSettings(**{**asdict(self), **{name: value for name, value in chosen.items() if value is not None}})
@@ -63,8 +64,8 @@ class Frames:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of one model on one benchmark: :class:`~sttm_lmms.STTMConfig` has the first five, the frame
-    sampling of ``VideoSettings`` the others."""
+    """Settings of one model on one benchmark: :class:`~sttm_lmms.STTMConfig` has the first five,
+    the frame sampling of ``VideoSettings`` the others."""
 
     spatial_threshold: float
     temporal_threshold: float
@@ -98,14 +99,17 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
     """The settings a preset has for a model and a task.
 
     Args:
-        preset: a name of :func:`preset_names` or the path of a YAML file; ``NAME:SIZE`` gives the size, too.
+        preset: a name of :func:`preset_names` or the path of a YAML file; ``NAME:SIZE`` gives the
+            size, too.
         family: name of a model family, such as ``"llava_video"``.
-        task: name of a task of ours or of lmms-eval (``videomme``, ``mlvu_dev``, ``longvideobench_val_v``, ...).
-        size: for example ``"7b"``; by default read from ``checkpoint``, a hub id or a folder whose name contains it.
+        task: name of a task of ours or of lmms-eval (``videomme``, ``mlvu_dev``,
+            ``longvideobench_val_v``, ...).
+        size: for example ``"7b"``; by default read from ``checkpoint``, a hub id or a folder whose
+            name contains it.
 
     Raises:
-        ValueError: the preset, the task or the combination is unknown (the message lists what exists), the size cannot
-            be told, or the file does not have the layout above.
+        ValueError: the preset, the task or the combination is unknown (the message lists what
+            exists), the size cannot be told, or the file does not have the layout above.
     """
     preset, _, given = preset.partition(":") if re.search(r":[\d.]+b$", preset, re.IGNORECASE) else (preset, "", "")
     models = _read(preset)
@@ -136,10 +140,11 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
 
 
 def resolve_frames(family: str, task: str) -> Frames:
-    """The frames of the published runs of a family on a task; tasks that are not in the paper get the family's default.
+    """The frames of the published runs of a family on a task; tasks that are not in the paper get
+    the family's default.
 
-    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere else. Families that
-    the paper does not have are sampled as the model does in all tasks.
+    Our own tasks sample as the published runs did, those of lmms-eval as the model does everywhere
+    else. Families that the paper does not have are sampled as the model does in all tasks.
 
     Raises:
         ValueError: the family is unknown.
@@ -156,8 +161,8 @@ def resolve_frames(family: str, task: str) -> Frames:
 def resolve_video(name: str, family: str) -> Frames:
     """The video settings called ``name`` of a family.
 
-    ``official`` is what its makers use. ``frames-16`` (or any other number) is so many frames of every video, evenly
-    spread: with a budget, more frames at the same cost.
+    ``official`` is what its makers use. ``frames-16`` (or any other number) is so many frames of
+    every video, evenly spread: with a budget, more frames at the same cost.
 
     Raises:
         ValueError: there are none of that name, or not for this family.
@@ -173,13 +178,15 @@ def resolve_video(name: str, family: str) -> Frames:
 
 
 def benchmark_of(task: str) -> str | None:
-    """The benchmark a task belongs to, by its name: ``sttm_mlvu``, ``mlvu_dev`` -> ``"mlvu"``; None if to none."""
+    """The benchmark a task belongs to, by its name: ``sttm_mlvu``, ``mlvu_dev`` -> ``"mlvu"``; None
+    if to none."""
     name = task.removeprefix("sttm_")
     return next((benchmark for benchmark in FORMATS if name == benchmark or name.startswith(f"{benchmark}_")), None)
 
 
 def size_of(checkpoint: str) -> str:
-    """The size in the name of a checkpoint, ``"lmms-lab/LLaVA-Video-7B-Qwen2" -> "7b"``; "" if there is none."""
+    """The size in the name of a checkpoint, ``"lmms-lab/LLaVA-Video-7B-Qwen2" -> "7b"``; "" if
+    there is none."""
     sizes = _SIZE.findall(checkpoint)
     return sizes[-1].lower() if sizes else ""
 

@@ -17,17 +17,19 @@ from sttm_lmms.methods.sttm.similarity import Similarities, Thresholds, measure
 def calibrate(
     features: Iterable[torch.Tensor], budget: float, config: STTMConfig, head_dim: int | None = None
 ) -> Thresholds:
-    """One fixed pair of thresholds that meets a budget on average over videos, as the paper uses them.
+    """One fixed pair of thresholds that meets a budget on average over videos, as the paper uses
+    them.
 
     Args:
-        features: visual tokens ``[T, H, W, C]`` of each video, at the layer where they are to be merged. Taken one at a
-            time; only similarities are kept.
+        features: visual tokens ``[T, H, W, C]`` of each video, at the layer where they are to be
+            merged. Taken one at a time; only similarities are kept.
         budget: average over videos of kept tokens / all tokens, in (0, 1].
         config: everything but thresholds and budget.
         head_dim: see :func:`sttm_lmms.methods.sttm.merge_video_tokens`.
 
     Raises:
-        ValueError: there is no video, the budget is out of range, or no thresholds keep so few tokens.
+        ValueError: there is no video, the budget is out of range, or no thresholds keep so few
+            tokens.
     """
     check_number("budget", budget, 0.0, 1.0, low_open=True)
     videos: list[tuple[Similarities, Grid]] = []

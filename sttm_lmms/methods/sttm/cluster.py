@@ -1,6 +1,7 @@
 """Thresholds to tokens: the leaves of the quadtrees (section 3.2), joined along time (section 3.3).
 
-Tokens are labels of the cells. A token is known by its *anchor*, the flat index of its top-left cell.
+Tokens are labels of the cells. A token is known by its *anchor*, the flat index of its top-left
+cell.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from sttm_lmms.methods.sttm.pyramid import leaf_level
 from sttm_lmms.methods.sttm.similarity import Similarities, Thresholds, TokenCount
 
 FEWEST_ROUNDS = 6
-"""Rounds of the union that every video gets on accelerators; made-up ones of up to 32 frames needed at most 5."""
+"""Rounds of the union that every video gets on accelerators; made-up ones of up to 32 frames needed
+at most 5."""
 
 COUNTING_BYTES = 1 << 25
-"""Counting at many pairs of thresholds at once may take as many bytes as the features, but always as many as this."""
+"""Counting at many pairs of thresholds at once may take as many bytes as the features, but always
+as many as this."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Labels:
         owner: ``[N]`` int64, anchor of the token that stands for the cell after the temporal step.
         kept: number of tokens.
         after_spatial: number of tokens after the spatial step.
-        frame_similarity: ``[N - H*W]`` float32, similarity of the spatial step's tokens over a cell in one frame and
-            in the next; None where the temporal step is off.
+        frame_similarity: ``[N - H*W]`` float32, similarity of the spatial step's tokens over a cell
+            in one frame and in the next; None where the temporal step is off.
     """
 
     level: torch.Tensor
@@ -52,8 +55,8 @@ class Labels:
 def cluster(similarities: Similarities, grid: Grid, thresholds: Thresholds) -> Labels:
     """The tokens at a pair of thresholds.
 
-    On accelerators one host read, but for a union that takes unusually many rounds; none where a search has counted
-    the tokens at these thresholds already.
+    On accelerators one host read, but for a union that takes unusually many rounds; none where a
+    search has counted the tokens at these thresholds already.
     """
     level, anchor, cell = _leaves(similarities, grid, thresholds.spatial)
     count = similarities.counts.get(thresholds)
@@ -69,7 +72,8 @@ def cluster(similarities: Similarities, grid: Grid, thresholds: Thresholds) -> L
 
 
 def count_tokens(similarities: Similarities, grid: Grid, points: Iterable[Thresholds]) -> None:
-    """Count the tokens at pairs of thresholds into ``similarities.counts``, as many at a time as memory allows."""
+    """Count the tokens at pairs of thresholds into ``similarities.counts``, as many at a time as
+    memory allows."""
     device, cells = similarities.min_child_similarity.device, len(similarities.min_child_similarity) * grid.cells
     todo = [point for point in dict.fromkeys(points) if point not in similarities.counts]
     # One round more than for a single pair: each of many could be the one that needs it.
@@ -94,8 +98,8 @@ def count_tokens(similarities: Similarities, grid: Grid, points: Iterable[Thresh
 def _leaves(
     similarities: Similarities, grid: Grid, spatial: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The tokens of the spatial step at a threshold, or at each of B: levels ``[T, B, H*W]``, and flat over these
-    the anchors and the cells 0, 1, 2, ..."""
+    """The tokens of the spatial step at a threshold, or at each of B: levels ``[T, B, H*W]``, and
+    flat over these the anchors and the cells 0, 1, 2, ..."""
     level = leaf_level(similarities.running_max_similarity, spatial)
     cell = torch.arange(level.numel(), device=level.device)
     return level, cell - grid.offset[level, grid.cell].view(-1), cell
@@ -112,12 +116,13 @@ def _join_in_time(
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """The union of similar tokens that overlap in consecutive frames.
 
-    Quadtree boxes are nested or disjoint, so the tokens over one cell in two frames are all the pairs there are.
+    Quadtree boxes are nested or disjoint, so the tokens over one cell in two frames are all the
+    pairs there are.
 
     Returns:
-        The anchors of the spatial step, and after each of the rounds the anchor of the token that stands for each
-        anchor; and the similarities ``[T - 1, B, H*W]`` of the pairs. (One round that stands for all on CPUs; none,
-        and no similarities, where the temporal step is off.)
+        The anchors of the spatial step, and after each of the rounds the anchor of the token that
+        stands for each anchor; and the similarities ``[T - 1, B, H*W]`` of the pairs. (One round
+        that stands for all on CPUs; none, and no similarities, where the temporal step is off.)
     """
     if similarities.frame_similarity is None:
         return [anchor], None
@@ -125,7 +130,8 @@ def _join_in_time(
     link = similarities.frame_similarity.gather(1, pair.flatten(1)).view_as(pair)
     frame = level[0].numel()
     earlier = anchor[:-frame]
-    # A pair that is not similar enough becomes a pair of a token with itself, which changes nothing.
+    # A pair that is not similar enough becomes a pair of a token with itself, which changes
+    # nothing.
     later = torch.where((link >= temporal).view(-1), anchor[frame:], earlier)
     return [anchor, *_union(earlier, later, cell, None if not grid.dense else rounds)], link
 
@@ -133,10 +139,12 @@ def _join_in_time(
 def _union(earlier: torch.Tensor, later: torch.Tensor, cell: torch.Tensor, rounds: int | None) -> list[torch.Tensor]:
     """The representatives after each round; without a number of rounds the first stable ones alone.
 
-    Not connected components, on purpose: the published code stops as soon as the representatives are stable under path
-    compression, so a token joins the earliest of its partners while the other partners stay.
+    Not connected components, on purpose: the published code stops as soon as the representatives
+    are stable under path compression, so a token joins the earliest of its partners while the other
+    partners stay.
     """
-    # The minimum over a pair is that of a token's own value, which scattering includes, and its partner's.
+    # The minimum over a pair is that of a token's own value, which scattering includes, and its
+    # partner's.
     token, partner = torch.cat((earlier, later)), torch.cat((later, earlier))
     found, value = [cell], partner
     while rounds is None or len(found) <= rounds:
@@ -150,8 +158,8 @@ def _union(earlier: torch.Tensor, later: torch.Tensor, cell: torch.Tensor, round
 
 
 def _count(union: list[torch.Tensor], level: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """``[2, R + 1, B]`` int64 after each of R rounds: cells that stand for themselves, and cells for which such a one
-    stands (all, once the union is stable)."""
+    """``[2, R + 1, B]`` int64 after each of R rounds: cells that stand for themselves, and cells
+    for which such a one stands (all, once the union is stable)."""
     table = torch.stack(union)
     alone = table == cell
     return torch.stack((alone, alone.gather(1, table))).view(2, -1, *level.shape).sum((2, 4))
@@ -181,7 +189,8 @@ def to_host(values: torch.Tensor) -> list:
 
 
 def _usual_rounds(similarities: Similarities) -> int:
-    """Rounds of the union that are enough for a chain through all frames, and for nearly every video."""
+    """Rounds of the union that are enough for a chain through all frames, and for nearly every
+    video."""
     return max(FEWEST_ROUNDS, (len(similarities.min_child_similarity) - 1).bit_length())
 
 

@@ -1,12 +1,15 @@
-"""A budget met to the token: thresholds that merge slightly too far, then the least similar tokens split off again.
+"""A budget met to the token: thresholds that merge slightly too far, then the least similar tokens
+split off again.
 
-Thresholds alone cannot give every number of tokens. What the search leaves of the budget is spent on tokens that joined
-an earlier one, least similar to the frame before first: each becomes a token of its own again. Where not enough tokens
-joined one (single frames), the quadtree nodes that are least similar to their children are replaced by these; of the
-last one, children that would be too many stay with their first sibling.
+Thresholds alone cannot give every number of tokens. What the search leaves of the budget is spent
+on tokens that joined an earlier one, least similar to the frame before first: each becomes a token
+of its own again. Where not enough tokens joined one (single frames), the quadtree nodes that are
+least similar to their children are replaced by these; of the last one, children that would be too
+many stay with their first sibling.
 
-Below a video's floor, where even the lowest thresholds keep too many, ``floor="join"`` goes on: tokens join the frame
-before, most similar first; then, as only the first frame's are left, neighbours in sequence order join.
+Below a video's floor, where even the lowest thresholds keep too many, ``floor="join"`` goes on:
+tokens join the frame before, most similar first; then, as only the first frame's are left,
+neighbours in sequence order join.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ def split_to_count(labels: Labels, similarities: Similarities, grid: Grid, count
 
 
 def _leave_groups(labels: Labels, grid: Grid, count: int) -> Labels:
-    """The tokens that are least similar to the frame before leave the tokens that they have joined. No host sync."""
+    """The tokens that are least similar to the frame before leave the tokens that they have joined.
+    No host sync."""
     assert labels.frame_similarity is not None
     # NaN is like nothing, too: such a token leaves first.
     link = labels.frame_similarity.nan_to_num(nan=-torch.inf)
@@ -46,8 +50,8 @@ def _leave_groups(labels: Labels, grid: Grid, count: int) -> Labels:
 
 
 def _split_nodes(labels: Labels, similarities: Similarities, grid: Grid, count: int) -> Labels:
-    """Undo the temporal step, and replace quadtree nodes by their children until there are ``count`` tokens, or only
-    single cells."""
+    """Undo the temporal step, and replace quadtree nodes by their children until there are
+    ``count`` tokens, or only single cells."""
     min_child = similarities.min_child_similarity.squeeze(2).transpose(0, 1).flatten(1)
     level, owner, missing = labels.level.clone(), None, count - labels.after_spatial
     cell = torch.arange(len(level), device=level.device)
@@ -82,8 +86,9 @@ def _split_nodes(labels: Labels, similarities: Similarities, grid: Grid, count: 
 def join_to_count(labels: Labels, grid: Grid, count: int) -> Labels:
     """Join tokens until there are ``count``, at least 1; ``labels`` itself if there are no more.
 
-    A token that joins goes on as part of the one that it joins, which keeps its place. Each of them joins the token
-    that is most similar to it in the frame before, whatever the similarity; NaN comes last.
+    A token that joins goes on as part of the one that it joins, which keeps its place. Each of them
+    joins the token that is most similar to it in the frame before, whatever the similarity; NaN
+    comes last.
     """
     if labels.kept <= count:
         return labels
@@ -109,8 +114,9 @@ def join_to_count(labels: Labels, grid: Grid, count: int) -> Labels:
 
 
 def _most_similar_before(labels: Labels, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each anchor of a later frame: the similarity of the token that overlaps it in the frame before and is most
-    similar to it, and the anchor of the token that stands for that one. Both ``[N]``."""
+    """For each anchor of a later frame: the similarity of the token that overlaps it in the frame
+    before and is most similar to it, and the anchor of the token that stands for that one. Both
+    ``[N]``."""
     earlier, later = labels.owner[: -grid.cells], labels.anchor[grid.cells :]
     if labels.frame_similarity is None:
         link = torch.zeros(len(later), device=later.device)

@@ -1,4 +1,5 @@
-"""Similarities on CPUs, where bytes are what costs: the features are read once, a few frames at a time.
+"""Similarities on CPUs, where bytes are what costs: the features are read once, a few frames at a
+time.
 
 Their nodes stay in the cache as float32 numbers, and only the products that count are formed.
 """
@@ -26,8 +27,8 @@ def measure_by_gather(
     temporal: bool,
     spatial: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``[T, n]`` similarity of each coarse node and its least similar child, ``[T - 1, P]`` of pairs in consecutive
-    frames.
+    """``[T, n]`` similarity of each coarse node and its least similar child, ``[T - 1, P]`` of
+    pairs in consecutive frames.
 
     With a ``spatial`` threshold only the pairs of tokens at it are compared; the others are -inf.
     """
@@ -60,8 +61,8 @@ def _fill(
     weighted_avg: bool,
     head_dim: int | None,
 ) -> None:
-    """Write the nodes of some frames and their norms; with ``head_dim`` nodes whose heads have unit length, so that
-    cosine similarities are averages over heads."""
+    """Write the nodes of some frames and their norms; with ``head_dim`` nodes whose heads have unit
+    length, so that cosine similarities are averages over heads."""
     start = 0
     for piece in (features.flatten(1, 2), *coarse_nodes(features, grid, weighted_avg)):
         nodes[:, start : start + piece.shape[1]] = piece
@@ -86,8 +87,8 @@ def _child_similarities(nodes: torch.Tensor, norms: torch.Tensor, grid: Grid) ->
 
 
 def _pairs_at(child: torch.Tensor, grid: Grid, spatial: float | None) -> torch.Tensor:
-    """``[t - 1, P]`` bool: which pairs of ``t`` consecutive frames are pairs of tokens at a spatial threshold; all of
-    them where none is given."""
+    """``[t - 1, P]`` bool: which pairs of ``t`` consecutive frames are pairs of tokens at a spatial
+    threshold; all of them where none is given."""
     wanted = torch.full((len(child) - 1, grid.pairs.shape[1]), spatial is None, device=child.device)
     if spatial is not None:
         level = leaf_level(over_cells(child, grid)[1], spatial).squeeze(1)
@@ -96,8 +97,8 @@ def _pairs_at(child: torch.Tensor, grid: Grid, spatial: float | None) -> torch.T
 
 
 def _frame_similarities(nodes: torch.Tensor, norms: torch.Tensor, grid: Grid, wanted: torch.Tensor) -> torch.Tensor:
-    """``[t - 1, P]`` float32, similarities of the wanted pairs in ``t`` consecutive frames ``[t, nodes, C]``; -inf of
-    the others."""
+    """``[t - 1, P]`` float32, similarities of the wanted pairs in ``t`` consecutive frames
+    ``[t, nodes, C]``; -inf of the others."""
     frame, pair = wanted.nonzero().unbind(1)
     earlier, later = frame * grid.nodes + grid.pairs[:, pair]
     norms = norms + EPS
@@ -107,7 +108,8 @@ def _frame_similarities(nodes: torch.Tensor, norms: torch.Tensor, grid: Grid, wa
 
 
 def _products_at(a: torch.Tensor, b: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """``[p]`` dot products of the rows ``a[row]`` and ``b[column]`` of float32 tables; ``row`` ascends.
+    """``[p]`` dot products of the rows ``a[row]`` and ``b[column]`` of float32 tables; ``row``
+    ascends.
 
     A sampled matrix product: other than ``(a[row] * b[column]).sum(-1)`` it copies no row.
     """
@@ -120,7 +122,8 @@ def _products_at(a: torch.Tensor, b: torch.Tensor, row: torch.Tensor, column: to
 
 @cache
 def _silence_sparse_beta_warning() -> None:
-    """torch warns once a process that sparse CSR tensors are in beta; let it do so where nobody listens."""
+    """torch warns once a process that sparse CSR tensors are in beta; let it do so where nobody
+    listens."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         index = torch.zeros(1, dtype=torch.long)

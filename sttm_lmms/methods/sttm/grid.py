@@ -1,8 +1,10 @@
-"""The quadtrees of one frame as index tables: a frame's H x W cells, and the coarser nodes above them.
+"""The quadtrees of one frame as index tables: a frame's H x W cells, and the coarser nodes above
+them.
 
-Two numberings. A *cell* is a token of the input, row-major. A *node* is a cell or a coarse node: cells come first
-(``0 .. H*W - 1``), then the coarse nodes, row block by row block, coarsest level first. Levels count from the root (0)
-to the cells (L - 1). No table grows with the number of frames.
+Two numberings. A *cell* is a token of the input, row-major. A *node* is a cell or a coarse node:
+cells come first (``0 .. H*W - 1``), then the coarse nodes, row block by row block, coarsest level
+first. Levels count from the root (0) to the cells (L - 1). No table grows with the number of
+frames.
 """
 
 from __future__ import annotations
@@ -19,21 +21,25 @@ import torch
 OddEdge = Literal["reference", "masked"]
 
 WHOLE_FRAME = 512
-"""Frames of at most this many nodes are one row block; larger ones are cut, or their products would grow as its
-square."""
+"""Frames of at most this many nodes are one row block; larger ones are cut, or their products would
+grow as its square."""
 
 LARGEST_BLOCK = 4096
-"""Nodes of a row block from which on products are not formed: those of two frames would take 64 MiB."""
+"""Nodes of a row block from which on products are not formed: those of two frames would take 64
+MiB."""
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """A block of root rows that can be processed independently: its nodes overlap no node outside of it.
+    """A block of root rows that can be processed independently: its nodes overlap no node outside
+    of it.
 
     Attributes:
-        cells, coarse: the block's range of cells, and of coarse nodes (counted from the first coarse node).
-        pairs: four ``(earlier, later)`` of ``[p]`` int64, counted within the block: the pairs of nodes in consecutive
-            frames that are cell and cell, cell and coarse, coarse and cell, coarse and coarse.
+        cells, coarse: the block's range of cells, and of coarse nodes (counted from the first
+            coarse node).
+        pairs: four ``(earlier, later)`` of ``[p]`` int64, counted within the block: the pairs of
+            nodes in consecutive frames that are cell and cell, cell and coarse, coarse and cell,
+            coarse and coarse.
     """
 
     cells: slice
@@ -43,30 +49,35 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the nodes of a frame's quadtree lie. L levels, coarsest first; n coarse nodes; P pairs of nodes.
+    """Where the nodes of a frame's quadtree lie. L levels, coarsest first; n coarse nodes; P pairs
+    of nodes.
 
     Attributes:
         sizes: the L level sizes ``(h, w)``; the last one is the grid.
-        dense: whether similarities are measured as matrix products of all nodes of a row block, and nothing waits for
-            the device before the end: on accelerators, where launches and waiting cost more than bytes.
+        dense: whether similarities are measured as matrix products of all nodes of a row block, and
+            nothing waits for the device before the end: on accelerators, where launches and waiting
+            cost more than bytes.
         cell: ``[H*W]`` int64, 0, 1, 2, ...
         anchor: ``[L, H*W]`` int64, top-left cell of the node over each cell at each level.
         offset: ``[L, H*W]`` int64, how far that is before the cell.
         box: ``[L, H*W, 5]`` int64, ``(0, y0, x0, y1, x1)`` of that node, ends exclusive.
-        share: ``[L, H*W]`` float32, the cell's weight in the mean of means that is the node's feature. A power of two:
-            a node is the mean of 1, 2 or 4 children.
-        children: ``[L - 1, H*W]`` int64, number of children of the node whose top-left cell it is; 0 elsewhere.
-        over: ``[L - 1, H*W]`` int64, the coarse node over each cell at each level, counted from the first coarse node.
-        pool_weights: per coarse level, the number of cells under each node of the next finer level, ``[1, h, w]``
-            float32; None where all of them have the same number.
+        share: ``[L, H*W]`` float32, the cell's weight in the mean of means that is the node's
+            feature. A power of two: a node is the mean of 1, 2 or 4 children.
+        children: ``[L - 1, H*W]`` int64, number of children of the node whose top-left cell it is;
+            0 elsewhere.
+        over: ``[L - 1, H*W]`` int64, the coarse node over each cell at each level, counted from the
+            first coarse node.
+        pool_weights: per coarse level, the number of cells under each node of the next finer level,
+            ``[1, h, w]`` float32; None where all of them have the same number.
         pieces: ``(level, rows)`` whose nodes, one after the other, are the coarse nodes.
-        parent, child: ``[n, 1]`` and ``[n, 4]`` int64, each coarse node (counted from the first one) and the nodes that
-            it is compared with: its children, and for those that an odd side lacks the frame's top-left one, as in the
-            published code, or with ``odd_edge="masked"`` a child that is there.
-        pairs: ``[2, P]`` int64, the pairs of nodes in consecutive frames that may be compared: one contains the other.
-            Earlier ones ascend, but with ``dense`` pairs come as in ``blocks``.
-        pair: ``[L, L, H*W]`` int64, the pair of the nodes over a cell, for a level in the earlier frame and one in the
-            later.
+        parent, child: ``[n, 1]`` and ``[n, 4]`` int64, each coarse node (counted from the first
+            one) and the nodes that it is compared with: its children, and for those that an odd
+            side lacks the frame's top-left one, as in the published code, or with
+            ``odd_edge="masked"`` a child that is there.
+        pairs: ``[2, P]`` int64, the pairs of nodes in consecutive frames that may be compared: one
+            contains the other. Earlier ones ascend, but with ``dense`` pairs come as in ``blocks``.
+        pair: ``[L, L, H*W]`` int64, the pair of the nodes over a cell, for a level in the earlier
+            frame and one in the later.
         blocks: see :class:`RowBlock`.
     """
 
@@ -107,7 +118,8 @@ def is_accelerator(device: torch.device) -> bool:
 
 @lru_cache(maxsize=32)
 def grid_for(height: int, width: int, root_level: int, odd_edge: OddEdge, device: torch.device) -> Grid:
-    """The tables of a ``height x width`` grid whose quadtrees start at ``root_level`` (at most the finest level).
+    """The tables of a ``height x width`` grid whose quadtrees start at ``root_level`` (at most the
+    finest level).
 
     Callers share them: read-only.
     """
@@ -186,7 +198,8 @@ def grid_for(height: int, width: int, root_level: int, odd_edge: OddEdge, device
 def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """Sizes ``(h, w)`` of the pyramid of a grid, coarsest first.
 
-    Sides are halved, rounding up, until one of them is 2. A grid with a side of 1 or 2 is its own pyramid.
+    Sides are halved, rounding up, until one of them is 2. A grid with a side of 1 or 2 is its own
+    pyramid.
     """
     sizes = [(height, width)]
     while min(sizes[0]) > 2:
@@ -196,7 +209,8 @@ def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def nodes_over_cells(lengths: Sequence[int]) -> np.ndarray:
-    """``[L, n]`` int64: per level, the node over each of the n cells along one side. ``lengths`` is coarsest first."""
+    """``[L, n]`` int64: per level, the node over each of the n cells along one side. ``lengths`` is
+    coarsest first."""
     index = [np.arange(lengths[-1])]
     for length in reversed(lengths[1:]):
         # On an odd side the first node stays alone and the others pair up.
@@ -205,7 +219,8 @@ def nodes_over_cells(lengths: Sequence[int]) -> np.ndarray:
 
 
 def node_extents(node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each cell along one side, the first cell and the end (exclusive) of the node over it; both ``[L, n]``."""
+    """For each cell along one side, the first cell and the end (exclusive) of the node over it;
+    both ``[L, n]``."""
     first, end = (np.stack([np.searchsorted(at, at, side) for at in node]) for side in ("left", "right"))
     return first, end
 
@@ -219,7 +234,8 @@ def _extents(row: np.ndarray, column: np.ndarray) -> list[np.ndarray]:
 
 
 def _row_blocks(sizes: tuple[tuple[int, int], ...], row: np.ndarray) -> list[tuple[int, int]]:
-    """Row blocks as rows of cells ``(y0, y1)``: the whole frame, or as many root rows as stay small."""
+    """Row blocks as rows of cells ``(y0, y1)``: the whole frame, or as many root rows as stay
+    small."""
     nodes = sum(h * w for h, w in sizes)
     bounds = np.searchsorted(row[0], np.arange(sizes[0][0] + 1)).tolist()
     if nodes <= WHOLE_FRAME:
@@ -246,17 +262,20 @@ def _number_coarse_nodes(sizes: tuple[tuple[int, int], ...], pieces: tuple[tuple
 
 
 def _count_children(size: tuple[int, int]) -> np.ndarray:
-    """``[ceil(h/2), ceil(w/2)]``: how many nodes of a level of that size are under each node of the next coarser."""
+    """``[ceil(h/2), ceil(w/2)]``: how many nodes of a level of that size are under each node of the
+    next coarser."""
     rows, columns = (np.bincount((np.arange(side) + side % 2) // 2) for side in size)
     return np.outer(rows, columns)
 
 
 def _compared_children(number: np.ndarray, odd_edge: OddEdge) -> np.ndarray:
-    """``[parents, 4]``: what each parent is compared with, out of the finer level's numbers ``[h, w]``."""
+    """``[parents, 4]``: what each parent is compared with, out of the finer level's numbers
+    ``[h, w]``."""
     height, width = number.shape
     y, x = (2 * np.arange((side + side % 2) // 2)[:, None] - side % 2 + np.arange(2) for side in (height, width))
     inside = ((y >= 0)[:, None, :, None] & (x >= 0)[None, :, None, :]).reshape(-1, 4)
-    # An odd side's first parent lacks its first row or column, so its last slot always holds a child.
+    # An odd side's first parent lacks its first row or column, so its last slot always holds a
+    # child.
     found = number[y.clip(0)][:, :, x.clip(0)].transpose(0, 2, 1, 3).reshape(-1, 4)
     return np.where(inside, found, number[0, 0] if odd_edge == "reference" else found[:, 3:])
 
@@ -273,8 +292,8 @@ def _pool_weights(sizes: tuple[tuple[int, int], ...], row: np.ndarray, column: n
 def _pairs(
     node: np.ndarray, block_of: np.ndarray | None, cells: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct pairs of nodes over one cell in two frames: ``earlier``, ``later``, ``pair`` of :class:`Grid`, and the
-    part ``[P]`` (4 * row block + kind) that each belongs to.
+    """Distinct pairs of nodes over one cell in two frames: ``earlier``, ``later``, ``pair`` of
+    :class:`Grid`, and the part ``[P]`` (4 * row block + kind) that each belongs to.
 
     Ordered by part where row blocks are given, then by earlier and later node.
     """

@@ -1,4 +1,5 @@
-"""STTM itself: its settings, and the steps from a video's tokens to the merged ones (arXiv 2507.07990, section 3)."""
+"""STTM itself: its settings, and the steps from a video's tokens to the merged ones (arXiv
+2507.07990, section 3)."""
 
 from __future__ import annotations
 
@@ -32,21 +33,24 @@ class STTMConfig(Method):
     Give either both thresholds or a ``budget``.
 
     Attributes:
-        spatial_threshold: a quadtree node stays coarse if its cosine similarity to each child is at least this.
-            In [-1, 2]; above 1 nothing merges in space.
-        temporal_threshold: overlapping tokens of consecutive frames merge if their cosine similarity is at least this.
-            In [-1, 2]; at or below 0 the temporal step is off.
-        root_level: level of the pyramid (0 = coarsest, about 2x2) at which the quadtrees start. A level beyond the
-            finest one means the finest, where there is no spatial step.
+        spatial_threshold: a quadtree node stays coarse if its cosine similarity to each child is at
+            least this. In [-1, 2]; above 1 nothing merges in space.
+        temporal_threshold: overlapping tokens of consecutive frames merge if their cosine
+            similarity is at least this. In [-1, 2]; at or below 0 the temporal step is off.
+        root_level: level of the pyramid (0 = coarsest, about 2x2) at which the quadtrees start. A
+            level beyond the finest one means the finest, where there is no spatial step.
         start_layer: see :class:`~sttm_lmms.methods.base.LayerMethod`.
         weighted_avg: average over all original cells instead of over nodes.
         per_head: cosine similarity per attention head, then averaged.
-        odd_edge: what a border node with fewer than four children does. ``"reference"`` compares it to the frame's
-            top-left child as well (the published code), ``"masked"`` ignores the missing children (the paper's text).
+        odd_edge: what a border node with fewer than four children does. ``"reference"`` compares it
+            to the frame's top-left child as well (the published code), ``"masked"`` ignores the
+            missing children (the paper's text).
         decode_positions: see :class:`~sttm_lmms.methods.base.LayerMethod`.
-        budget: kept visual tokens / all visual tokens, in (0, 1]; thresholds are then searched for each video.
-        floor: what to do with a video whose lowest thresholds keep more than the budget: ``"keep"`` them, with a
-            :class:`BudgetWarning`, or ``"join"`` tokens that are not similar until the count is met.
+        budget: kept visual tokens / all visual tokens, in (0, 1]; thresholds are then searched for
+            each video.
+        floor: what to do with a video whose lowest thresholds keep more than the budget: ``"keep"``
+            them, with a :class:`BudgetWarning`, or ``"join"`` tokens that are not similar until the
+            count is met.
 
     Raises:
         ValueError: a value is out of range, or thresholds and budget are mixed.
@@ -108,8 +112,9 @@ class STTMConfig(Method):
 
     @classmethod
     def published(cls, **settings: Any) -> STTMConfig:
-        """From the argument names of the published code: ``sa_spatial_thresh``, ``sa_temporal_thresh``,
-        ``sa_tree_root_level``, ``sa_start_layer_idx``, ``sa_tree_weighted_avg``."""
+        """From the argument names of the published code: ``sa_spatial_thresh``,
+        ``sa_temporal_thresh``, ``sa_tree_root_level``, ``sa_start_layer_idx``,
+        ``sa_tree_weighted_avg``."""
         return cls(
             spatial_threshold=float(settings["sa_spatial_thresh"]),
             temporal_threshold=float(settings["sa_temporal_thresh"]),
@@ -123,11 +128,12 @@ class STTMConfig(Method):
 def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int | None = None) -> MergedTokens:
     """Merge the visual tokens of one video.
 
-    With ``config.budget`` exactly ``max_tokens(budget, T*H*W)`` tokens are kept: those of the thresholds that
-    :mod:`~sttm_lmms.methods.sttm.search` finds, which keep at most one point less wherever there are such, and of which
-    :mod:`~sttm_lmms.methods.sttm.exact` splits the least similar ones. A budget below the video's floor, the share that
-    the lowest thresholds keep, gives that floor and a :class:`BudgetWarning`, or with ``floor="join"`` joins tokens
-    until the count is met.
+    With ``config.budget`` exactly ``max_tokens(budget, T*H*W)`` tokens are kept: those of the
+    thresholds that :mod:`~sttm_lmms.methods.sttm.search` finds, which keep at most one point less
+    wherever there are such, and of which :mod:`~sttm_lmms.methods.sttm.exact` splits the least
+    similar ones. A budget below the video's floor, the share that the lowest thresholds keep, gives
+    that floor and a :class:`BudgetWarning`, or with ``floor="join"`` joins tokens until the count
+    is met.
 
     Args:
         features: ``[T, H, W, C]``, any float dtype and device, T, H, W >= 1.
@@ -135,14 +141,16 @@ def merge_video_tokens(features: torch.Tensor, config: STTMConfig, head_dim: int
         head_dim: channels of an attention head; needed with ``config.per_head``, unused without.
 
     Returns:
-        The tokens in sequence order. ``info`` holds ``spatial_threshold`` and ``temporal_threshold``, the number of
-        tokens ``after_spatial``, that is before any merged in time, and after a search also the requested ``budget``
-        and the number of ``evaluations``, the pairs of thresholds that were counted; thresholds found by a search give
-        the same tokens when they are given as thresholds, but for those that were split off. ``joined`` is the number
-        of tokens that ``floor="join"`` took away below the video's floor.
+        The tokens in sequence order. ``info`` holds ``spatial_threshold`` and
+        ``temporal_threshold``, the number of tokens ``after_spatial``, that is before any merged in
+        time, and after a search also the requested ``budget`` and the number of ``evaluations``,
+        the pairs of thresholds that were counted; thresholds found by a search give the same tokens
+        when they are given as thresholds, but for those that were split off. ``joined`` is the
+        number of tokens that ``floor="join"`` took away below the video's floor.
 
     Raises:
-        ValueError: ``features`` has another rank or is empty, or ``head_dim`` is missing or does not divide C.
+        ValueError: ``features`` has another rank or is empty, or ``head_dim`` is missing or does
+            not divide C.
         TypeError: ``features`` is not floating point.
     """
     check_features(features, config, head_dim)

@@ -1,8 +1,10 @@
-"""Similarities on accelerators, where launches and waiting are what costs: few large operations, no host sync.
+"""Similarities on accelerators, where launches and waiting are what costs: few large operations, no
+host sync.
 
-Matrix products of all nodes of a frame, of which those that count are picked. Inputs in half precision are multiplied
-as they are where torch has such a product with float32 sums, and as float32 copies of a few frames elsewhere. (float32
-inputs follow ``torch.set_float32_matmul_precision``; its default is exact.)
+Matrix products of all nodes of a frame, of which those that count are picked. Inputs in half
+precision are multiplied as they are where torch has such a product with float32 sums, and as
+float32 copies of a few frames elsewhere. (float32 inputs follow
+``torch.set_float32_matmul_precision``; its default is exact.)
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ TABLE_BYTES = 1 << 24
 def measure_by_products(
     features: torch.Tensor, grid: Grid, weighted_avg: bool, head_dim: int | None, temporal: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``[T, n]`` similarity of each coarse node and its least similar child, ``[T - 1, P]`` of all pairs in consecutive
-    frames."""
+    """``[T, n]`` similarity of each coarse node and its least similar child, ``[T - 1, P]`` of all
+    pairs in consecutive frames."""
     fine = features.flatten(1, 2)
     coarse = torch.cat([fine[:, :0], *coarse_nodes(features, grid, weighted_avg)], 1)
     child = _child_products(fine, coarse, grid, head_dim)
@@ -75,7 +77,8 @@ def _frame_products(fine: torch.Tensor, coarse: torch.Tensor, grid: Grid, head_d
 def _frame_blocks(
     fine: torch.Tensor, length: int, table_bytes: int, nodes: int, head_dim: int | None
 ) -> Iterator[slice]:
-    """Slices of ``length`` frames, so large that tables and float32 copies of ``nodes`` rows a frame stay small.
+    """Slices of ``length`` frames, so large that tables and float32 copies of ``nodes`` rows a
+    frame stay small.
 
     How many there are depends on the sizes of a frame, not on their number.
     """
@@ -106,7 +109,8 @@ def _is_copied(rows: torch.Tensor, head_dim: int | None) -> bool:
 
 
 def _comparable(rows: torch.Tensor, head_dim: int | None) -> torch.Tensor:
-    """``[t, n, C]`` as it is multiplied: as it is, as float32, or with every head at unit length."""
+    """``[t, n, C]`` as it is multiplied: as it is, as float32, or with every head at unit
+    length."""
     if head_dim is not None:
         heads = rows.unflatten(-1, (-1, head_dim))
         norms = torch.linalg.vector_norm(heads, dim=-1, keepdim=True, dtype=torch.float32)

@@ -1,12 +1,14 @@
 """The search behind a budget: thresholds with the largest kept share that a budget allows.
 
-It bisects the kept share along a diagonal of the (spatial, temporal) plane, temporal = spatial - 0.25 in its main part,
-which passes within 0.1 of the pairs published for 50% and 30%. Where shares jump over the budget on the diagonal (still
-videos, where everything merges in time at once; flat pictures; tiny grids) it goes on along one threshold at a time.
+It bisects the kept share along a diagonal of the (spatial, temporal) plane, temporal = spatial -
+0.25 in its main part, which passes within 0.1 of the pairs published for 50% and 30%. Where shares
+jump over the budget on the diagonal (still videos, where everything merges in time at once; flat
+pictures; tiny grids) it goes on along one threshold at a time.
 
-The search is monotone: a larger budget never keeps fewer tokens. Its steps depend on comparisons with the budget alone,
-and the answer is the largest share within the budget that was seen. So searches for two budgets evaluate the same
-points until one fits the larger budget only, and that point keeps more than the smaller budget allows.
+The search is monotone: a larger budget never keeps fewer tokens. Its steps depend on comparisons
+with the budget alone, and the answer is the largest share within the budget that was seen. So
+searches for two budgets evaluate the same points until one fits the larger budget only, and that
+point keeps more than the smaller budget allows.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ Line = Callable[[int], Thresholds]
 
 
 LOWEST = Thresholds(-1.0, 1e-6)
-"""Merges all that thresholds can merge: every quadtree stops at its root, and every pair with a positive similarity
-merges in time. (A temporal threshold of 0 would turn that step off.)"""
+"""Merges all that thresholds can merge: every quadtree stops at its root, and every pair with a
+positive similarity merges in time. (A temporal threshold of 0 would turn that step off.)"""
 
 HIGHEST = Thresholds(1.01, 1.01)
 """Merges nothing: above 1 by more than a similarity can be through rounding."""
@@ -50,8 +52,8 @@ class Search:
     Args:
         share: kept share at a pair of thresholds.
         budget: in (0, 1].
-        prefetch: told which points ``share`` may be asked for next; all of them can be counted at once. The search goes
-            the same way whatever it does.
+        prefetch: told which points ``share`` may be asked for next; all of them can be counted at
+            once. The search goes the same way whatever it does.
 
     Attributes:
         best: the thresholds found; the lowest ones as long as nothing is within the budget.
@@ -77,7 +79,8 @@ class Search:
         return self.best_share is not None and self.best_share > self._budget - tolerance
 
     def search_diagonal(self) -> Thresholds:
-        """Bisect along the diagonal. Returns the last point seen whose share is above the budget, if there is one."""
+        """Bisect along the diagonal. Returns the last point seen whose share is above the budget,
+        if there is one."""
         high = HIGHEST
         self._prefetch([*DIAGONAL, *_tree(_segment(*DIAGONAL[1:3]), 0, _STEPS)])
         if self._fits(high):
@@ -91,7 +94,8 @@ class Search:
     def coordinate_search(
         self, start: Thresholds, spatial: torch.Tensor, temporal: torch.Tensor, *, space_first: bool
     ) -> None:
-        """Go on along the lines through a point: along one threshold and then along the other, in turns.
+        """Go on along the lines through a point: along one threshold and then along the other, in
+        turns.
 
         Args:
             start: the point; each line searched moves it.
@@ -111,7 +115,8 @@ class Search:
                 start = self._bisect(line, length - 1)
 
     def _bisect(self, line: Line, high: int) -> Thresholds:
-        """Narrow down a line whose point 0 fits and whose point ``high`` does not; returns the last that does not."""
+        """Narrow down a line whose point 0 fits and whose point ``high`` does not; returns the last
+        that does not."""
         low = step = 0
         while high - low > 1 and not self.within(_CLOSE):
             if step % LOOKAHEAD == 0:
@@ -158,7 +163,8 @@ class TurningPoints:
     """The thresholds at which the tokens of a video can change: where its similarities lie.
 
     Attributes:
-        spatial, temporal: float64 on the host, ascending, from the lowest to the highest thresholds of a search.
+        spatial, temporal: float64 on the host, ascending, from the lowest to the highest thresholds
+            of a search.
     """
 
     def __init__(self, similarities: Similarities) -> None:
@@ -168,7 +174,8 @@ class TurningPoints:
         self.temporal = _between(temporal, torch.empty(0) if frame is None else frame, temporal_end)
 
     def next(self, point: Thresholds) -> Thresholds:
-        """The highest thresholds with the same tokens: no similarity lies between them and ``point``."""
+        """The highest thresholds with the same tokens: no similarity lies between them and
+        ``point``."""
         # Thresholds are compared with similarities as float32 numbers.
         place = zip((self.spatial, self.temporal), torch.tensor(point).double(), strict=True)
         return Thresholds(
@@ -182,14 +189,15 @@ def _between(low: float, values: torch.Tensor, high: float) -> torch.Tensor:
 
 
 def search_thresholds(similarities: Similarities, grid: Grid, count: int) -> Thresholds:
-    """The thresholds that keep most of one video's tokens out of those that keep at most ``count``; the lowest ones if
-    none do."""
+    """The thresholds that keep most of one video's tokens out of those that keep at most ``count``;
+    the lowest ones if none do."""
     cells = len(similarities.min_child_similarity) * grid.cells
     turning_points = cache(lambda: TurningPoints(similarities))
 
     def share(point: Thresholds) -> float:
         if len(similarities.counts) >= PATIENCE and not grid.dense:
-            # Still and flat videos have few similarities, and a search that asks for the same tokens again and again.
+            # Still and flat videos have few similarities, and a search that asks for the same
+            # tokens again and again.
             point = turning_points().next(point)
         count_tokens(similarities, grid, [point])
         return similarities.counts[point].kept / cells

@@ -1,11 +1,13 @@
-"""Video token reduction inside of stock vLLM: subclasses of its models, registered through its plugin entry point.
+"""Video token reduction inside of stock vLLM: subclasses of its models, registered through its
+plugin entry point.
 
-vLLM counts the tokens of a video before it has seen it, so only methods that know their count beforehand can run here
-(:meth:`~sttm_lmms.methods.base.Method.count`). The tokens that are kept have the rotary positions of the full prompt;
-they travel as extra channels behind the embeddings (``channels.py``) and are put in their columns by ``positions.py``.
+vLLM counts the tokens of a video before it has seen it, so only methods that know their count
+beforehand can run here (:meth:`~sttm_lmms.methods.base.Method.count`). The tokens that are kept
+have the rotary positions of the full prompt; they travel as extra channels behind the embeddings
+(``channels.py``) and are put in their columns by ``positions.py``.
 
-vLLM loads every plugin that is installed, in each of its processes. This one does nothing unless the environment
-variable ``STTM_VLLM`` is 1; ``sttm-lmms serve`` sets it.
+vLLM loads every plugin that is installed, in each of its processes. This one does nothing unless
+the environment variable ``STTM_VLLM`` is 1; ``sttm-lmms serve`` sets it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import os
 
 SWITCH = "STTM_VLLM"
-"""Environment variable that turns the plugin on: vLLM gives its plugins no other way to be asked for."""
+"""Environment variable that turns the plugin on: vLLM gives its plugins no other way to be asked
+for."""
 
 VERSIONS = ((0, 32), (0, 33))
 """Minor versions of vLLM whose interfaces this was written for."""
@@ -27,8 +30,8 @@ ARCHITECTURES = {
     "Qwen3_5MoeForConditionalGeneration": "qwen:Qwen3_5MoeForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration": "llava:LlavaOnevisionForConditionalGeneration",
 }
-"""vLLM's name of an architecture -> our class. The names are vLLM's own because its cache settings, drafters and
-configuration go by name."""
+"""vLLM's name of an architecture -> our class. The names are vLLM's own because its cache settings,
+drafters and configuration go by name."""
 
 
 def version_problem(version: str) -> str | None:

@@ -1,8 +1,9 @@
 """vLLM's CPU runner, which never looks whether a model prunes videos.
 
-``GPUModelRunner.load_model`` sets ``is_multimodal_pruning_enabled``; ``CPUModelRunner.load_model`` (0.32) replaces it
-and does not, so the position channels of any pruning model would reach its decoder. No setting mends that, so a
-property of the class answers in its place. It touches nothing where vLLM runs on an accelerator.
+``GPUModelRunner.load_model`` sets ``is_multimodal_pruning_enabled``; ``CPUModelRunner.load_model``
+(0.32) replaces it and does not, so the position channels of any pruning model would reach its
+decoder. No setting mends that, so a property of the class answers in its place. It touches nothing
+where vLLM runs on an accelerator.
 """
 
 from __future__ import annotations

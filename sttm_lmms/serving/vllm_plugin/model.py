@@ -16,7 +16,8 @@ logger = init_logger("vllm.sttm_lmms")  # vLLM sets up the loggers below its own
 
 
 def asked_for(hf_config: Any, mm_config: Any) -> Method | None:
-    """The method that the server's ``--hf-overrides '{"sttm": {...}}'`` asks for, None if it says nothing.
+    """The method that the server's ``--hf-overrides '{"sttm": {...}}'`` asks for, None if it says
+    nothing.
 
     Raises:
         ValueError: it does, but vLLM's own switch is off, so that vLLM would drop the positions.

@@ -1,13 +1,14 @@
 """M-RoPE positions of a prompt whose videos are shorter than they were: those of the full prompt.
 
-Then no position of a text token depends on which video tokens are kept, and everything else follows:
+Then no position of a text token depends on which video tokens are kept, and everything else
+follows:
 
-1. Before any video is seen (:func:`prompt_positions`), text gets its final positions; the columns of images and videos
-   are left for later.
+1. Before any video is seen (:func:`prompt_positions`), text gets its final positions; the columns
+   of images and videos are left for later.
 2. The encoder's rows carry where they stand in their video (:class:`Run`, :func:`row_values`).
-3. When rows reach the decoder, in whatever chunks, they get *base + carried position* (:func:`place_rows`), where the
-   base follows from the text in front. Doing so twice changes nothing, so chunked prefill, preemption and prefix-cache
-   hits need no further care.
+3. When rows reach the decoder, in whatever chunks, they get *base + carried position*
+   (:func:`place_rows`), where the base follows from the text in front. Doing so twice changes
+   nothing, so chunked prefill, preemption and prefix-cache hits need no further care.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Run:
         length: tokens, text between frames (timestamps, marks) included.
         blocks: ``(start, (T, H, W))`` of each run of visual tokens in it.
         interval: steps of the first position axis from one frame to the next.
-        lead: tokens of it in front of its first ``<|vision_start|>``; -1 where that mark stands in front of the run.
+        lead: tokens of it in front of its first ``<|vision_start|>``; -1 where that mark stands in
+            front of the run.
     """
 
     length: int
@@ -88,10 +90,12 @@ class Placeholder:
 
 
 def prompt_positions(length: int, placeholders: Sequence[Placeholder]) -> tuple[torch.Tensor, int]:
-    """Positions of a prompt of ``length`` columns, those of ``placeholders`` (ascending) left for later.
+    """Positions of a prompt of ``length`` columns, those of ``placeholders`` (ascending) left for
+    later.
 
     Returns:
-        ``[3, length]`` int64, and what has to be added to a column to get the position of a generated token.
+        ``[3, length]`` int64, and what has to be added to a column to get the position of a
+        generated token.
     """
     positions = torch.empty(length, dtype=torch.long)
     done = position = 0
@@ -106,7 +110,8 @@ def prompt_positions(length: int, placeholders: Sequence[Placeholder]) -> tuple[
 
 
 def next_delta(positions: torch.Tensor) -> int:
-    """Position of the next generated token less its column; ``positions`` ``[..., length]``, the last token is text."""
+    """Position of the next generated token less its column; ``positions`` ``[..., length]``, the
+    last token is text."""
     return int(positions[..., -1].max()) + 1 - positions.shape[-1]
 
 
@@ -122,8 +127,8 @@ def place_rows(
 
     Args:
         input_ids: ``[length]`` of the whole prompt.
-        carried: ``[n, CARRIED]`` int64 of each image or video that has rows in this step, in the order of the prompt;
-            the first one may begin in its middle.
+        carried: ``[n, CARRIED]`` int64 of each image or video that has rows in this step, in the
+            order of the prompt; the first one may begin in its middle.
         positions: ``[3, length]`` of the prompt so far.
         computed: columns that are in the KV cache already.
         vision_start: id of ``<|vision_start|>``.

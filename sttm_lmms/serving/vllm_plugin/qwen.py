@@ -1,7 +1,8 @@
 """vLLM's Qwen-VL models with reduced videos. Imports vLLM; named by :data:`~.ARCHITECTURES` alone.
 
-:class:`ReducedVideosProcessor` stands in front of the processor that counts placeholders, :class:`ReducedVideos` in
-front of the model that fills them; what they have in common with vLLM's classes is inherited.
+:class:`ReducedVideosProcessor` stands in front of the processor that counts placeholders,
+:class:`ReducedVideos` in front of the model that fills them; what they have in common with vLLM's
+classes is inherited.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from sttm_lmms.serving.vllm_plugin.reduction import Grid, reduce_video, reserved
 
 
 class ReducedVideosProcessor:
-    """In front of one of vLLM's processors: a video has as many placeholders as its method will keep."""
+    """In front of one of vLLM's processors: a video has as many placeholders as its method will
+    keep."""
 
     info: Any
 
@@ -61,14 +63,15 @@ class ReducedVideosProcessor:
         return [self.info.get_hf_config().video_token_id] * count
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
-        # vLLM's keys say nothing about how a video is reduced, and stores may be shared between servers.
+        # vLLM's keys say nothing about how a video is reduced, and stores may be shared between
+        # servers.
         hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
         return salted(hashes, self.info)
 
 
 class TimestampedProcessor(ReducedVideosProcessor):
-    """Of the families that write a timestamp in front of each frame: all kept tokens are announced in the first one,
-    and every token of the run, text too, is a row of the encoder's output."""
+    """Of the families that write a timestamp in front of each frame: all kept tokens are announced
+    in the first one, and every token of the run, text too, is a row of the encoder's output."""
 
     def _placeholders(self, item: Any, grid: Grid, count: int) -> Any:
         config = self.info.get_hf_config()
@@ -84,7 +87,8 @@ class TimestampedProcessor(ReducedVideosProcessor):
 
 
 class ReducedVideos:
-    """In front of one of vLLM's models: reduces what the vision tower returns, and keeps positions right."""
+    """In front of one of vLLM's models: reduces what the vision tower returns, and keeps positions
+    right."""
 
     supports_multimodal_pruning: ClassVar[bool] = True
     supported_video_pruning_methods: ClassVar[tuple[str, ...]] = ("evs",)  # vLLM's default is looked for here
@@ -168,7 +172,8 @@ class ReducedVideos:
         return prompt_positions(len(input_tokens), placeholders)
 
     def _advance(self, feature: Any, tokens: list[int]) -> int:
-        """How far text goes on behind an image or video: where it would behind all of its tokens."""
+        """How far text goes on behind an image or video: where it would behind all of its
+        tokens."""
         t, h, w = token_grid(feature.data[f"{feature.modality}_grid_thw"].data, self.config)
         interval = 1.0
         if feature.modality == "video" and (seconds := feature.data.get("second_per_grid_ts")) is not None:
@@ -210,7 +215,8 @@ class TimedVideos(ReducedVideos):
 
 
 class TimestampedVideos(ReducedVideos):
-    """Qwen3-VL and Qwen3.5: a timestamp in front of each frame, and each frame a grid of its own."""
+    """Qwen3-VL and Qwen3.5: a timestamp in front of each frame, and each frame a grid of its
+    own."""
 
     def _video_rows(
         self, rows: torch.Tensor, kept: torch.Tensor, grid: Grid, number: int, video_input: Any

@@ -19,10 +19,11 @@ _SOME_GRID = (2, 2, 2)
 
 
 def method_of(settings: Mapping[str, Any]) -> Method:
-    """The method that ``hf_config.sttm`` names: ``{"method": "sttm", "budget": 0.3, ...}``, in front of layer 0.
+    """The method that ``hf_config.sttm`` names: ``{"method": "sttm", "budget": 0.3, ...}``, in
+    front of layer 0.
 
-    STTM joins tokens below its lowest thresholds where a video needs it (``floor="join"``), because the places of the
-    tokens are reserved before the video is seen.
+    STTM joins tokens below its lowest thresholds where a video needs it (``floor="join"``), because
+    the places of the tokens are reserved before the video is seen.
 
     Raises:
         ValueError: the settings are not valid, or the method does not know its count beforehand.
@@ -42,7 +43,8 @@ def method_of(settings: Mapping[str, Any]) -> Method:
 
 
 def reserved(method: Method, grid: Grid) -> int:
-    """Tokens that a (T, H, W) video will have. Raises ``ValueError`` if the method cannot say so beforehand."""
+    """Tokens that a (T, H, W) video will have. Raises ``ValueError`` if the method cannot say so
+    beforehand."""
     count = method.count(grid)
     if count is None:
         raise ValueError(
@@ -53,7 +55,8 @@ def reserved(method: Method, grid: Grid) -> int:
 
 
 def salt(method: Method) -> str:
-    """What tells the rows of one method, its settings and this version from those of others, for caches' keys."""
+    """What tells the rows of one method, its settings and this version from those of others, for
+    caches' keys."""
     return f"{method!r} {__version__}"
 
 
@@ -64,13 +67,16 @@ def reduce_video(
 
     Args:
         features: ``[T*H*W, C]`` behind the patch merger.
-        channels: the first of the C that are the token itself; the rest (deepstack) is averaged over each group.
+        channels: the first of the C that are the token itself; the rest (deepstack) is averaged
+            over each group.
 
     Returns:
-        ``[K, C]``, the ascending places ``[K]`` that they take, and whether tokens were joined below STTM's floor.
+        ``[K, C]``, the ascending places ``[K]`` that they take, and whether tokens were joined
+        below STTM's floor.
 
     Raises:
-        RuntimeError: not as many tokens as were reserved; methods that can be chosen here do not come to that.
+        RuntimeError: not as many tokens as were reserved; methods that can be chosen here do not
+            come to that.
     """
     t, h, w = grid
     merged = reduce_grid(method, features[:, :channels].view(t, h, w, channels), head_dim)

@@ -1,4 +1,5 @@
-"""Plans of Mini-VNBench: events, questions and options agree, and chance is all that a blind guess gets."""
+"""Plans of Mini-VNBench: events, questions and options agree, and chance is all that a blind guess
+gets."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def test_an_unknown_scenery_is_refused():
 
 
 def test_the_first_set_is_what_it_was():
-    """Recorded before there was a second one: the frames of two videos, by their mean and by what is asked."""
+    """Recorded before there was a second one: the frames of two videos, by their mean and by what
+    is asked."""
     for number, digest in RECORDED.items():
         plan = plan_video(number, seed=100, split="test")
         frames = np.stack(list(plan.frames()))

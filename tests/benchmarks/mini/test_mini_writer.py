@@ -1,4 +1,5 @@
-"""Files of Mini-VNBench: they load as VNBench does, needles are where the annotations say, splits share nothing."""
+"""Files of Mini-VNBench: they load as VNBench does, needles are where the annotations say, splits
+share nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def test_the_files_are_as_long_as_annotated(root):
 
 @pytest.mark.parametrize("number", range(6))
 def test_sampled_frames_show_the_needles(root, number):
-    """At one frame a second, a needle's colour is at its centre in its second, and not where there is no needle."""
+    """At one frame a second, a needle's colour is at its centre in its second, and not where there
+    is no needle."""
     plan = plan_video(number, seed=3, split="test", **SMALL)
     path = root / "vnbench/videos" / f"{plan.name}.mp4"
     indices = sample_uniform_fps(probe(path), 1.0, 128)

@@ -1,6 +1,7 @@
 """What a GPU would be asked to do, counted without one: operations, bytes, memory, host reads.
 
-Tensors are fake ones on a made-up CUDA device: all sizes and branches are real, nothing is computed.
+Tensors are fake ones on a made-up CUDA device: all sizes and branches are real, nothing is
+computed.
 """
 
 from __future__ import annotations

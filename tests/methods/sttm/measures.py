@@ -12,7 +12,8 @@ from sttm_lmms.methods.sttm import grid
 
 @contextmanager
 def measured_by(measure: str) -> Iterator[None]:
-    """Inside, similarities are measured by ``"gather"``, or by ``"products"`` as on accelerators."""
+    """Inside, similarities are measured by ``"gather"``, or by ``"products"`` as on
+    accelerators."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "is_accelerator", lambda device: measure == "products")
         grid.grid_for.cache_clear()

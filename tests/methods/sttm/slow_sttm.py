@@ -1,4 +1,5 @@
-"""STTM written as plain loops over nodes and pairs, to be compared with the vectorised one on small grids."""
+"""STTM written as plain loops over nodes and pairs, to be compared with the vectorised one on small
+grids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``STTMConfig(budget=b)``: the share that was asked for, or a warning that says what the video allows."""
+"""``STTMConfig(budget=b)``: the share that was asked for, or a warning that says what the video
+allows."""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ def test_below_the_floor_tokens_join_until_the_count_is_met(
 
 
 def test_the_most_similar_tokens_join_first_along_time_and_neighbours_last() -> None:
-    """Three frames of two cells that nothing merges, and what each of the last four is like in the frame before."""
+    """Three frames of two cells that nothing merges, and what each of the last four is like in the
+    frame before."""
     grid, cell = grid_for(1, 2, 0, "reference", torch.device("cpu")), torch.arange(6)
     labels = Labels(torch.zeros(6, dtype=torch.long), cell, cell, 6, 6, torch.tensor([-0.9, -0.7, math.nan, -0.95]))
     owners = [join_to_count(labels, grid, count).owner.tolist() for count in (6, 5, 4, 3, 2, 1)]

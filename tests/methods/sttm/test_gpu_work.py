@@ -87,7 +87,8 @@ def test_more_frames_cost_no_more_operations_but_for_rounds(
 
 
 def test_few_channels_do_not_make_a_budget_dear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is counted at once depends on the input's bytes, of which such a video has next to none."""
+    """What is counted at once depends on the input's bytes, of which such a video has next to
+    none."""
     narrow, wide = (work_of((16, 14, 14, channels), STTMConfig(budget=0.5), monkeypatch)[0] for channels in (64, 3584))
     assert narrow.total - wide.total <= 40
 

@@ -1,4 +1,5 @@
-"""Both measures give the same tokens, also where work goes in blocks, or a union takes more rounds."""
+"""Both measures give the same tokens, also where work goes in blocks, or a union takes more
+rounds."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ SETTINGS = {
     "per_head": st.booleans(),
     "odd_edge": st.sampled_from(["reference", "masked"]),
 }
-# Below 1: a node with one child is similar to it by 1 but for the last bit, in which measures may differ.
+# Below 1: a node with one child is similar to it by 1 but for the last bit, in which measures may
+# differ.
 BY_THRESHOLDS = st.builds(
     STTMConfig, spatial_threshold=st.floats(0.3, 0.999), temporal_threshold=st.floats(-0.1, 0.999), **SETTINGS
 )

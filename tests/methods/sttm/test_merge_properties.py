@@ -82,7 +82,8 @@ def test_thresholds_above_one_change_nothing(device: str, dtype: torch.dtype, we
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_agree(device: str, dtype: torch.dtype) -> None:
-    """Half precision moves similarities by about its resolution, so a few decisions differ, not more."""
+    """Half precision moves similarities by about its resolution, so a few decisions differ, not
+    more."""
     features = natural_features(8, 14, 14, 64, device=device)
     exact = merge_video_tokens(features, STTMConfig(0.85, 0.6))
     merged = merge_video_tokens(features.to(dtype), STTMConfig(0.85, 0.6))
@@ -110,7 +111,8 @@ def test_large_half_precision_sums_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("members", [128, 180])
 def test_long_groups_in_bfloat16_are_summed_in_float32(members: int) -> None:
-    """One cell over many frames; added one by one in bfloat16, as the published code does, digits are lost."""
+    """One cell over many frames; added one by one in bfloat16, as the published code does, digits
+    are lost."""
     torch.manual_seed(0)
     cells = (torch.randn(512) + 0.3 * torch.randn(members, 512)).bfloat16()
     merged = merge_video_tokens(cells.view(members, 1, 1, 512), STTMConfig(2.0, 0.5)).features

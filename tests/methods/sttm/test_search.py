@@ -55,7 +55,8 @@ def test_below_the_floor_the_answer_is_the_lowest_thresholds() -> None:
 
 
 def test_a_jump_on_the_diagonal_is_met_beside_it() -> None:
-    """Like a still video: nothing merges in time above 0.9, everything below, and space goes from 0.2 to 1."""
+    """Like a still video: nothing merges in time above 0.9, everything below, and space goes from
+    0.2 to 1."""
 
     def still(thresholds: Thresholds) -> float:
         space = 0.2 + 0.8 * (thresholds.spatial + 1) / 2.01

@@ -1,7 +1,8 @@
-"""Record real lmms-eval result files of a toy model: ``python tests/report/harness/record_runs.py OUT``.
+"""Record real lmms-eval result files of a toy model:
+``python tests/report/harness/record_runs.py OUT``.
 
-Everything around the answers is real: the command line, the tasks, the files. The model looks up its answers, so
-that the tests know every number. The recorded files are in ``tests/golden/report``.
+Everything around the answers is real: the command line, the tasks, the files. The model looks up
+its answers, so that the tests know every number. The recorded files are in ``tests/golden/report``.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ def make_model(name: str) -> Any:
 
 
 def record(name: str, model: str, model_args: str) -> None:
-    """Run lmms-eval's command line once, in this process and folder; paths in the files stay relative."""
+    """Run lmms-eval's command line once, in this process and folder; paths in the files stay
+    relative."""
     from lmms_eval.__main__ import cli_evaluate
 
     sys.argv = ["lmms-eval", "--model", model, "--model_args", model_args, "--tasks", ",".join(TASKS)]

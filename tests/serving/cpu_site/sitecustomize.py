@@ -1,4 +1,5 @@
-"""For the CPU build of vLLM: torch 2.13.0+cpu has no matching torchvision, whose import looks for two operators."""
+"""For the CPU build of vLLM: torch 2.13.0+cpu has no matching torchvision, whose import looks for
+two operators."""
 
 import torch
 
