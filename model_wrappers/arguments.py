@@ -106,6 +106,13 @@ class WrapperArguments:
 Arguments = TypeVar("Arguments", bound=WrapperArguments)
 
 
+def split_model_args(text: str) -> dict[str, Any]:
+    """``--model_args`` as lmms-eval takes it apart."""
+    from lmms_eval.utils import simple_parse_args_string
+
+    return dict(simple_parse_args_string(text))
+
+
 def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ()) -> WrapperArguments:
     """The arguments of every wrapper, see :func:`parse_as`."""
     return parse_as(WrapperArguments, values, refused=refused)
