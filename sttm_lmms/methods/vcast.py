@@ -76,7 +76,7 @@ class VCASTConfig(LayerMethod):
         count = self.count(tokens.grid)
         mean = features.mean(1)
         mean = mean / mean.norm(dim=-1, keepdim=True).clamp(min=EPS)
-        frame_counts = share_out(curvature(mean), count, size, min(self.min_k, size, count // frames))
+        frame_counts = distribute(curvature(mean), count, size, min(self.min_k, size, count // frames))
 
         norm = features.norm(dim=-1)
         low, high = norm.amin(1, keepdim=True), norm.amax(1, keepdim=True)
@@ -98,7 +98,7 @@ def curvature(mean: torch.Tensor) -> torch.Tensor:
     return turns
 
 
-def share_out(turns: torch.Tensor, count: int, size: int, least: int) -> torch.Tensor:
+def distribute(turns: torch.Tensor, count: int, size: int, least: int) -> torch.Tensor:
     """``[T]`` int64: how many of its ``size`` tokens each frame keeps, ``count`` in all and at
     least ``least`` each."""
     weight = (turns / TEMPERATURE).softmax(0)
