@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from lmms_eval.cli.dispatch import main
 from lmms_eval.models import MODEL_REGISTRY_V2
+from loguru import logger
 
 from sttm_lmms.model_wrappers.screen import capture_errors
 
@@ -21,6 +22,8 @@ def run_lmms_eval(args: Sequence[str]) -> str | None:
     the others may not come to meet.
     """
     sys.argv = ["lmms-eval", *args]
+    # Errors are heard through its log, which `check` in this process may have silenced.
+    logger.enable("lmms_eval")
     with capture_errors() as sentences:
         try:
             main()

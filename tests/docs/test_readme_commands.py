@@ -303,7 +303,12 @@ def test_lmms_eval(tmp_path, data):
 )
 def test_benchmarks(tmp_path, name, frames, small):
     """On less."""
-    (command,) = [c for c in commands("README.md") if f"bench_{name}.py" in c and c.startswith("OMP")]
+    (command,) = {
+        command
+        for page in ("README.md", "docs/measured.md")
+        for command in commands(page)
+        if f"bench_{name}.py" in command and command.startswith("OMP")
+    }
     assert frames in command
     args = shlex.split(command.replace(frames, small).split(".py ")[1])
     import_module(f"bench_{name}").main([*args, "--out", str(tmp_path)])

@@ -57,6 +57,7 @@ class Similarities:
     counts: dict[Thresholds, TokenCount] = field(default_factory=dict)
 
 
+@torch.no_grad()  # they only decide what merges; gradients go through the averages
 def measure(
     features: torch.Tensor,
     grid: Grid,

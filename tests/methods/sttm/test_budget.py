@@ -177,9 +177,12 @@ def test_calibration_refuses_what_it_cannot_do() -> None:
 
 
 @pytest.mark.parametrize("kind", ["still", "flat"])
-def test_videos_with_few_similarities_are_counted_at_few_thresholds(kind: str) -> None:
-    """Hundreds of thresholds are asked for, but they give few different sets of tokens."""
+def test_videos_with_few_similarities_are_counted_at_few_thresholds(kind: str, measure: str) -> None:
+    """Hundreds of thresholds are asked for, but they give few different sets of tokens.
+
+    On accelerators a batch holds the next points of the search, too, whether they are needed or not.
+    """
     frame = torch.ones(1, 6, 6, 8) if kind == "flat" else natural_features(1, 6, 6, 8)
     merged = merge_video_tokens(frame.expand(100, -1, -1, -1), STTMConfig(budget=0.37))
     assert len(merged) == 1332
-    assert merged.info["evaluations"] < 80
+    assert merged.info["evaluations"] < (80 if measure == "gather" else 260)
