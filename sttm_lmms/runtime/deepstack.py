@@ -65,7 +65,7 @@ class Additions:
         short = full.gather(1, index[..., None].expand(-1, -1, full.shape[-1]))
         for video in videos:
             row = video.span.row
-            merged = mean_of_groups(full[row, video.span.places()], video)
+            merged = mean_of_groups(full[row, video.span.places()], video.owner, len(video.tokens.cells))
             places = [
                 place + inputs.batch.padding[row] for start, n in video.pieces for place in range(start, start + n)
             ]
@@ -73,12 +73,12 @@ class Additions:
         return hidden + short
 
 
-def mean_of_groups(features: torch.Tensor, video: VideoTokens) -> torch.Tensor:
-    """Features ``[T*H*W, C]`` of the original cells -> ``[N, C]``: the mean over the cells of each
-    token left."""
-    owner = video.owner.to(features.device)
+def mean_of_groups(features: torch.Tensor, owner: torch.Tensor, groups: int) -> torch.Tensor:
+    """Features ``[T*H*W, C]`` of the original cells -> ``[groups, C]``: the mean over the cells of
+    each token left. ``owner`` ``[T*H*W]`` says which one that is, -1 where a cell was dropped."""
+    owner = owner.to(features.device)
     there = owner >= 0
-    sums = torch.zeros(len(video.tokens.cells), features.shape[-1], dtype=torch.float32, device=features.device)
+    sums = torch.zeros(groups, features.shape[-1], dtype=torch.float32, device=features.device)
     counts = torch.zeros(len(sums), 1, dtype=torch.float32, device=features.device)
     sums.index_add_(0, owner[there], features[there].float())
     counts.index_add_(0, owner[there], torch.ones_like(counts[owner[there]]))

@@ -12,6 +12,7 @@ from sttm_lmms import __version__
 from sttm_lmms.errors import unknown
 from sttm_lmms.methods import get_method
 from sttm_lmms.methods.base import Method
+from sttm_lmms.runtime.deepstack import mean_of_groups
 from sttm_lmms.runtime.videos import reduce_grid
 
 Grid = tuple[int, int, int]
@@ -86,14 +87,7 @@ def reduce_video(
     kept = (frame * h + y) * w + x
     rows = merged.features
     if features.shape[1] > channels:
-        rows = torch.cat((rows, _group_means(features[:, channels:], merged.source_map.flatten(), len(merged))), dim=1)
+        deepstack = mean_of_groups(features[:, channels:], merged.source_map.flatten(), len(merged))
+        rows = torch.cat((rows, deepstack), dim=1)
     order = kept.argsort()
     return rows[order], kept[order], bool(merged.info.get("joined"))
-
-
-def _group_means(features: torch.Tensor, owner: torch.Tensor, groups: int) -> torch.Tensor:
-    there = owner >= 0
-    sums = torch.zeros(groups, features.shape[1], dtype=torch.float32, device=features.device)
-    sums.index_add_(0, owner[there], features[there].float())
-    counts = torch.bincount(owner[there], minlength=groups).clamp(min=1)
-    return (sums / counts[:, None]).to(features.dtype)
