@@ -24,7 +24,7 @@ from sttm_lmms.config import check_choice, check_integer, check_number
 from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, Scratch, from_published, max_tokens
 from sttm_lmms.methods.ops import EPS, row_dots, row_norms
-from sttm_lmms.methods.sttm.grid import OddEdge, node_extents, nodes_over_cells, pyramid_sizes
+from sttm_lmms.methods.quadtree import OddEdge, node_extents, nodes_over_cells, pyramid_sizes
 from sttm_lmms.types import Kept, Tokens
 
 LOWEST, HIGHEST = -1.0, 2.0

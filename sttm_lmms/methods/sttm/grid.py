@@ -9,16 +9,21 @@ frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
 
-OddEdge = Literal["reference", "masked"]
+from sttm_lmms.methods.quadtree import (
+    OddEdge,
+    compared_children,
+    count_children,
+    extents_over_cells,
+    nodes_over_cells,
+    pyramid_sizes,
+)
 
 WHOLE_FRAME = 512
 """Frames of at most this many nodes are one row block; larger ones are cut, or their products would
@@ -132,30 +137,16 @@ def grid_for(height: int, width: int, root_level: int, odd_edge: OddEdge, device
         for y0, y1 in runs
         for level in range(levels - 1)
     )
-    number = _number_coarse_nodes(sizes, pieces)
-    node = np.stack(
-        [*(number[i][row[i]][:, column[i]] for i in range(levels - 1)), np.arange(cells).reshape(height, width) - cells]
-    ).reshape(levels, cells)
-    node += cells
+    # Nodes of each level as [h, w]; those of the finest level are the cells.
+    number = [*_number_coarse_nodes(sizes, pieces, first=cells), np.arange(cells).reshape(height, width)]
+    node = np.stack([number[level][row[level]][:, column[level]] for level in range(levels)]).reshape(levels, cells)
 
-    top, left, bottom, right = _extents(row, column)
+    top, left, bottom, right = extents_over_cells(row, column)
     anchor = (top * width + left).reshape(levels, cells)
     box = np.stack((np.zeros_like(top), top, left, bottom, right), -1).reshape(levels, cells, 5)
-    children = np.zeros((levels - 1, cells), np.int64)
-    share = np.ones((levels, height, width), np.float32)
-    child = np.empty((sum(h * w for h, w in sizes[:-1]), 4), np.int64)
-    for level in reversed(range(levels - 1)):
-        under = _count_children(sizes[level + 1])
-        share[level] = share[level + 1] / under[row[level]][:, column[level]]
-        finer = number[level + 1] + cells if level < levels - 2 else np.arange(cells).reshape(height, width)
-        child[number[level].ravel()] = _compared_children(finer, odd_edge)
-        first = np.unique(anchor[level])
-        children[level, first] = under[row[level]][:, column[level]].ravel()[first]
+    children, share, child = _child_tables(sizes, row, column, number, anchor, odd_edge)
 
-    block_of = np.repeat(np.arange(len(runs)), [width * (y1 - y0) for y0, y1 in runs])
-    block_of = np.concatenate([block_of, np.empty(len(child), np.int64)])
-    for level in range(levels - 1):
-        block_of[node[level]] = block_of[:cells]
+    block_of = _block_of_nodes(runs, node, width)
     most = max(np.bincount(block_of)) if len(block_of) else 0
     dense = is_accelerator(device) and most <= LARGEST_BLOCK
     earlier, later, pair, part = _pairs(node, block_of if dense else None, cells)
@@ -176,61 +167,56 @@ def grid_for(height: int, width: int, root_level: int, odd_edge: OddEdge, device
 
     with torch.inference_mode(False):  # tables outlive the mode in which they are first asked for
         return Grid(
-            sizes,
-            dense,
-            put(np.arange(cells)),
-            put(anchor),
-            put(np.arange(cells) - anchor),
-            put(box),
-            put(share.reshape(levels, cells)),
-            put(children),
-            put(node[:-1] - cells),
-            tuple(None if weight is None else put(weight) for weight in _pool_weights(sizes, row, column)),
-            pieces,
-            put(np.arange(len(child))[:, None]),
-            put(child),
-            put(np.stack((earlier, later))),
-            put(pair),
-            tuple(row_block(i, *run) for i, run in enumerate(runs)) if dense else (),
+            sizes=sizes,
+            dense=dense,
+            cell=put(np.arange(cells)),
+            anchor=put(anchor),
+            offset=put(np.arange(cells) - anchor),
+            box=put(box),
+            share=put(share),
+            children=put(children),
+            over=put(node[:-1] - cells),
+            pool_weights=tuple(None if weight is None else put(weight) for weight in _pool_weights(sizes, row, column)),
+            pieces=pieces,
+            parent=put(np.arange(len(child))[:, None]),
+            child=put(child),
+            pairs=put(np.stack((earlier, later))),
+            pair=put(pair),
+            blocks=tuple(row_block(i, *run) for i, run in enumerate(runs)) if dense else (),
         )
 
 
-def pyramid_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes ``(h, w)`` of the pyramid of a grid, coarsest first.
-
-    Sides are halved, rounding up, until one of them is 2. A grid with a side of 1 or 2 is its own
-    pyramid.
-    """
-    sizes = [(height, width)]
-    while min(sizes[0]) > 2:
-        h, w = sizes[0]
-        sizes.insert(0, ((h + 1) // 2, (w + 1) // 2))
-    return sizes
-
-
-def nodes_over_cells(lengths: Sequence[int]) -> np.ndarray:
-    """``[L, n]`` int64: per level, the node over each of the n cells along one side. ``lengths`` is
-    coarsest first."""
-    index = [np.arange(lengths[-1])]
-    for length in reversed(lengths[1:]):
-        # On an odd side the first node stays alone and the others pair up.
-        index.insert(0, (index[0] + length % 2) // 2)
-    return np.stack(index)
-
-
-def node_extents(node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each cell along one side, the first cell and the end (exclusive) of the node over it;
-    both ``[L, n]``."""
-    first, end = (np.stack([np.searchsorted(at, at, side) for at in node]) for side in ("left", "right"))
-    return first, end
+def _child_tables(
+    sizes: tuple[tuple[int, int], ...],
+    row: np.ndarray,
+    column: np.ndarray,
+    number: list[np.ndarray],
+    anchor: np.ndarray,
+    odd_edge: OddEdge,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``children``, ``share`` and ``child`` of :class:`Grid`."""
+    levels, cells = anchor.shape
+    children = np.zeros((levels - 1, cells), np.int64)
+    share = np.ones((levels, *number[-1].shape), np.float32)
+    child = np.empty((sum(h * w for h, w in sizes[:-1]), 4), np.int64)
+    for level in reversed(range(levels - 1)):
+        under = count_children(sizes[level + 1])[row[level]][:, column[level]]
+        share[level] = share[level + 1] / under
+        first = np.unique(anchor[level])
+        children[level, first] = under.ravel()[first]
+        child[number[level].ravel() - cells] = compared_children(number[level + 1], odd_edge)
+    return children, share.reshape(levels, cells), child
 
 
-def _extents(row: np.ndarray, column: np.ndarray) -> list[np.ndarray]:
-    """``[L, H, W]`` top, left, bottom and right of the node over each cell."""
-    (top, bottom), (left, right) = node_extents(row), node_extents(column)
-    shape = (len(row), row.shape[1], column.shape[1])
-    sides = (top[:, :, None], left[:, None], bottom[:, :, None], right[:, None])
-    return [np.broadcast_to(side, shape) for side in sides]
+def _block_of_nodes(runs: list[tuple[int, int]], node: np.ndarray, width: int) -> np.ndarray:
+    """``[nodes]`` int64: the row block that each node lies in."""
+    cells = node.shape[1]
+    of_cells = np.repeat(np.arange(len(runs)), [width * (y1 - y0) for y0, y1 in runs])
+    block = np.empty(int(node.max()) + 1, np.int64)
+    block[:cells] = of_cells
+    for level in node[:-1]:
+        block[level] = of_cells
+    return block
 
 
 def _row_blocks(sizes: tuple[tuple[int, int], ...], row: np.ndarray) -> list[tuple[int, int]]:
@@ -250,34 +236,17 @@ def _row_blocks(sizes: tuple[tuple[int, int], ...], row: np.ndarray) -> list[tup
     return runs
 
 
-def _number_coarse_nodes(sizes: tuple[tuple[int, int], ...], pieces: tuple[tuple[int, slice], ...]) -> list[np.ndarray]:
-    """``[h, w]`` number of each node of each coarse level."""
+def _number_coarse_nodes(
+    sizes: tuple[tuple[int, int], ...], pieces: tuple[tuple[int, slice], ...], first: int
+) -> list[np.ndarray]:
+    """``[h, w]`` number of each node of each coarse level, from ``first`` on."""
     number = [np.empty(size, np.int64) for size in sizes[:-1]]
-    count = 0
+    count = first
     for level, rows in pieces:
         block = number[level][rows]
         number[level][rows] = count + np.arange(block.size).reshape(block.shape)
         count += block.size
     return number
-
-
-def _count_children(size: tuple[int, int]) -> np.ndarray:
-    """``[ceil(h/2), ceil(w/2)]``: how many nodes of a level of that size are under each node of the
-    next coarser."""
-    rows, columns = (np.bincount((np.arange(side) + side % 2) // 2) for side in size)
-    return np.outer(rows, columns)
-
-
-def _compared_children(number: np.ndarray, odd_edge: OddEdge) -> np.ndarray:
-    """``[parents, 4]``: what each parent is compared with, out of the finer level's numbers
-    ``[h, w]``."""
-    height, width = number.shape
-    y, x = (2 * np.arange((side + side % 2) // 2)[:, None] - side % 2 + np.arange(2) for side in (height, width))
-    inside = ((y >= 0)[:, None, :, None] & (x >= 0)[None, :, None, :]).reshape(-1, 4)
-    # An odd side's first parent lacks its first row or column, so its last slot always holds a
-    # child.
-    found = number[y.clip(0)][:, :, x.clip(0)].transpose(0, 2, 1, 3).reshape(-1, 4)
-    return np.where(inside, found, number[0, 0] if odd_edge == "reference" else found[:, 3:])
 
 
 def _pool_weights(sizes: tuple[tuple[int, int], ...], row: np.ndarray, column: np.ndarray) -> list[np.ndarray | None]:

@@ -14,10 +14,11 @@ import torch
 from sttm_lmms.config import check_choice, check_flag, check_integer, check_number
 from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import BudgetWarning, DecodePositions, Method, Probe, Scratch, Stage, max_tokens
+from sttm_lmms.methods.quadtree import OddEdge
 from sttm_lmms.methods.sttm.average import average
 from sttm_lmms.methods.sttm.cluster import Labels, cluster
 from sttm_lmms.methods.sttm.exact import join_to_count, split_to_count
-from sttm_lmms.methods.sttm.grid import OddEdge, grid_for
+from sttm_lmms.methods.sttm.grid import grid_for
 from sttm_lmms.methods.sttm.search import search_thresholds
 from sttm_lmms.methods.sttm.similarity import Thresholds, measure
 from sttm_lmms.types import Kept, MergedTokens, Tokens

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sttm_lmms.methods.quadtree import pyramid_sizes
 from sttm_lmms.methods.sttm import STTMConfig, merge_video_tokens
-from sttm_lmms.methods.sttm.grid import grid_for, pyramid_sizes
+from sttm_lmms.methods.sttm.grid import grid_for
 
 CPU = torch.device("cpu")
 
