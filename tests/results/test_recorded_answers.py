@@ -4,6 +4,7 @@ promised."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,6 @@ def percent(mean: float, interval: tuple[float, float] | list[float]) -> str:
 def test_every_line_is_made_from_the_raw_answers(folder):
     rows = read(folder)
     table = (RESULTS / folder / "accuracy.md").read_text()
-    assert table in (RESULTS / folder.split("/")[0] / "README.md").read_text()
     lines = table.splitlines()[2:]
     assert len(lines) == len(rows)
     for line, (name, row) in zip(lines, rows.items(), strict=True):
@@ -51,6 +51,16 @@ def test_every_line_is_made_from_the_raw_answers(folder):
         cells += [percent(row[kind]["accuracy"], row[kind]["interval"]) for kind in KINDS]
         ratio, *interval = relative(row, rows["all tokens"])
         assert line == f"| {' | '.join([*cells, percent(ratio, interval)])} |"
+
+
+@pytest.mark.parametrize("page", ["tiny", "spatial"])
+def test_the_rows_of_a_page_are_rows_of_the_tables(page):
+    tables = {line for file in (RESULTS / page).glob("*/accuracy.md") for line in file.read_text().splitlines()}
+    text = (RESULTS / page / "README.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|") and re.search(r"\d \[", line)]
+    assert len(rows) == 18
+    assert set(rows) <= tables
+    assert all(f"{file.parent.name}/accuracy.md" in text for file in (RESULTS / page).glob("*/accuracy.md"))
 
 
 @pytest.mark.parametrize("folder", TINY)
