@@ -3,11 +3,12 @@ rotated into them.
 
 ::
 
-    rotate each token's channels by its frame, row and column, as rotary embeddings do; scale it to
-    unit length prototypes: one token, then again and again the token that is least like its most
-    similar prototype a few times: each token joins the most similar prototype, which becomes the
-    direction of their mean a group's mean (of the tokens as they were) stands at the place of its
-    first token
+    rotate each token's channels by its frame, row and column, as rotary embeddings do;
+        scale it to unit length
+    prototypes: one token, then again and again the token least like its most similar prototype
+    a few times: each token joins the most similar prototype,
+        which becomes the direction of their mean
+    a group's mean (of the tokens as they were) stands at the place of its first token
 """
 
 from __future__ import annotations

@@ -3,14 +3,15 @@ fewer KV entries.
 
 Stage 1, in front of one layer; a place is compared with the same place of the other frame (cosine)::
 
-    of each frame 1, 3, 5, ..: keep the k places that are least similar to the frame before it of
-    each frame 2, 6, 10, .. (i + 2 for i = 0, 4, 8, .. below T - 4): keep the k least similar to the
-    frame i keep all other frames whole; survivors of a frame go on in ascending order of similarity
+    of each frame 1, 3, 5, ..: keep the k places least similar to the frame before it
+    of each frame 2, 6, 10, .. (i + 2 for i = 0, 4, 8, .. below T - 4):
+        keep the k places least similar to frame i
+    keep all other frames whole; survivors of a frame go on in ascending order of similarity
 
 Stage 2, at every decode step::
 
-    layers from prune_layer on attend only to the video's entries that the new token attends to most
-    in the layer before
+    layers from prune_layer on attend only to the video's entries that the new token attends to
+        most in the layer before
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@ before.
 
 Written from the paper's idea; vLLM has its own behind ``--video-pruning-rate``::
 
-    a token's change = 1 - cosine similarity to the same place in the frame before; frame 0 counts
-    as all new keep the K tokens of largest change, frame 0 always whole
+    a token's change = 1 - cosine similarity to the same place in the frame before;
+        frame 0 counts as all new
+    keep the K tokens of largest change, frame 0 always whole
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@ merges along time.
 
 ::
 
-    cut the video into segments where frames' unit means change most in each frame: select the A
-    tokens that are least alike, one after the other; they stay as they are in each segment: a token
-    that is similar enough to one of the frame before joins it (selected ones do not) in each frame:
-    cluster what is left by density peaks, as many clusters as the rest of the budget allows
+    cut the video into segments where frames' unit means change most
+    in each frame: select the A tokens that are least alike, one after the other; they stay
+    in each segment: a token that is similar enough to one of the frame before joins it
+        (selected ones do not)
+    in each frame: cluster what is left by density peaks,
+        as many clusters as the rest of the budget allows
 
 The published pipeline lets 1.25 times the tokens into the decoder and prunes again in layer 20;
 that stage is not here.

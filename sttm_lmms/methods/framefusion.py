@@ -5,11 +5,12 @@ A *call* happens in front of layer 0 and, in every layer, between attention and 
 of the share of visual tokens that a layer's attention sees. ``bound`` is the share of the present tokens to remove at
 this call so that the cost comes out exactly if nothing else were removed afterwards. A call does at most one of::
 
-    merge: compare each token with the one before it in time at the same place (cosine) fewer than
-        ``bound`` are similar (>= similarity): merge those; once they are fewer than ``ratio``, stop
-        merging else: merge the ``bound`` most similar, and be done
-    prune, if a call before this one stopped merging: drop the ``bound`` with the least attention,
-        and be done
+    merge: compare each token with the one before it in time at the same place (cosine)
+        fewer than ``bound`` are similar (>= similarity): merge those;
+            once they are fewer than ``ratio``, stop merging
+        else: merge the ``bound`` most similar, and be done
+    prune, if a call before this one stopped merging:
+        drop the ``bound`` with the least attention, and be done
 
 Merging: a run of marked tokens joins the token before it; that becomes the plain mean and keeps its
 place.

@@ -3,11 +3,12 @@
 
 W frames of an H x W video, H = W, form a cube, each with one octree; every frame that is left over has a quadtree::
 
-    build a pyramid: a coarser level averages 2x2x2 cells of the finer one, until a side is 2; odd
-    sides as in STTM nodes = all nodes of the root level while there are nodes:
+    build a pyramid: a coarser level averages 2x2x2 cells of the finer one, until a side is 2;
+        odd sides as in STTM
+    nodes = all nodes of the root level
+    while there are nodes:
         a node that is similar enough to each of its children (cosine >= threshold) becomes a token
-        the other nodes are replaced by their children; at the finest level every node becomes a
-        token
+        the other nodes are replaced by their children; at the finest level each becomes a token
 """
 
 from __future__ import annotations

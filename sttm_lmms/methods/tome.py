@@ -5,9 +5,8 @@ Until the target is reached, at most half of the tokens at a time::
 
     split the tokens by rank: even ones propose, odd ones receive
     every even token proposes itself to the odd token that it is most similar to (cosine)
-    the r most similar proposals are merged: the mean, weighted by how many tokens each side stands
-    for the next round's order: even tokens that stayed, most similar proposal first; then all odd
-    tokens
+    the r most similar proposals are merged: the mean, weighted by what each side stands for
+    the next round's order: even tokens that stayed, most similar proposal first; then the odd ones
 """
 
 from __future__ import annotations

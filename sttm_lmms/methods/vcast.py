@@ -3,9 +3,10 @@ most unusual ones.
 
 ::
 
-    a frame's curvature = 1 - cosine of the steps of the frames' unit means before and after it; 1
-    at both ends every frame keeps min_k tokens; the others are shared out by the softmax of the
-    curvatures in a frame: keep the tokens that are least like the frame's mean and largest
+    a frame's curvature = 1 - cosine of the steps of the frames' unit means before and after it;
+        1 at both ends
+    every frame keeps min_k tokens; the others are shared out by the softmax of the curvatures
+    in a frame: keep the tokens that are least like the frame's mean and largest
 """
 
 from __future__ import annotations

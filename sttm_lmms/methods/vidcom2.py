@@ -4,10 +4,11 @@ distinctive ones.
 A token is described by the half of its channels that vary least over the video, at unit length. Its similarity to a
 mean is a sum of Gaussians of their distance::
 
-    v, f = similarity of each token to the mean of the video and to the mean of its frame a frame's
-    share grows with how little its tokens resemble the video (mean of v), by a sharp softmax each
-    frame keeps its share of tokens, those with the smallest v + f until the count is met: drop the
-    kept tokens of largest v + f, or take dropped ones of smallest
+    v, f = similarity of each token to the mean of the video and to the mean of its frame
+    a frame's share grows with how little its tokens resemble the video (mean of v),
+        by a sharp softmax
+    each frame keeps its share of tokens, those with the smallest v + f
+    until the count is met: drop the kept tokens of largest v + f, or take dropped ones of smallest
 """
 
 from __future__ import annotations
