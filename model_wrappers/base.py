@@ -43,9 +43,9 @@ from sttm_lmms.model_wrappers.documents import (
 from sttm_lmms.model_wrappers.finish import finish_run
 from sttm_lmms.model_wrappers.identity import question_identity, run_identity, source_identity, task_identity
 from sttm_lmms.model_wrappers.load import explain_out_of_memory, load, make_reproducible, place
-from sttm_lmms.model_wrappers.results import Results, in_order, to_result
+from sttm_lmms.model_wrappers.results import AnswerRecord, Results, in_order, to_result
 from sttm_lmms.model_wrappers.settings import RunSettings, TaskSettings
-from sttm_lmms.provenance import collect_provenance
+from sttm_lmms.provenance import PROVENANCE_KEY, RUN_KEY, collect_provenance
 from sttm_lmms.runtime import Answer, Engine, Failure, LogLikelihood, Request
 from sttm_lmms.runtime.stored import open_store
 from sttm_lmms.video import VideoSettings, available_backends
@@ -85,6 +85,8 @@ class STTMWrapper(lmms):
         self.model, self.processor = self._load(placement)
         self._task_identities: dict[str, Any] = {}
         self._prepared_tasks: set[str] = set()
+        self._described: list[dict[str, Any]] = []
+        """Records of the answers that describe the run."""
         self._output_tokens = 0
         self._seconds = 0.0
 
@@ -163,7 +165,7 @@ class STTMWrapper(lmms):
         with self._running("Answering", requests) as (documents, bar):
             self._check_reducible(documents)
             replies = self._stream(documents, bar.update)
-            yield from in_order(requests, self._results(documents, replies, _first_of_tasks(documents)))
+            yield from self._in_order(requests, self._results(documents, replies, _first_of_tasks(documents)))
 
     def _sharded_answers(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers to all ranks' requests, whole videos on each of them."""
@@ -194,7 +196,8 @@ class STTMWrapper(lmms):
             results = {address: found[index] for index, address in enumerate(mine)}
             for others in sharding.gather({at: result for at, result in results.items() if at[0] != self.rank}):
                 results |= {at: result for at, result in others.items() if at[0] == self.rank}
-            return list(in_order(requests, ((at[1], result) for at, result in results.items() if at[0] == self.rank)))
+            own = ((at[1], result) for at, result in results.items() if at[0] == self.rank)
+            return list(self._in_order(requests, own))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """The answers of all rounds of each request. One round of all requests runs together, then
@@ -231,7 +234,7 @@ class STTMWrapper(lmms):
         with self._running("Scoring", requests) as (documents, bar):
             self._check_reducible(documents)
             replies = self._stream(documents, bar.update, kind=LogLikelihood)
-            return list(in_order(requests, self._results(documents, replies, _first_of_tasks(documents))))
+            return list(self._in_order(requests, self._results(documents, replies, _first_of_tasks(documents))))
 
     def clean(self) -> None:
         """End of a run: totals of all processes into the result file, the certificate checked,
@@ -244,7 +247,9 @@ class STTMWrapper(lmms):
             if self._cache is not None and self._cache.found:
                 logger.info("{} answers were there already, in {}", self._cache.found, self._cache.folder)
             reduction, tokens = self.arguments.reduction, self._output_tokens
-            finish_run(self._engine, reduction=reduction, output_tokens=tokens, seconds=self._seconds)
+            totals = finish_run(self._engine, reduction=reduction, output_tokens=tokens, seconds=self._seconds)
+            for record in self._described if totals is not None else ():
+                record[RUN_KEY] = totals.metrics()  # lmms-eval writes the records after this
         finally:
             del self._engine, self.processor
             super().clean()
@@ -471,6 +476,15 @@ class STTMWrapper(lmms):
         for index, reply, video in replies:
             provenance = self._provenance(documents[index].task) if index in described else None
             yield index, to_result(reply, video=video, provenance=provenance)
+
+    def _in_order(
+        self, requests: Sequence[Instance], results: Iterable[tuple[int, GenerationResult]]
+    ) -> Iterator[GenerationResult]:
+        for result in in_order(requests, results):
+            counts = result.token_counts
+            if isinstance(counts, AnswerRecord) and PROVENANCE_KEY in counts.record:
+                self._described.append(counts.record)
+            yield result
 
     def _settings(self, task: str) -> TaskSettings:
         return self.run_settings.of(task)

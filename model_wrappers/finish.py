@@ -33,12 +33,15 @@ class Share:
     peak_memory: int | None
 
 
-def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, seconds: float) -> None:
+def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, seconds: float) -> RunSummary | None:
     """Log the totals of all processes and list the failures. Called by every process, at the same
     point.
 
     Args:
         reduction: the one that the user asked for, in words; None for the baseline.
+
+    Returns:
+        The totals; None if every answer came out of lmms-eval's own response cache.
 
     Raises:
         NothingAnsweredError: on every process, if no question that shows something was answered by
@@ -62,16 +65,13 @@ def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, sec
         count = sum(failure.questions for failure in failures)
         raise NothingAnsweredError(f"none of the {count} questions could be answered: {failures[0].error}")
     check_answers_reduced(replies, reduction)
-    if any(reply.error is None for reply in replies):  # else every answer came out of lmms-eval's own response cache
-        _log(replace(summary, reduction_asked=int(reduction is not None)), shares)
-
-
-def _log(summary: RunSummary, shares: Sequence[Share]) -> None:
-    tokens = sum(share.output_tokens for share in shares)
-    seconds = max(share.seconds for share in shares)
-    if seconds:
-        summary = replace(summary, questions_per_s=summary.questions / seconds)
-    log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, summary.metrics())
+    if all(reply.error is not None for reply in replies):
+        return None
+    tokens, longest = sum(share.output_tokens for share in shares), max(share.seconds for share in shares)
+    rate = summary.questions / longest if longest else None
+    summary = replace(summary, reduction_asked=int(reduction is not None), questions_per_s=rate)
+    log_metrics(longest, tokens, tokens / longest if longest else 0.0, summary.headline())
+    return summary
 
 
 def _sum_counters(counters: Sequence[Counters]) -> Counters:

@@ -2,13 +2,14 @@
 
 lmms-eval 0.7.3 offers a model two ways into its files, and a run uses both:
 
-* ``gen_metrics.log_metrics(..., additional_metrics=...)`` keeps numbers only, of rank 0 only, and
-  writes them as ``throughput["avg_<key>"]`` of ``*_results.json``. :class:`RunSummary` holds the
-  keys.
+* ``gen_metrics.log_metrics(..., additional_metrics=...)`` keeps numbers only, of rank 0 only,
+  prints them and writes them as ``throughput["avg_<key>"]`` of ``*_results.json``. Those are the
+  :data:`HEADLINE` of the run's :class:`RunSummary`.
 * ``TokenCounts.to_dict()`` of every answer is written as ``token_counts[0]`` of its line in
   ``*_samples_*.jsonl``, for every task and from all ranks. :func:`sample_record` makes that
   dictionary. The first answer of a task carries the run's :class:`Provenance` under
-  ``"provenance"``; where ranks exchange nothing, each has a first one.
+  ``"provenance"`` and its whole :class:`RunSummary` under ``"run"``; where ranks exchange nothing,
+  each has a first one.
 
 Imports nothing heavy: the leaderboard reads these keys on machines without torch.
 """
@@ -27,7 +28,16 @@ METRIC_PREFIX = "avg_"
 """lmms-eval puts this in front of every additional metric, in ``results["throughput"]``."""
 
 PROVENANCE_KEY = "provenance"
+RUN_KEY = "run"
 TIMING_KEY = "timing_s"
+
+HEADLINE = (
+    *("questions", "failures", "reduced_share", "kept_share_mean", "tokens_before", "tokens_after"),
+    *("ttft_first_s", "vision_s", "merge_s", "decode_s_per_token", "peak_memory_bytes"),
+)
+"""What lmms-eval prints of a :class:`RunSummary` at the end of a run; failures if there were any.
+The results file without its samples holds no more, so this is what a leaderboard cannot do
+without."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +107,24 @@ class RunSummary:
     peak_memory_bytes: int | None = None
 
     def metrics(self) -> dict[str, float]:
-        """The measured numbers, for ``log_metrics(additional_metrics=...)``."""
+        """The measured numbers."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def headline(self) -> dict[str, float]:
+        """The few that are printed, for ``log_metrics(additional_metrics=...)``."""
+        shown = set(HEADLINE) if self.failures else set(HEADLINE) - {"failures"}
+        return {key: value for key, value in self.metrics().items() if key in shown}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSummary:
+        """Read a summary back; keys of later versions are ignored."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     @classmethod
     def from_throughput(cls, throughput: Mapping[str, Any]) -> RunSummary:
-        """Read the summary back from ``results["throughput"]``; keys of other origin are
-        ignored."""
-        found = {
-            f.name: throughput[METRIC_PREFIX + f.name] for f in fields(cls) if METRIC_PREFIX + f.name in throughput
-        }
-        return cls(**found)
+        """What ``results["throughput"]`` holds of a summary: the headline, in older files all of
+        it."""
+        return cls.from_dict({key.removeprefix(METRIC_PREFIX): value for key, value in throughput.items()})
 
 
 @dataclass(frozen=True)

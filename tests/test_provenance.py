@@ -3,12 +3,12 @@ imports."""
 
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
 from sttm_lmms import STTMConfig
-from sttm_lmms.provenance import METRIC_PREFIX, Provenance, RunSummary, collect_provenance, sample_record
+from sttm_lmms.provenance import HEADLINE, METRIC_PREFIX, Provenance, RunSummary, collect_provenance, sample_record
 from sttm_lmms.runtime import Answer
 
 RECORD = {
@@ -50,6 +50,14 @@ def test_summary_survives_lmms_evals_prefix():
     assert all(isinstance(value, (int, float)) for value in metrics.values()), "lmms-eval drops everything else"
     written = {METRIC_PREFIX + key: value for key, value in metrics.items()}
     assert RunSummary.from_throughput({**written, "avg_speed": 4.0}) == summary
+
+
+def test_a_run_prints_ten_numbers_and_names_failures_where_there_were_any():
+    everything = RunSummary(**dict.fromkeys(THROUGHPUT, 1))
+    assert set(everything.headline()) == set(HEADLINE) <= THROUGHPUT
+    printed = replace(everything, failures=0).headline()
+    assert len(printed) == 10
+    assert RunSummary.from_throughput({METRIC_PREFIX + key: value for key, value in printed.items()}).failures == 0
 
 
 def test_provenance_survives_json():

@@ -19,7 +19,7 @@ import pandas as pd
 
 from sttm_lmms.errors import ResultError
 from sttm_lmms.output import RESULTS, result_files
-from sttm_lmms.provenance import PROVENANCE_KEY, TIMING_KEY, Provenance, RunSummary
+from sttm_lmms.provenance import PROVENANCE_KEY, RUN_KEY, TIMING_KEY, Provenance, RunSummary
 
 _UNDATED = RESULTS[1:]
 # lmms-eval's own tasks log the reply and the truth, not a score; these are the pairs of the six
@@ -78,6 +78,7 @@ class TaskRun:
             or cannot be used.
         problem: why the samples cannot be used.
         generation: what replies were generated with, as the task states it.
+        totals: of the whole run, as the first answer states them; None in older files.
     """
 
     task: str
@@ -91,6 +92,7 @@ class TaskRun:
     unit: float | None = 1.0
     problem: str = ""
     generation: Mapping[str, Any] = field(default_factory=dict)
+    totals: RunSummary | None = None
 
     @property
     def reported_share(self) -> float | None:
@@ -183,7 +185,11 @@ def load_run(path: Path, *, strict: bool = True) -> Run:
         model=str(config.get("model", "")),
         model_args=_arguments(config.get("model_args")),
         limit=_number(config.get("limit")),
-        summary=RunSummary.from_throughput(content.get("throughput") or {}),
+        # The results file alone has the numbers that lmms-eval prints.
+        summary=next(
+            (task.totals for task in tasks if task.totals is not None),
+            RunSummary.from_throughput(content.get("throughput") or {}),
+        ),
         tasks=tasks,
         options=_options(config),
     )
@@ -198,10 +204,10 @@ def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, A
         if value is not None:
             reported.setdefault(key.split(",")[0], value)
     metric = next((name for name in metrics if name in reported), metrics[0] if metrics else "")
-    samples, provenance, problem = None, None, ""
+    samples, provenance, totals, problem = None, None, None, ""
     if sample_file.is_file():
         try:
-            samples, provenance = _load_samples(sample_file, metric, config, reported.get(metric))
+            samples, provenance, totals = _load_samples(sample_file, metric, config, reported.get(metric))
         except ResultError as error:
             if strict:
                 raise
@@ -224,12 +230,13 @@ def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, A
         unit=_unit(task, reported.get(metric), samples),
         problem=problem,
         generation=config.get("generation_kwargs") or {},
+        totals=totals,
     )
 
 
 def _load_samples(
     file: Path, metric: str, config: Mapping[str, Any], reported: float | None
-) -> tuple[pd.DataFrame, Provenance | None]:
+) -> tuple[pd.DataFrame, Provenance | None, RunSummary | None]:
     records = _read_lines(file)
     score_key, cluster_key = config.get("score_key") or "score", config.get("cluster_key")
     rows = [_row(record, metric, score_key, cluster_key, file, n) for n, record in enumerate(records, start=1)]
@@ -238,7 +245,8 @@ def _load_samples(
     samples = _of_one_filter(samples, reported, file)
     if metric and not any(metric in record or "bypass" in record for record in records):
         raise ResultError(f"{file}: no line has a score of {metric!r}, which the results file reports")
-    return samples, _provenance(records, file)
+    totals = next((one[RUN_KEY] for record in records for one in _counts(record)[:1] if RUN_KEY in one), None)
+    return samples, _provenance(records, file), None if totals is None else RunSummary.from_dict(totals)
 
 
 def _unit(task: str, reported: float | None, samples: pd.DataFrame | None) -> float | None:

@@ -37,6 +37,9 @@ def test_a_run_has_a_score_and_says_what_it_did(run):
     assert numbers["avg_tokens_before"] == 4 * 49
     assert numbers["avg_ttft_s"] > 0
     assert numbers["avg_decode_s_per_token"] > 0
+    ours = {name.removeprefix("avg_") for name in run.results["throughput"]} - {"speed"}
+    assert "| avg_kept_share_mean" in " ".join(run.printed.replace("|", " | ").split())
+    assert len(ours - {"total_gen_tokens", "total_elapsed_time"}) <= 10, "what lmms-eval prints is short"
 
 
 def test_every_answer_has_its_record(run):

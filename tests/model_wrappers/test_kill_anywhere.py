@@ -145,7 +145,7 @@ def undisturbed(command) -> Undisturbed:
 
 def check_end(run: Command, done: Run, known: Sequence[Answer], expected: Run) -> None:
     """``done`` is the end of a run that was killed when it had the answers ``known``."""
-    asked = (done.results.get("throughput") or {"avg_questions": 0})["avg_questions"]
+    asked = done.throughput.get("avg_questions", 0)
     print(f"{run.folder.name}: {len(known)} stored, {asked:.0f} asked in the end")
     # A kill may cut off a line of each process: that one is asked again.
     assert QUESTIONS - len(known) <= asked <= QUESTIONS - len(known) + 2

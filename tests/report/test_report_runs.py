@@ -40,6 +40,14 @@ def edit_lines(file, change):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def test_the_totals_of_a_run_are_those_its_first_answer_states(copied):
+    results, samples = copied
+    assert load_run(results).summary.videos_decoded == 0
+    edit_lines(samples, lambda lines: lines[0]["token_counts"][0].update(run={"questions": 48, "videos_decoded": 12}))
+    found = load_run(results).summary
+    assert (found.questions, found.videos_decoded) == (48, 12)
+
+
 def test_reads_what_lmms_eval_wrote(recorded):
     (run,) = load_runs([recorded / "sttm-50"])
     assert run.model_args == {"pretrained": "tiny/llava-video", "budget": "0.5"}
