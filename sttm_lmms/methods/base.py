@@ -17,9 +17,11 @@ from sttm_lmms.types import Kept, Tokens
 
 DecodePositions = Literal["continue", "reference"]
 Site = Literal["layer", "mlp", "attention"]
-Scratch = dict[str, Any]
-"""A method's own notes on one video of one sequence, from the prefill's first stage to the last
-decode step."""
+State = dict[str, Any]
+"""Per-video state of a method: an empty dict at the first stage of a prefill, the same one at all
+later stages and decode steps of that video."""
+Scratch = State
+"""What methods written before the rename import."""
 
 
 class Stage(NamedTuple):
@@ -102,7 +104,7 @@ class Method:
         layer."""
         raise NotImplementedError
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept | None:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept | None:
         """Reduce the tokens of one video at one of the stages; None leaves them as they are."""
         raise NotImplementedError
 
@@ -118,7 +120,7 @@ class Method:
         decoder)."""
         return ()
 
-    def edit_cache(self, cache: CacheView, scratch: Scratch) -> None:
+    def edit_cache(self, cache: CacheView, state: State) -> None:
         """Edit the KV cache at a decode step; see :class:`CacheView`."""
 
     def visible(self, prompt_tokens: int) -> Callable[[Any, Any, Any, Any], Any] | None:

@@ -21,7 +21,7 @@ import torch
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import LayerMethod, Probe, Scratch, check_exactly_one, from_published, max_tokens
+from sttm_lmms.methods.base import LayerMethod, Probe, State, check_exactly_one, from_published, max_tokens
 from sttm_lmms.methods.ops import blocks, group_means, row_norms
 from sttm_lmms.types import Kept, Tokens
 
@@ -76,7 +76,7 @@ class ClusterConfig(LayerMethod):
             return max_tokens(self.budget, total)
         return max(1, min(total, round(total * (self.retention_ratio or 0))))
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Cluster, and average each cluster."""
         features, count = tokens.as_grid().flatten(0, 2), self.count(tokens.grid)
         if self.first_prototype is not None and self.first_prototype >= len(tokens):

@@ -10,7 +10,7 @@ import torch
 
 from sttm_lmms.config import check_integer
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetMethod, Probe, Scratch, max_tokens
+from sttm_lmms.methods.base import BudgetMethod, Probe, State, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 
@@ -32,7 +32,7 @@ class RandomConfig(BudgetMethod):
     def count(self, grid: tuple[int, int, int]) -> int:
         return max_tokens(self.budget, math.prod(grid))
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Keep as many tokens as the budget allows, drawn without replacement; drop the others."""
         draw = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(self.seed))
         kept, _ = draw[: max_tokens(self.budget, len(tokens))].sort()
@@ -47,7 +47,7 @@ class FramesConfig(BudgetMethod):
     def count(self, grid: tuple[int, int, int]) -> int:
         return max_tokens(self.budget, grid[0]) * grid[1] * grid[2]
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Cut the video into as many even stretches as the budget allows frames; keep the middle
         frame of each."""
         frames, height, width = tokens.grid
@@ -66,7 +66,7 @@ class PoolConfig(BudgetMethod):
     def count(self, grid: tuple[int, int, int]) -> int:
         return math.prod(pooled_grid(grid, self.budget))
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Average over blocks of cells, as even as can be, as many as the budget allows."""
         after = pooled_grid(tokens.grid, self.budget)
         pooled, device = tokens.as_grid(), tokens.features.device

@@ -31,7 +31,7 @@ from sttm_lmms.methods.base import (
     CacheView,
     Probe,
     RatioMethod,
-    Scratch,
+    State,
     from_published,
     max_tokens,
 )
@@ -66,7 +66,7 @@ class DyCokeStage1Config(RatioMethod):
         """From ``sa_prune_ratio``, ``sa_start_layer_idx``."""
         return cls(**from_published(settings, _STAGE1_NAMES), decode_positions="reference")
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Drop tokens of pruned frames."""
         frames, height, width = tokens.grid
         size, device = height * width, tokens.features.device
@@ -152,7 +152,7 @@ class DyCokeConfig(DyCokeStage1Config):
             raise ValueError(f"prune_layer={self.prune_layer} is out of range; this model has layers 0..{layers - 1}")
         return (self.prune_layer,)
 
-    def edit_cache(self, cache: CacheView, scratch: Scratch) -> None:
+    def edit_cache(self, cache: CacheView, state: State) -> None:
         attention, start = cache.attention(), cache.video.start
         total = len(attention)
         if self.reference:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetWarning, Probe, RatioMethod, Scratch, from_published, max_tokens
+from sttm_lmms.methods.base import BudgetWarning, Probe, RatioMethod, State, from_published, max_tokens
 from sttm_lmms.methods.ops import cosine
 from sttm_lmms.types import Kept, Tokens
 
@@ -48,7 +48,7 @@ class EVSConfig(RatioMethod):
         kept = max_tokens(self.budget, total) if self.budget is not None else int(total * (1 - (self.ratio or 0)))
         return max(grid[1] * grid[2], kept)
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Drop the tokens that changed least."""
         features, (frames, height, width) = tokens.as_grid().flatten(0, 2), tokens.grid
         frame, total = height * width, len(tokens)

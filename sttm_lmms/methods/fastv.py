@@ -12,8 +12,8 @@ from sttm_lmms.methods import register_method
 from sttm_lmms.methods.base import (
     Method,
     Probe,
-    Scratch,
     Stage,
+    State,
     check_ratio_or_budget,
     from_published,
     max_tokens,
@@ -57,7 +57,7 @@ class FastVConfig(Method):
     def stages(self, layers: int) -> Sequence[int | Stage]:
         return (self.layer,)
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Keep the tokens with the largest attention weights."""
         if self.ratio is not None:
             keep = max(1, round(len(tokens) * (1 - self.ratio)))

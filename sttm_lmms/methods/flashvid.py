@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from sttm_lmms.config import check_choice, check_flag, check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import LayerMethod, Probe, Scratch, check_exactly_one, from_published, max_tokens
+from sttm_lmms.methods.base import LayerMethod, Probe, State, check_exactly_one, from_published, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 Selection = Literal["div"]
@@ -108,7 +108,7 @@ class FlashVIDConfig(LayerMethod):
     def count(self, grid: tuple[int, int, int]) -> int | None:
         return None if self.budget is None else max_tokens(self.budget, math.prod(grid))
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Select and cluster, segment by segment."""
         features = tokens.as_grid().flatten(1, 2).float()
         size = features.shape[1]

@@ -31,8 +31,8 @@ from sttm_lmms.methods.base import (
     Method,
     Probe,
     RatioMethod,
-    Scratch,
     Stage,
+    State,
     from_published,
     max_tokens,
 )
@@ -91,10 +91,10 @@ class FrameFusionConfig(Method):
     def stages(self, layers: int) -> Sequence[int | Stage]:
         return [Stage(0, "layer"), *(Stage(layer, "mlp") for layer in range(layers))]
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept | None:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept | None:
         """One call."""
         layers = self.cost_layers if self.cost_layers is not None else probe.layers
-        done: _Done = scratch.setdefault("framefusion", _Done())
+        done: _Done = state.setdefault("framefusion", _Done())
         if done.finished or len(done.seen) >= layers:
             return None
         keep = self._most(done, tokens, layers)
@@ -201,7 +201,7 @@ class FrameFusionMergeConfig(RatioMethod):
     def stages(self, layers: int) -> Sequence[int | Stage]:
         return (Stage(self.start_layer, "attention"),)
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Merge the most similar tokens."""
         if self.ratio is not None:
             number = min(int(self.ratio * len(tokens)), len(tokens) - 1)

@@ -16,7 +16,7 @@ import torch
 
 from sttm_lmms.config import check_choice, check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import LayerMethod, Probe, Scratch, check_exactly_one, from_published, max_tokens
+from sttm_lmms.methods.base import LayerMethod, Probe, State, check_exactly_one, from_published, max_tokens
 from sttm_lmms.methods.ops import group_means
 from sttm_lmms.types import Kept, Tokens
 
@@ -64,7 +64,7 @@ class GridConfig(LayerMethod):
         stride = self.stride or stride_for(grid, max_tokens(self.budget or 1.0, math.prod(grid)))
         return math.prod(_cells(side, step) for side, step in zip(grid, stride, strict=True))
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Keep one token a cell."""
         features, grid = tokens.as_grid().flatten(0, 2), tokens.grid
         stride = self.stride or stride_for(grid, max_tokens(self.budget or 1.0, len(tokens)))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from sttm_lmms.config import check_choice, check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, Scratch, from_published, max_tokens
+from sttm_lmms.methods.base import BudgetWarning, LayerMethod, Probe, State, from_published, max_tokens
 from sttm_lmms.methods.ops import EPS, row_dots, row_norms
 from sttm_lmms.methods.quadtree import OddEdge, node_extents, nodes_over_cells, pyramid_sizes
 from sttm_lmms.types import Kept, Tokens
@@ -78,7 +78,7 @@ class OctreeConfig(LayerMethod):
         names |= {"thr": "threshold", "root": "root_level"}
         return cls(**from_published(settings, names), decode_positions="reference")
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Replace similar cells by the mean of their node; order is that of each node's first
         cell."""
         grid = tokens.as_grid()

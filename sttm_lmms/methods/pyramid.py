@@ -21,8 +21,8 @@ from sttm_lmms.methods.base import (
     DecodePositions,
     Method,
     Probe,
-    Scratch,
     Stage,
+    State,
     from_published,
     max_tokens,
 )
@@ -76,7 +76,7 @@ class PyramidConfig(Method):
     def stages(self, layers: int) -> Sequence[int | Stage]:
         return self.layers
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Take row ``i * h // n`` of h rows for each of n new ones, and columns alike."""
         stage = self.layers.index(layer)
         grids = self._grids(tokens.grid)

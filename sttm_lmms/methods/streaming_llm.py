@@ -15,7 +15,7 @@ import torch
 
 from sttm_lmms.config import check_flag, check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import CacheView, Method, Probe, Scratch, Stage, from_published, max_tokens
+from sttm_lmms.methods.base import CacheView, Method, Probe, Stage, State, from_published, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 
@@ -74,7 +74,7 @@ class StreamingLLMConfig(Method):
     def stages(self, layers: int) -> Sequence[int | Stage]:
         return ()
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept | None:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept | None:
         return None
 
     def visible(self, prompt_tokens: int) -> Callable[[Any, Any, Any, Any], Any]:
@@ -89,7 +89,7 @@ class StreamingLLMConfig(Method):
     def cache_stages(self, layers: int) -> Sequence[int]:
         return (0,)
 
-    def edit_cache(self, cache: CacheView, scratch: Scratch) -> None:
+    def edit_cache(self, cache: CacheView, state: State) -> None:
         """Evict what is older than the window, so that with the new token each layer holds
         ``window`` entries."""
         sinks, window = self._sizes(cache.prompt_tokens)

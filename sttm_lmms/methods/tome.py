@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from sttm_lmms.config import check_choice
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetWarning, Probe, RatioMethod, Scratch, from_published, max_tokens
+from sttm_lmms.methods.base import BudgetWarning, Probe, RatioMethod, State, from_published, max_tokens
 from sttm_lmms.methods.ops import blocks, group_means
 from sttm_lmms.types import Kept, Tokens
 
@@ -61,7 +61,7 @@ class ToMeConfig(RatioMethod):
         short = {"prune_ratio": "ratio", "ratio": "ratio", "start_layer": "start_layer", "ver": "scope"}
         return cls(**from_published(settings, names | short), decode_positions="reference")
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Merge to the target count."""
         if self.scope == "video":
             return merge_sequences(tokens, 1, self._target(len(tokens)))

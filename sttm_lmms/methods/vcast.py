@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from sttm_lmms.config import check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import LayerMethod, Probe, Scratch, check_exactly_one, from_published, max_tokens
+from sttm_lmms.methods.base import LayerMethod, Probe, State, check_exactly_one, from_published, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 TEMPERATURE = 0.7
@@ -70,7 +70,7 @@ class VCASTConfig(LayerMethod):
         least = frames * min(self.min_k, total // frames)
         return max(1, min(total, round(total * self.retain_ratio)), least)
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Keep each frame's most unusual tokens."""
         features = tokens.as_grid().flatten(1, 2).float()
         frames, size, _ = features.shape

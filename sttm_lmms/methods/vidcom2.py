@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from sttm_lmms.config import check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import LayerMethod, Probe, Scratch, check_exactly_one, from_published, max_tokens
+from sttm_lmms.methods.base import LayerMethod, Probe, State, check_exactly_one, from_published, max_tokens
 from sttm_lmms.types import Kept, Tokens
 
 TEMPERATURE = 0.01
@@ -69,7 +69,7 @@ class VidCom2Config(LayerMethod):
             return max(grid[0], min(int(total * (1.0 - self.ratio)), total))
         return None
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Keep each frame's most distinctive tokens."""
         features = tokens.as_grid().flatten(1, 2)
         if self.base_scale is None:

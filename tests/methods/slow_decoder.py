@@ -99,7 +99,7 @@ class SlowDecoder:
 
     def prefill(self, embeds: torch.Tensor) -> torch.Tensor:
         """Logits at the last position of ``embeds`` ``[L, C]``."""
-        self.scratch: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
         self.cache: list[_Layer] = []
         self.length, self.steps = len(embeds), 0
         self.positions = torch.arange(len(embeds))
@@ -129,7 +129,7 @@ class SlowDecoder:
         at = self.method.cache_stages(len(layers)) if self.method is not None else ()
         for number, layer in enumerate(layers):
             if self.method is not None and number in at:
-                self.method.edit_cache(_View(self, number), self.scratch)
+                self.method.edit_cache(_View(self, number), self.state)
             how = getattr(self.method, "decode_positions", "continue")
             last = self.length - 1 if how == "reference" else self.last_position[number]
             normed = layer.input_layernorm(hidden)
@@ -151,7 +151,7 @@ class SlowDecoder:
         assert self.method is not None
         start, end = self.span.start, self.span.start + len(self.video)
         before = Tokens(x[start:end], self.video.cells, self.video.counts, self.video.grid)
-        kept = self.method.reduce(before, stage.layer, self, self.scratch)
+        kept = self.method.reduce(before, stage.layer, self, self.state)
         if kept is None:
             return x, residual
         self.stages.append((stage, before, kept))

@@ -35,11 +35,11 @@ def run(
     """All calls; tokens seen by each layer's attention, and (tokens, kept) of each call. Layers
     change the tokens."""
     generator = torch.Generator().manual_seed(1)
-    scratch: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     seen, calls = [], []
     for stage in method.stages(probe.layers):
         probe.size = len(tokens)
-        kept = method.reduce(tokens, stage.layer, probe, scratch)
+        kept = method.reduce(tokens, stage.layer, probe, state)
         calls.append((tokens, kept))
         if kept is not None:
             check_kept(tokens, kept, merges="merged" in kept.info)

@@ -137,7 +137,7 @@ def test_framefusion_calls_are_those_recorded() -> None:
         decoder = SlowDecoder(recorded.model(), recorded.method(name), span)
         with torch.no_grad():
             decoder.prefill(embeds)
-        assert decoder.scratch["framefusion"].shares == CASES[name]["sparsity_list"]
+        assert decoder.state["framefusion"].shares == CASES[name]["sparsity_list"]
         changed = [(stage.layer + (stage.site == "mlp"), len(kept)) for stage, _, kept in decoder.stages]
         calls = enumerate(CASES[name]["framefusion_calls"])
         assert changed == [(i, c["tokens_out"] - 18) for i, c in calls if c["tokens_out"] < c["tokens_in"]]

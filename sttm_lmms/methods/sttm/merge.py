@@ -13,7 +13,7 @@ import torch
 
 from sttm_lmms.config import check_choice, check_flag, check_integer, check_number
 from sttm_lmms.methods import register_method
-from sttm_lmms.methods.base import BudgetWarning, DecodePositions, Method, Probe, Scratch, Stage, max_tokens
+from sttm_lmms.methods.base import BudgetWarning, DecodePositions, Method, Probe, Stage, State, max_tokens
 from sttm_lmms.methods.quadtree import OddEdge
 from sttm_lmms.methods.sttm.average import average
 from sttm_lmms.methods.sttm.cluster import Labels, cluster
@@ -107,7 +107,7 @@ class STTMConfig(Method):
             return None
         return max_tokens(self.budget, math.prod(grid))
 
-    def reduce(self, tokens: Tokens, layer: int, probe: Probe, scratch: Scratch) -> Kept:
+    def reduce(self, tokens: Tokens, layer: int, probe: Probe, state: State) -> Kept:
         """Merge one video; :func:`merge_video_tokens` on its grid."""
         return Kept.of_merged(merge_video_tokens(tokens.as_grid(), self, tokens.head_dim))
 

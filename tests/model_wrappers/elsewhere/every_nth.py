@@ -19,5 +19,5 @@ class EveryNth(LayerMethod):
         super().__post_init__()
         check_integer("n", self.n, 1)
 
-    def reduce(self, tokens, layer, probe, scratch):
+    def reduce(self, tokens, layer, probe, state):
         return Kept.select(tokens, torch.arange(0, len(tokens), self.n, device=tokens.features.device))
