@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""Time to first token of a decoder with random weights at true shapes, full and with reduced
-tokens.
+"""Time to first token of a decoder, full and with reduced tokens: random weights at true shapes, or
+a language model.
 
     python scripts/bench_prefill.py --shape llava-video-7b --frames 32 64 128 256
     python scripts/bench_prefill.py --shape small --frames 16 32 64      (a CPU)
+    python scripts/bench_prefill.py --model FOLDER --gguf FILE --frames 16 32
+    python scripts/bench_prefill.py --model FOLDER --gguf FILE --random  (its shape, weights drawn anew)
 
 Needs torch and transformers only. Thresholds are those that a budget's search finds; a column has
 the time with the search. The ideal speed-up is that of the operation count: what would be left if
@@ -15,11 +17,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from benchlib import about, arguments, dtype_of, median, peak_bytes, publish, timed
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sttm_lmms import STTMConfig, reduce_tokens
 from sttm_lmms.testing.shapes import SHAPES, DecoderShape, build_decoder, video_prompt
@@ -43,7 +47,7 @@ COLUMNS = [
 
 @torch.inference_mode()
 def measure(
-    decoder: Any, head: nn.Linear, inputs: dict[str, Any], span: VideoSpan, config: STTMConfig | None, **how: Any
+    decoder: Any, head: nn.Module, inputs: dict[str, Any], span: VideoSpan, config: STTMConfig | None, **how: Any
 ) -> dict[str, Any]:
     """TTFT and memory of one setting, and what a reduction did; ``how`` goes to :func:`timed`."""
 
@@ -78,12 +82,41 @@ def reduced_row(shape: DecoderShape, full: dict[str, Any] | None, row: dict[str,
     return row
 
 
+def shape_of(config: Any) -> DecoderShape:
+    """A language model's shape, with LLaVA-Video's 14x14 tokens a frame."""
+    return DecoderShape(
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.intermediate_size,
+        config.vocab_size,
+        (14, 14),
+    )
+
+
+def read_decoder(options: argparse.Namespace, *, attention: str, dtype: torch.dtype) -> tuple[Any, nn.Module]:
+    """Decoder and output head of ``--model``, with its weights or, for ``--random``, with others."""
+    more: dict[str, Any] = {"gguf_file": options.gguf} if options.gguf else {}
+    if options.random:
+        config = AutoConfig.from_pretrained(options.model, **more)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+    else:
+        more |= {"attn_implementation": attention, "dtype": dtype}
+        model = AutoModelForCausalLM.from_pretrained(options.model, **more)
+    model = model.to(options.device).eval()
+    return model.model, model.get_output_embeddings()
+
+
 def run(shape: DecoderShape, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All settings of one shape, row by row."""
     dtype = dtype_of(options)
     how = {"repeats": options.repeats, "warmup": options.warmup, "device": options.device}
     for attention in options.attention:
-        decoder, head = build_decoder(shape, attention=attention, dtype=dtype, device=options.device)
+        if options.model:
+            decoder, head = read_decoder(options, attention=attention, dtype=dtype)
+        else:
+            decoder, head = build_decoder(shape, attention=attention, dtype=dtype, device=options.device)
         for frames in options.frames:
             inputs, span = video_prompt(shape, frames, dtype=dtype, device=options.device)
             common = {"attention": attention, "frames": frames, "visual_before": span.length}
@@ -106,6 +139,10 @@ def run(shape: DecoderShape, options: argparse.Namespace) -> Iterator[dict[str, 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, "prefill")
     parser.add_argument("--shape", choices=SHAPES, default="llava-video-7b")
+    parser.add_argument("--model", help="hub id, or folder; with --gguf the folder of that file")
+    parser.add_argument("--gguf", help="name of a GGUF file in --model; it is dequantised")
+    parser.add_argument("--random", action="store_true", help="draw the weights of --model anew")
+    parser.add_argument("--name", help="of the result files; by default the shape's or the model's")
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.15])
     parser.add_argument("--start-layers", type=int, nargs="+", default=[0, 2])
@@ -113,11 +150,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=2)
     options = parser.parse_args(argv)
     shape, rows = SHAPES[options.shape], []
+    if options.model:
+        more = {"gguf_file": options.gguf} if options.gguf else {}
+        shape = shape_of(AutoConfig.from_pretrained(options.model, **more))
     for row in run(shape, options):
         rows.append(row)
         print({key: row[key] for key, _ in COLUMNS if row.get(key) is not None}, flush=True)
-    header = about(options.device) | {"shape": options.shape, **asdict(shape), "dtype": options.dtype}
-    publish(options.out / f"{options.shape}-{options.device.split(':')[0]}", rows, COLUMNS, header)
+    name = options.name or (Path(options.gguf or options.model).stem if options.model else options.shape)
+    header = about(options.device) | {"shape": name, **asdict(shape), "dtype": options.dtype}
+    publish(options.out / f"{name}-{options.device.split(':')[0]}", rows, COLUMNS, header)
 
 
 if __name__ == "__main__":
