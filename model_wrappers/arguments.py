@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from sttm_lmms.benchmarks.presets import FIELD
 from sttm_lmms.errors import unknown
 from sttm_lmms.families.base import Family
 from sttm_lmms.methods import get_method, method_names
@@ -26,7 +27,8 @@ class WrapperArguments:
         pretrained: hub id or local folder, in the original or in the Hugging Face layout.
         revision: branch, tag or commit on the hub.
         method: name in the methods registry, or ``none`` for the baseline.
-        preset: name of published thresholds, such as ``paper-50``; resolved for each task.
+        preset: name of published thresholds, such as ``paper-50``, resolved for each task; or
+            ``field-32`` or ``field-64``, so many frames of every video.
         video: ``official`` for the maker's own frames, fps and pixel limits, ``frames-16`` (or
             another number) for so many frames of every video; by default those of the published
             runs.
@@ -149,11 +151,21 @@ def parse_as(kind: type[Arguments], values: Mapping[str, Any], *, refused: Colle
     # A TypedDict, because the method's own class may want settings together that only a preset
     # completes.
     read_settings = _validate(TypedDict("Settings", settings, total=False), chosen, settings)  # type: ignore[operator]
-    given = {name: values[name] for name in values if name in own}
+    given = _with_field_frames({name: values[name] for name in values if name in own})
     arguments: Arguments = _validate(kind, given, get_type_hints(kind))
     arguments = replace(arguments, method_settings=read_settings)
     _validate_budget_source(arguments)
     return arguments
+
+
+def _with_field_frames(values: dict[str, Any]) -> dict[str, Any]:
+    """A preset of frames alone, such as ``field-32``, as the video settings that it stands for."""
+    preset = values.get("preset")
+    if preset not in FIELD:
+        return values
+    if values.get("video") is not None:
+        raise ValueError(f"preset={preset!r} is video={FIELD[preset]!r}: leave out video={values['video']!r}")
+    return {**values, "preset": None, "video": FIELD[preset]}
 
 
 def refused_arguments(family: Family) -> tuple[str, ...]:

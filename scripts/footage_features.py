@@ -15,17 +15,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sttm_lmms.video import probe, read_frames
-
-Encoder = Callable[[np.ndarray], torch.Tensor]
-"""Frames ``[T, H, W, 3]`` uint8 to features ``[T, h, w, C]``."""
+from sttm_lmms.video.tower import Encoder, clip_features, vision_tower
 
 
 def efficientnet(side: int = 224) -> Encoder:
@@ -43,30 +40,6 @@ def efficientnet(side: int = 224) -> Encoder:
         return net.extract_features((pixels - 127.0) / 128.0).permute(0, 2, 3, 1)
 
     return encode
-
-
-def vision_tower(name: str) -> Encoder:
-    """Patch features of a vision tower of transformers."""
-    from transformers import AutoImageProcessor, AutoModel
-
-    processor, model = AutoImageProcessor.from_pretrained(name), AutoModel.from_pretrained(name).eval()
-    model = getattr(model, "vision_model", model)
-
-    def encode(frames: np.ndarray) -> torch.Tensor:
-        states = model(**processor(list(frames), return_tensors="pt")).last_hidden_state
-        side = int(states.shape[1] ** 0.5)
-        # A class token and registers stand in front of the patches.
-        return states[:, states.shape[1] - side * side :].unflatten(1, (side, side))
-
-    return encode
-
-
-@torch.inference_mode()
-def clip_features(clip: Path, encode: Encoder, frames: int) -> torch.Tensor:
-    """``[T, H, W, C]`` float16."""
-    info = probe(clip)
-    numbers = np.linspace(0, info.total_frames - 1, frames).round().astype(int).tolist()
-    return encode(read_frames(info, numbers).frames).half().contiguous()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

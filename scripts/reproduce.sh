@@ -9,6 +9,7 @@ usage: scripts/reproduce.sh MODEL BENCHMARK BUDGET [GPUS] [--dry-run] [--pretrai
 
   MODEL      llava-video-7b | llava-video-72b | llava-onevision-7b | qwen2-vl-7b
   BENCHMARK  vnbench | videomme | longvideobench | mlvu | egoschema | nextqa
+             field | field-64 (sttm_field: the harness's own tasks, 32 or 64 frames; BUDGET is any percentage)
   BUDGET     50 | 30 | 50-root2 | 30-root2 (Qwen2-VL as in the later published code)
              100 (all tokens, no newline tokens) | 100-newline (LLaVA: all tokens and a newline token after each row)
   GPUS       1 by default, 4 for the 72B model. Several GPUs hold a copy of a 7B model each, or share a 72B model.
@@ -57,17 +58,20 @@ case "$model" in
     *) fail "unknown model '$model'" ;;
 esac
 [ "$family/$budget" != qwen2_vl/100-newline ] || fail "Qwen2-VL has no newline tokens; its BUDGET is 100"
-case "$budget" in
-    50 | 30 | 50-root2 | 30-root2) preset=paper-$budget ;;
-    100 | 100-newline) preset="" ;;
-    *) fail "unknown budget '$budget'" ;;
+case "$benchmark" in
+    field | field-64) task=sttm_field preset=${benchmark/%field/field-32} known='100|[1-9][0-9]?' ;;
+    *) task=sttm_$benchmark preset=paper-$budget known='(50|30)(-root2)?|100(-newline)?' ;;
 esac
+[[ "$budget" =~ ^($known)$ ]] || fail "unknown budget '$budget'"
 gpus=${positional[3]:-$([ "$size" = 72b ] && echo 4 || echo 1)}
 [[ "$gpus" =~ ^[1-9][0-9]*$ ]] || fail "GPUS must be a positive number, not '$gpus'"
 
 python=${PYTHON:-python}
-# The frames come from the package; a benchmark or preset that does not exist ends here, with the list.
-frames=$("$python" - "$preset" "$family" "$size" "$benchmark" <<'CODE'
+arguments="pretrained=${pretrained:-$hub}"
+
+# Frames and thresholds of the paper; a benchmark or preset that does not exist ends here, with the list.
+paper_settings() {
+    "$python" - "$preset" "$family" "$size" "$benchmark" <<'CODE'
 import sys
 
 from sttm_lmms.benchmarks.formats import get_format
@@ -77,24 +81,32 @@ preset, family, size, benchmark = sys.argv[1:]
 try:
     task = f"sttm_{get_format(benchmark).name}"
     frames = settings = resolve_frames(family, task)
-    if preset:
+    if not preset.startswith("paper-100"):
         settings = resolve_preset(preset, family=family, size=size, task=task)
 except ValueError as error:
     sys.exit(f"error: {error}")
 print(*(f"{name}={value}" for name, value in vars(settings).items()), file=sys.stderr)
 print(f"max_frames={frames.max_frames},fps={frames.fps}")
 CODE
-) || exit 2
+}
 
-arguments="pretrained=${pretrained:-$hub}"
-if [ -n "$preset" ]; then
-    arguments+=",preset=$preset:$size"
-else
-    arguments+=",method=none,$frames"
-    if [ "$budget" = 100 ] && [ "$family" != qwen2_vl ]; then arguments+=",newline=no_token"; fi
-    # LLaVA-Video checkpoints have this layout by themselves, the published OneVision baseline was given it.
-    if [ "$budget" = 100-newline ] && [ "$family" = llava_onevision ]; then arguments+=",newline=grid"; fi
-fi
+case "$task/$budget" in
+    sttm_field/100) arguments+=",preset=$preset,method=none" ;;
+    sttm_field/*) arguments+=",preset=$preset,budget=$(printf 0.%02d "$budget")" ;;
+    *)
+        frames=$(paper_settings) || exit 2
+        case "$budget" in
+            100*) arguments+=",method=none,$frames" ;;
+            *) arguments+=",preset=$preset:$size" ;;
+        esac
+        # LLaVA-Video checkpoints have the layout with newlines by themselves, the published OneVision baseline was
+        # given it.
+        case "$family/$budget" in
+            qwen2_vl/*) ;;
+            */100) arguments+=",newline=no_token" ;;
+            llava_onevision/100-newline) arguments+=",newline=grid" ;;
+        esac ;;
+esac
 
 # `sttm-lmms eval` is lmms-eval with our tasks on its path, and fails where lmms-eval reports a failed run as a success.
 command=("$python" -m sttm_lmms eval)
@@ -107,7 +119,7 @@ elif [ "$gpus" -gt 1 ]; then
     command=("$python" -m accelerate.commands.launch --num_processes "$gpus" -m sttm_lmms eval)
 fi
 command+=(
-    --model "sttm_$family" --model_args "$arguments" --tasks "sttm_$benchmark"
+    --model "sttm_$family" --model_args "$arguments" --tasks "$task"
     --batch_size 1 --log_samples --output_path "${output:-outputs/reproduce/$model/$benchmark/$budget}"
 )
 command+=(${extra[@]+"${extra[@]}"})

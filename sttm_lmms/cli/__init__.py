@@ -50,6 +50,9 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("sttm_lmms.cli.serve:app", "Serve a model with vLLM, its videos reduced to a budget.", "vllm"),
     "leaderboard": Command("sttm_lmms.report.cli:leaderboard", "Make a table from result files.", "plot"),
     "compare": Command("sttm_lmms.cli.compare:compare", "Run methods at equal budgets; one table, one plot.", "eval"),
+    "coverage": Command(
+        "sttm_lmms.cli.coverage:coverage", "Measure how well each method's tokens stand for a video.", "plot"
+    ),
     "visualize": Command("sttm_lmms.report.visualize:visualize", "Draw which tokens of a video merged.", "plot"),
 }
 

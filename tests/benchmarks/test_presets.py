@@ -105,7 +105,7 @@ def test_unknown_names_list_what_exists():
         resolve_frames("qwen2vl", "videomme")
     with pytest.raises(ValueError, match="llava_onevision 7b on vnbench"):
         resolve_preset("paper-50", family="llava_video", size="7b", task="mmmu_val")
-    assert preset_names() == ["paper-30", "paper-30-root2", "paper-50", "paper-50-root2"]
+    assert preset_names() == ["field-32", "field-64", "paper-30", "paper-30-root2", "paper-50", "paper-50-root2"]
 
 
 def test_frames_of_tasks_outside_the_paper():
@@ -149,3 +149,8 @@ def test_malformed_preset_files(tmp_path, content, message):
 def test_missing_preset_file(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         resolve_preset(str(tmp_path / "none.yaml"), family="llava_video", size="7b", task="mlvu")
+
+
+def test_presets_of_frames_have_no_thresholds():
+    with pytest.raises(ValueError, match="preset='field-32' has frames and no thresholds: give budget or method"):
+        resolve_preset("field-32", family="llava_video", size="7b", task="videomme")

@@ -86,6 +86,9 @@ COVERED: dict[str, str] = {
     "sttm-lmms compare --tasks vnbench --methods sttm,random,frames,pool --budgets 0.5,0.3,0.15 --videos 12": (
         "tests/cli/test_compare.py::test_the_whole_and_once_more"
     ),
+    "sttm-lmms coverage clip.mp4 --tower google/siglip-so400m-patch14-384": (
+        "tests/cli/test_coverage_command.py::test_clips_through_any_vision_tower"
+    ),
     "accelerate launch --num_processes 8 -m sttm_lmms compare ...": GPU,
     "accelerate launch --num_processes 8 -m lmms_eval --model sttm_qwen2_vl ...": (
         "tests/model_wrappers/test_many_machines.py::test_accelerate"
@@ -95,6 +98,7 @@ COVERED: dict[str, str] = {
     "--tasks sttm_suite ...": "tests/scripts/test_reproduce_run.py::test_one_cell",
     "scripts/reproduce.sh llava-video-7b vnbench 50": "tests/scripts/test_reproduce_run.py::test_one_cell",
     "scripts/reproduce.sh llava-video-7b videomme 30 8": GPU,
+    "scripts/reproduce.sh llava-onevision-7b field 30": ("tests/scripts/test_reproduce.py::test_the_harness_own_tasks"),
     f"torchrun --nnodes 2 --nproc_per_node 8 --node_rank 0 --master_addr HOST0 --master_port 29500 -m sttm_lmms eval "
     f"--model sttm_llava_video --model_args pretrained={PAPER},preset=paper-50 --tasks sttm_videomme --log_samples "
     "--output_path /shared/run --use_cache /shared/run/cache": (

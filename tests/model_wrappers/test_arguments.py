@@ -48,6 +48,8 @@ def test_values_are_read_by_type():
         ({"pretrained": ""}, "pretrained is missing"),
         ({"method": "none"}, "budget=0.5 is no setting of method=none"),
         ({"preset": "paper-50"}, "preset='paper-50' sets the thresholds: leave out budget"),
+        ({"preset": "field-32", "video": "official"}, "preset='field-32' is video='frames-32': leave out video"),
+        ({"preset": "field-128"}, "preset='field-128' sets the thresholds: leave out budget"),
         ({"method": "none", "preset": "paper-50", "budget": None}, "budget=None is no setting of method=none"),
     ],
 )
@@ -100,3 +102,17 @@ def test_a_preset_is_resolved_for_each_task():
     config = task_settings(arguments, "llava_video", "vnbench").config
     assert config == STTMConfig(0.85, 0.65, odd_edge="masked", decode_positions="reference")
     assert task_settings(arguments, "llava_video", "egoschema_subset").config.temporal_threshold == 0.55
+
+
+@pytest.mark.parametrize("given", [{"method": "cluster", "budget": 0.1}, {"method": "none"}, {"budget": 0.3}])
+def test_a_preset_of_frames_goes_with_every_method(given):
+    arguments = parse_arguments({"pretrained": "some/model", "preset": "field-32", **given})
+    settings = task_settings(arguments, "llava_onevision", "mvbench_action_count")
+    assert (settings.video.max_frames, settings.video.sampling) == (32, "model")
+    assert (
+        settings.video
+        == task_settings(
+            parse_arguments({"pretrained": "some/model", "video": "frames-32", **given}), "llava_onevision", "lvbench"
+        ).video
+    )
+    assert getattr(settings.config, "budget", None) == given.get("budget")

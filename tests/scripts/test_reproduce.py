@@ -164,6 +164,19 @@ def test_newline_baseline(model, argument):
     assert option(words, "--model_args").endswith(",method=none,max_frames=128,fps=1.0" + argument)
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "budget", "arguments", "frames"),
+    [("field", "30", "preset=field-32,budget=0.30", 32), ("field-64", "100", "preset=field-64,method=none", 64)],
+)
+def test_the_harness_own_tasks(benchmark, budget, arguments, frames):
+    words = dry_run("llava-onevision-7b", benchmark, budget)
+    assert option(words, "--tasks") == "sttm_field"
+    assert option(words, "--model_args") == f"pretrained=lmms-lab/llava-onevision-qwen2-7b-ov,{arguments}"
+    _, settings, _ = settings_of(words)
+    assert settings.video.max_frames == frames
+    assert (settings.config.budget if settings.config else None) == (None if budget == "100" else 0.3)
+
+
 def test_options_are_handed_on(tmp_path):
     checkpoint = str(tmp_path / "my checkpoint")
     done = run(
@@ -181,6 +194,7 @@ def test_options_are_handed_on(tmp_path):
         (["llava-video-8b", "mlvu", "50"], "unknown model 'llava-video-8b'"),
         (["llava-video-7b", "mvlu", "50"], "Did you mean 'mlvu'"),
         (["llava-video-7b", "mlvu", "40"], "unknown budget '40'"),
+        (["llava-video-7b", "field", "50-root2"], "unknown budget '50-root2'"),
         (["llava-video-7b", "mlvu", "50", "none"], "GPUS must be a positive number"),
         (["llava-video-7b", "mlvu", "50", "--dry"], "unknown option --dry"),
         (["qwen2-vl-7b", "mlvu", "50"], "qwen2_vl 7b on vnbench, videomme, longvideobench"),

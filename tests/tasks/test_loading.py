@@ -24,7 +24,7 @@ def manager(tasks_folder):
 
 def test_names(manager):
     assert sorted(manager.all_subtasks) == sorted(OURS)
-    assert manager.all_groups == ["sttm_suite"]
+    assert sorted(manager.all_groups) == ["sttm_field", "sttm_suite"]
 
 
 def test_names_are_not_lmms_evals_own(manager):

@@ -35,6 +35,9 @@ UNIFORM_FPS = "uniform_fps"
 ALL_FRAMES = 1000.0
 """A rate that no video has: ``max_frames`` frames are then taken from any video."""
 
+FIELD = {"field-32": "frames-32", "field-64": "frames-64"}
+"""Presets of frames alone, with the video settings that they stand for: what most papers use beside ``sttm_field``."""
+
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
 _VIDEO = _FOLDER / "video.yaml"
@@ -92,7 +95,7 @@ class Preset:
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path not in (_FRAMES, _VIDEO))
+    return [*FIELD, *sorted(path.stem for path in _FOLDER.glob("*.yaml") if path not in (_FRAMES, _VIDEO))]
 
 
 def resolve_preset(preset: str, *, family: str, task: str, size: str = "", checkpoint: str = "") -> Preset:
@@ -111,6 +114,8 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
         ValueError: the preset, the task or the combination is unknown (the message lists what
             exists), the size cannot be told, or the file does not have the layout above.
     """
+    if preset in FIELD:
+        raise ValueError(f"preset={preset!r} has frames and no thresholds: give budget or method beside it")
     preset, _, given = preset.partition(":") if re.search(r":[\d.]+b$", preset, re.IGNORECASE) else (preset, "", "")
     models = _read(preset)
     size = (given or size or size_of(checkpoint)).lower()
