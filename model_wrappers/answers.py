@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,9 +20,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from loguru import logger
+
 from sttm_lmms.runtime import Answer, LogLikelihood
 
 A = TypeVar("A", Answer, LogLikelihood)
+
+
+def open_cache(folder: Path | None, rank: int) -> AnswerCache | None:
+    """The cache in a folder; without one None, with a warning where lmms-eval's own is in use."""
+    if folder is not None:
+        return AnswerCache(folder, rank)
+    if rank == 0 and "--use_cache" in {word.partition("=")[0] for word in sys.argv}:
+        logger.warning(
+            "lmms-eval's own response cache tells runs by the words of --model_args: it does not see other weights, "
+            "presets, methods or videos behind the same words. 'sttm-lmms eval --use_cache', or cache=FOLDER in "
+            "--model_args, does"
+        )
+    return None
 
 
 class AnswerCache:

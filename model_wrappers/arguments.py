@@ -97,6 +97,11 @@ class WrapperArguments:
     method_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def effective_batch_size(self) -> int:
+        """Questions answered together."""
+        return min(self.batch_size, self.max_batch_size or self.batch_size)
+
+    @property
     def reduction(self) -> str | None:
         """The reduction that was asked for, in words; None for the baseline."""
         if self.method == "none":
@@ -106,13 +111,6 @@ class WrapperArguments:
 
 
 Arguments = TypeVar("Arguments", bound=WrapperArguments)
-
-
-def split_model_args(text: str) -> dict[str, Any]:
-    """``--model_args`` as lmms-eval takes it apart."""
-    from lmms_eval.utils import simple_parse_args_string
-
-    return dict(simple_parse_args_string(text))
 
 
 def parse_arguments(values: Mapping[str, Any], *, refused: Collection[str] = ()) -> WrapperArguments:

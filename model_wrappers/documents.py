@@ -13,6 +13,7 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
+from loguru import logger
 from PIL import Image
 
 from sttm_lmms.errors import STTMError, VideoError
@@ -114,7 +115,9 @@ def read_instance(instance: Instance, datasets: Mapping[str, Any], *, simple: bo
         _, doc_to_messages, gen_kwargs = args[:3]
         return known(
             first_turn=lambda: _first_messages(doc_to_messages, load()),
-            next_turn=_chat_rounds(doc_to_messages, load),
+            next_turn=_rounds(
+                doc_to_messages, load, lambda raw: _with_instruction(_task_of(doc_to_messages), chat_messages(raw))
+            ),
             gen_kwargs=gen_kwargs,
             source=_task_of(doc_to_messages),
         )
@@ -122,7 +125,7 @@ def read_instance(instance: Instance, datasets: Mapping[str, Any], *, simple: bo
     several = instance.request_type == "generate_until_multi_round"
     return known(
         first_turn=lambda: _with_visuals(doc_to_visual, load(), context),
-        next_turn=_simple_rounds(args[3], load) if several else None,
+        next_turn=_rounds(args[3], load, user_turn) if several else None,
         gen_kwargs=gen_kwargs,
         source=_task_of(doc_to_visual),
     )
@@ -181,6 +184,30 @@ def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
         return []
     neutral = {"do_sample": False, "temperature": 0, "top_p": 1, "top_k": None, "min_p": None, "typical_p": 1}
     return [f"{name}={gen_kwargs[name]}" for name, idle in neutral.items() if gen_kwargs.get(name) not in (None, idle)]
+
+
+def announce_defaults(document: Document, family: str, *, simple: bool) -> None:
+    """Choose the prompt of a document's task, and say what is taken for granted about its
+    answers."""
+    wrappers, max_new_tokens = STOCK_WRAPPERS[family]
+    task, given = document.task, document.gen_kwargs
+    if not simple and (entry := use_prompt_of(document.source, wrappers)):
+        logger.info("{}: prompt as for lmms-eval's own wrapper {}", task, entry)
+    if given is None:
+        return
+    if given.get("max_new_tokens") is None:
+        logger.info(
+            "{}: at most {} new tokens, as in lmms-eval's own wrapper (the task does not say; --gen_kwargs "
+            "max_new_tokens=N does)",
+            task,
+            max_new_tokens,
+        )
+    if idle := without_effect(given):
+        logger.warning(
+            "{}: {} without effect, because nothing is sampled (do_sample=True and a temperature above 0 do)",
+            task,
+            ", ".join(idle),
+        )
 
 
 def use_prompt_of(task: Any, wrappers: Sequence[str]) -> str | None:
@@ -312,24 +339,17 @@ def _webm_as_video(source: Any) -> Any:
     return source
 
 
-def _chat_rounds(doc_to_messages: Callable[..., Any], load: Callable[[], Any]) -> Callable[[int, list[str], Any], Turn]:
+def _rounds(
+    ask: Callable[..., Any], load: Callable[[], Any], make_messages: Callable[..., Messages]
+) -> Callable[[int, list[str], Any], Turn]:
+    """The later rounds of a task's ``doc_to_messages`` or ``doc_to_text``. Both give what to show,
+    whether it is over, the answers so far and notes; or no tuple where there is one round only."""
+
     def next_turn(number: int, outputs: list[str], notes: Any) -> Turn:
-        turn = doc_to_messages(load(), round_idx=number, previous_output=list(outputs), previous_round_info=notes)
+        turn = ask(load(), round_idx=number, previous_output=list(outputs), previous_round_info=notes)
         if not isinstance(turn, tuple):
             return None, True, outputs, notes
-        raw, over, outputs, notes = turn
-        messages = None if over else _with_instruction(_task_of(doc_to_messages), chat_messages(raw))
-        return messages, over, outputs, notes
-
-    return next_turn
-
-
-def _simple_rounds(doc_to_text: Callable[..., Any], load: Callable[[], Any]) -> Callable[[int, list[str], Any], Turn]:
-    def next_turn(number: int, outputs: list[str], notes: Any) -> Turn:
-        turn = doc_to_text(load(), round_idx=number, previous_output=list(outputs), previous_round_info=notes)
-        if not isinstance(turn, tuple):
-            return None, True, outputs, notes
-        visuals, text, over, outputs, notes = turn
-        return (None if over else user_turn(visuals, text)), over, outputs, notes
+        *shown, over, outputs, notes = turn
+        return None if over else make_messages(*shown), over, outputs, notes
 
     return next_turn

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
-import torch.distributed as dist
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 
 from sttm_lmms.errors import NothingAnsweredError
+from sttm_lmms.model_wrappers import sharding
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime import Counters, Engine, Failure, Reply
 from sttm_lmms.runtime.summary import check_answers_reduced, summarise
@@ -33,7 +32,9 @@ class Share:
     peak_memory: int | None
 
 
-def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, seconds: float) -> RunSummary | None:
+def finish_run(
+    engine: Engine, *, reduction: str | None, output_tokens: int, seconds: float, rank: int
+) -> RunSummary | None:
     """Log the totals of all processes and list the failures. Called by every process, at the same
     point.
 
@@ -51,15 +52,15 @@ def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, sec
     """
     memory = peak_memory(engine.model)
     mine = Share(engine.replies, engine.counters, list(engine.failures), output_tokens, seconds, memory)
-    shares = _from_all_processes(mine)
-    counters = _sum_counters([share.counters for share in shares])
+    shares = sharding.gather(mine)
+    counters = Counters(**{f.name: sum(getattr(share.counters, f.name) for share in shares) for f in fields(Counters)})
     failures = [failure for share in shares for failure in share.failures]
     replies = [reply for share in shares for reply in share.replies]
     memories = [share.peak_memory for share in shares if share.peak_memory is not None]
     summary = summarise(
         [share.replies for share in shares], counters, failures, engine.config, max(memories, default=None)
     )
-    if failures and _is_first_process():
+    if failures and rank == 0:
         _list_failures(failures)
     if failures and summary.tokens_before is None:
         count = sum(failure.questions for failure in failures)
@@ -74,29 +75,9 @@ def finish_run(engine: Engine, *, reduction: str | None, output_tokens: int, sec
     return summary
 
 
-def _sum_counters(counters: Sequence[Counters]) -> Counters:
-    return Counters(**{f.name: sum(getattr(c, f.name) for c in counters) for f in fields(Counters)})
-
-
 def _list_failures(failures: Sequence[Failure]) -> None:
     lines = [f"  {failure.error} ({failure.questions} unanswered)" for failure in failures[:_FAILURES_LISTED]]
     if len(failures) > _FAILURES_LISTED:
         lines.append(f"  and {len(failures) - _FAILURES_LISTED} more")
     count = sum(failure.questions for failure in failures)
     logger.warning("{} questions have no answer because a source could not be read:\n{}", count, "\n".join(lines))
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _is_first_process() -> bool:
-    return not _distributed() or dist.get_rank() == 0
-
-
-def _from_all_processes(share: Share) -> list[Share]:
-    if not _distributed():
-        return [share]
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, share)
-    return shares

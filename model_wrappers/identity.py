@@ -57,7 +57,7 @@ def run_identity(arguments: WrapperArguments, family: str, dtype: torch.dtype) -
     }
 
 
-def task_identity(settings: TaskSettings, backend: str) -> dict[str, Any]:
+def task_identity(settings: TaskSettings) -> dict[str, Any]:
     """What all answers of a task share: the method with its resolved settings and its source, and
     the frames."""
     config = settings.config
@@ -66,7 +66,7 @@ def task_identity(settings: TaskSettings, backend: str) -> dict[str, Any]:
         cls: type[Any] = type(config)
         named = asdict(config) if is_dataclass(config) and not isinstance(config, type) else repr(config)
         method = {"class": f"{cls.__module__}.{cls.__qualname__}", "settings": named, "source": source_digest(cls)}
-    frames = asdict(settings.video) | {"backend": backend}
+    frames = asdict(settings.video) | {"backend": settings.backend}
     frames.pop("timeout")  # a video that took too long has no answer
     return {"method": method, "video": frames}
 

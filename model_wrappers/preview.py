@@ -14,8 +14,6 @@ from lmms_eval.utils import load_yaml_config, simple_parse_args_string
 from sttm_lmms.errors import STTMError
 from sttm_lmms.model_wrappers.documents import Messages, chat_messages, user_turn
 
-__all__ = ["TaskPreview", "preview_task", "simple_parse_args_string"]
-
 _PLACEHOLDER = "(a question of this task; its data set is not here yet)"
 
 

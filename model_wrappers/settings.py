@@ -10,7 +10,8 @@ from sttm_lmms.benchmarks.presets import Frames, resolve_frames, resolve_preset,
 from sttm_lmms.families import get_family
 from sttm_lmms.methods import get_method
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
-from sttm_lmms.video import VideoSettings
+from sttm_lmms.provenance import Provenance, collect_provenance
+from sttm_lmms.video import VideoSettings, available_backends
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class TaskSettings:
 
     config: Any
     video: VideoSettings
+
+    @property
+    def backend(self) -> str:
+        """Who decodes the videos."""
+        return available_backends()[0] if self.video.backend == "auto" else self.video.backend
 
 
 class RunSettings:
@@ -46,6 +52,21 @@ class RunSettings:
         if task not in self.tasks:
             self.tasks[task] = self._make(task)
         return self.tasks[task]
+
+    def describe(self, model: Any, settings: TaskSettings) -> Provenance:
+        """What it takes to repeat a run of these settings with a loaded model."""
+        arguments, family, video = self.arguments, get_family(self.family), settings.video
+        sampling = family.model_sampling if video.sampling == "model" else video.sampling
+        return collect_provenance(
+            model,
+            method=arguments.method,
+            config=settings.config,
+            checkpoint=arguments.pretrained,
+            family=self.family,
+            video=replace(video, backend=settings.backend, sampling=sampling),
+            newline=family.newline_mode(model.config, arguments.newline, reduced=settings.config is not None),
+            reuse=arguments.reuse,
+        )
 
     def _make(self, task: str) -> TaskSettings:
         arguments = self.arguments

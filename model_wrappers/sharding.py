@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,10 +43,38 @@ class RequestKey:
     seconds: float = 0.0
 
 
+def exchange(
+    requests: Sequence[Instance],
+    keys: Sequence[RequestKey],
+    answer: Callable[[list[Instance], set[int]], Mapping[int, T]],
+    rank: int,
+) -> list[tuple[int, T]]:
+    """``(position, result)`` of the requests behind ``keys``, wherever they were answered. Every
+    rank calls this at the same point.
+
+    Args:
+        requests: all of this rank, padding included, so that each task has one to rebuild others
+            from.
+        keys: of its requests that count.
+        answer: from the requests that this rank is to answer, and which of them describe the run,
+            to results by their index.
+    """
+    everybodys = gather(list(keys))
+    mine = assign(everybodys)[rank]
+    templates = {instance.task_name: instance for instance in requests}
+    wanted = [everybodys[owner][position] for owner, position in mine]
+    described = first_per_task(everybodys)
+    results = answer(
+        [rebuild_request(templates[key.task], key) for key in wanted],
+        {index for index, address in enumerate(mine) if address in described},
+    )
+    given = [(address, results[index]) for index, address in enumerate(mine)]
+    return [(at[1], result) for others in gather(given) for at, result in others if at[0] == rank]
+
+
 def is_enabled(arguments: Sequence[str] | None = None) -> bool:
     """Whether there are several ranks, and each is certain to be asked at the same point."""
-    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return together and not harness_caches(sys.argv if arguments is None else arguments)
+    return is_distributed() and not harness_caches(sys.argv if arguments is None else arguments)
 
 
 def harness_caches(arguments: Sequence[str]) -> bool:
@@ -119,8 +147,15 @@ def rebuild_request(template: Instance, key: RequestKey) -> Instance:
     return instance
 
 
+def is_distributed() -> bool:
+    """Whether there are several ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def gather(mine: T) -> list[T]:
     """What every rank has, by rank."""
+    if not is_distributed():
+        return [mine]
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, mine)
     return found

@@ -130,14 +130,14 @@ class VLLM(STTMWrapper):
 
     def clean(self) -> None:
         """As of all wrappers; vLLM is stopped."""
-        engine = self._engine
+        engine, tokens = self._engine, self._responder.output_tokens
         assert isinstance(engine, VLLMEngine)
         if engine.prompt_tokens and self._seconds:
             logger.info(
                 "vLLM: {:.2f} questions and {:.1f} new tokens a second, decoding, vision and merging included; {:.1%} "
                 "of the prompts' tokens out of its prefix cache",
                 len(engine.replies) / self._seconds,
-                self._output_tokens / self._seconds,
+                tokens / self._seconds,
                 engine.cached_tokens / engine.prompt_tokens,
             )
         try:

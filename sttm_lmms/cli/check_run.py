@@ -45,11 +45,12 @@ def check_run(
         STTMError, ValueError: the run would fail; the message says why and what to do.
     """
     import torch
+    from lmms_eval.utils import simple_parse_args_string
 
     from sttm_lmms.cli.evaluate import tasks_folder
     from sttm_lmms.families import get_family, layout_of
     from sttm_lmms.families.checkpoint import fetch_headers, resolve_checkpoint
-    from sttm_lmms.model_wrappers.arguments import parse_arguments, refused_arguments, split_model_args
+    from sttm_lmms.model_wrappers.arguments import parse_arguments, refused_arguments
     from sttm_lmms.model_wrappers.documents import generation_settings
     from sttm_lmms.model_wrappers.preview import preview_task
     from sttm_lmms.model_wrappers.settings import task_settings
@@ -57,7 +58,7 @@ def check_run(
 
     _silence_lmms_eval()
     spread_out = {"device_map": "auto"} if gpus > 1 else {}
-    values = {"pretrained": checkpoint, **spread_out, **split_model_args(model_args), **values}
+    values = {"pretrained": checkpoint, **spread_out, **simple_parse_args_string(model_args), **values}
     revision = values.pop("revision", None)
     if not {"method", "budget", "preset", "spatial_threshold", "temporal_threshold"} & values.keys():
         values["method"] = "none"
