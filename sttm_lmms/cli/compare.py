@@ -24,35 +24,41 @@ from sttm_lmms.methods import get_method, method_names
 
 COMMAND = "command.txt"
 _PACKAGES = ("sttm-lmms", "lmms-eval", "transformers")
-_READ_WHOLE = 2**22  # bytes up to which a file is told by its content
-TABLES = ("compare.md", "compare.json", "compare.html")
+_READ_WHOLE = 2**22  # bytes up to which a file is compared by its content
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the grid.
+    """One run to make, which is one row of the table for each of its tasks.
 
     Attributes:
         model: model id for lmms-eval.
         model_args: without method and budget.
         method, budget: ``"none"`` and None keep all tokens.
+        label: says how the run differs from others of this method and budget, such as
+            ``frames-8``; part of the folder's name.
     """
 
     model: str
     model_args: str
-    method: str
-    budget: float | None
+    method: str = "none"
+    budget: float | None = None
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Of the run's folder below the model's."""
-        return self.method.replace(":", ".") + (f"-{self.budget:g}" if self.budget is not None else "")
+        budget = "" if self.budget is None else f"{self.budget:g}"
+        return "-".join(filter(None, (self.method.replace(":", "."), budget, self.label)))
 
     @property
     def arguments(self) -> str:
-        return ",".join(
-            [self.model_args, f"method={self.method}", *([f"budget={self.budget:g}"] if self.budget else [])]
-        )
+        budget = "" if self.budget is None else f",budget={self.budget:g}"
+        return f"{self.model_args},method={self.method}{budget}"
+
+    @property
+    def checkpoint(self) -> str:
+        return _pretrained(self.model_args)
 
 
 def compare(
@@ -89,21 +95,19 @@ def compare(
     """
     models = _models(model, model_args)
     grid = make_grid(models, _methods(methods, reference), _budgets(budgets))
-    names = _folder_names(models)
-    extra = ["--limit", str(limit)] if limit is not None else []
+    folders = _folder_names(models)
     failed, files = [], []
     for number, planned in enumerate(grid, start=1):
-        folder = out / names[_pretrained(planned.model_args)] / planned.name
-        args = _arguments(planned, tasks, include_path, extra)
+        folder = out / folders[planned.checkpoint] / planned.name
+        args = _arguments(planned, tasks, include_path, limit)
         command = shlex.join(["lmms-eval", *args])
         if dry_run:
             typer.echo(command)
             continue
         label = f"[{number}/{len(grid)}] {folder.parent.name} {planned.name}"
         environment = {**_under_launcher(number), **_data(planned, videos, work)}
-        inputs = describe_inputs(
-            planned, tasks, include_path or tasks_folder(), data_root({**os.environ, **environment})
-        )
+        data = data_root({**os.environ, **environment})
+        inputs = describe_inputs(planned, tasks, include_path or tasks_folder(), data)
         if is_done(folder, command, inputs):
             _log(f"{label}: there already")
             files.append(folder / RESULTS)
@@ -111,33 +115,32 @@ def compare(
         started = time.perf_counter()
         _log(f"{label}: {folder / 'log.txt'}")
         try:
-            file = launch(args, folder, launcher=_launcher(processes), environment=environment)
-            if not _rank():
-                _write_note(folder, command, inputs)
-            files.append(file)
+            files.append(launch(args, folder, launcher=_launcher(processes), environment=environment))
         except STTMError as error:
             failed.append(f"{label}: {error_line(str(error))}")
             _log(failed[-1])
-        else:
-            _log(f"{label}: {time.perf_counter() - started:.0f} s")
+            continue
+        if not _rank():
+            _write_note(folder, command, inputs)
+        _log(f"{label}: {time.perf_counter() - started:.0f} s")
     if dry_run or _rank():
         return
     if files:
-        options = {"--reference": None if reference == "sttm" else reference, "--videos": videos, "--limit": limit}
-        words = _command_line(
-            tasks, methods, budgets, models if model else (), {**options, "--out": out, "--tables": tables}
-        )
-        write_tables(files, tables or out, models=models, reference=reference, command=words)
+        write_tables(files, tables or out, checkpoints=list(folders), reference=reference)
     if failed:
         raise STTMError(f"{len(failed)} of {len(grid)} runs failed; the table is without them:\n" + "\n".join(failed))
 
 
 def make_grid(models: Iterable[tuple[str, str]], methods: Sequence[str], budgets: Sequence[float]) -> list[PlannedRun]:
-    """All tokens first, then each method at each budget, model by model."""
+    """The runs behind the table, model by model: all tokens, then each method at each budget.
+
+    This is the place to add a row. A column is added in :mod:`sttm_lmms.report.table`, where its
+    numbers come from, and :mod:`sttm_lmms.report.layout`, where it is written.
+    """
     grid = []
-    for model, model_args in models:
-        grid.append(PlannedRun(model, model_args, "none", None))
-        grid += [PlannedRun(model, model_args, method, budget) for method in methods for budget in budgets]
+    for model, args in models:
+        grid.append(PlannedRun(model, args))
+        grid += [PlannedRun(model, args, method, budget) for method in methods for budget in budgets]
     return grid
 
 
@@ -177,7 +180,7 @@ def describe_inputs(planned: PlannedRun, tasks: str, include_path: Path, root: P
 
     from sttm_lmms.benchmarks.presets import benchmark_of
 
-    checkpoint = Path(_pretrained(planned.model_args)).expanduser()
+    checkpoint = Path(planned.checkpoint).expanduser()
     found = {
         "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
         "weights": _digest(checkpoint) if checkpoint.is_dir() else "of the hub",
@@ -207,9 +210,7 @@ def _write_note(folder: Path, command: str, inputs: Mapping[str, str]) -> None:
     (folder / COMMAND).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_tables(
-    files: Sequence[Path], out: Path, *, models: Sequence[tuple[str, str]], reference: str, command: str
-) -> None:
+def write_tables(files: Sequence[Path], out: Path, *, checkpoints: Sequence[str], reference: str) -> None:
     """The table of these result files as Markdown, JSON and a page, and the plot of accuracy over
     kept share."""
     from sttm_lmms.report.layout import equal_budget_json
@@ -218,7 +219,8 @@ def write_tables(
     from sttm_lmms.report.runs import load_runs
     from sttm_lmms.report.table import build_table
 
-    table = build_table(load_runs(files), reference=reference, shapes=_shapes(models))
+    command = shlex.join(["sttm-lmms", *sys.argv[1:]])
+    table = build_table(load_runs(files), reference=reference, shapes=_shapes(checkpoints))
     figures = draw_plots(table)
     svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()}
     markdown, page = (
@@ -226,11 +228,11 @@ def write_tables(
         for format in ("md", "html")
     )
     out.mkdir(parents=True, exist_ok=True)
-    texts = (markdown, equal_budget_json(table, command), page)
-    for name, text in zip(TABLES, texts, strict=True):
+    texts = {"compare.md": markdown, "compare.json": equal_budget_json(table, command), "compare.html": page}
+    for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
     typer.echo(markdown)
-    for file in [*(out / name for name in TABLES), *save_plots(figures, out)]:
+    for file in [*(out / name for name in texts), *save_plots(figures, out)]:
         typer.echo(f"wrote {file}")
 
 
@@ -264,24 +266,20 @@ def _shipped(family: str) -> tuple[str, str]:
 
 
 def _methods(text: str | None, reference: str) -> list[str]:
-    names = [name.strip() for name in (text or ",".join(_with_budget())).split(",") if name.strip()]
+    asked = text or ",".join(name for name in method_names() if _has_budget(name))
+    names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
     for name in names:
         if name == "none":
             raise ValueError("--methods none: all tokens are always run; leave it out")
-        method: Any = get_method(name)
-        if not _has_budget(method):
+        if not _has_budget(name):
             raise ValueError(f"--methods {name}: it has no budget, so it cannot be compared at equal ones")
     if reference not in names:
         raise unknown("--reference", reference, names)
-    return list(dict.fromkeys(names))
+    return names
 
 
-def _with_budget() -> list[str]:
-    return [name for name in method_names() if _has_budget(get_method(name))]
-
-
-def _has_budget(method: Any) -> bool:
-    return "budget" in {f.name for f in fields(method)}
+def _has_budget(method: str) -> bool:
+    return "budget" in {field.name for field in fields(get_method(method))}
 
 
 def _budgets(text: str) -> list[float]:
@@ -294,10 +292,10 @@ def _budgets(text: str) -> list[float]:
     return list(dict.fromkeys(budgets))
 
 
-def _arguments(planned: PlannedRun, tasks: str, include_path: Path | None, extra: Sequence[str]) -> list[str]:
+def _arguments(planned: PlannedRun, tasks: str, include_path: Path | None, limit: int | None) -> list[str]:
     path = include_path or _relative(tasks_folder())
-    run = ["--model", planned.model, "--model_args", planned.arguments, "--tasks", tasks, "--include_path", str(path)]
-    return [*run, *extra]
+    args = ["--model", planned.model, "--model_args", planned.arguments, "--tasks", tasks, "--include_path", str(path)]
+    return args if limit is None else [*args, "--limit", str(limit)]
 
 
 def _launcher(processes: int) -> tuple[str, ...]:
@@ -338,18 +336,18 @@ def _data(planned: PlannedRun, videos: int | None, work: Path) -> dict[str, str]
     return {"STTM_DATA_ROOT": str(root), "HF_HUB_OFFLINE": "1"}
 
 
-def _shapes(models: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _shapes(checkpoints: Sequence[str]) -> dict[str, Any]:
     """Sizes of each checkpoint's decoder, by the name that the tables use; without those that
     cannot be read."""
     from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
     from sttm_lmms.report.flops import DecoderShape
     from sttm_lmms.report.names import model_names
 
-    shapes, names = {}, model_names(_pretrained(args) for _, args in models)
-    for checkpoint in names:
+    shapes = {}
+    for checkpoint, name in model_names(checkpoints).items():
         try:
             config = read_json(resolve_checkpoint(checkpoint, files=("config.json",)) / "config.json")
-            shapes[names[checkpoint]] = DecoderShape.from_config(config)
+            shapes[name] = DecoderShape.from_config(config)
         except (STTMError, KeyError) as error:
             typer.echo(f"no operation count for {checkpoint}: {error}", err=True)
     return shapes
@@ -373,14 +371,3 @@ def _folder_names(models: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _command_line(
-    tasks: str, methods: str | None, budgets: str, models: Sequence[tuple[str, str]], options: Mapping[str, object]
-) -> str:
-    """What to type for the same table again."""
-    words = ["sttm-lmms", "compare", "--tasks", tasks, *(["--methods", methods] if methods else [])]
-    words += ["--budgets", budgets]
-    words += [word for name, args in models for word in ("--model", name, "--model_args", args)]
-    words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return shlex.join(words)
