@@ -32,8 +32,8 @@ RUN_KEY = "run"
 TIMING_KEY = "timing_s"
 
 HEADLINE = (
-    *("questions", "failures", "reduced_share", "kept_share_mean", "tokens_before", "tokens_after"),
-    *("ttft_first_s", "vision_s", "merge_s", "decode_s_per_token", "peak_memory_bytes"),
+    *("questions_per_s", "failures", "reduction_asked", "reduced_share", "kept_share_mean"),
+    *("tokens_before", "tokens_after", "ttft_first_s", "merge_s", "decode_s_per_token", "peak_memory_bytes"),
 )
 """What lmms-eval prints of a :class:`RunSummary` at the end of a run; failures if there were any.
 The results file without its samples holds no more, so this is what a leaderboard cannot do
