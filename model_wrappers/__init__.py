@@ -14,6 +14,7 @@ WRAPPERS = {
     "sttm_qwen2_vl": "models.Qwen2VL",
     "sttm_qwen2_5_vl": "models.Qwen25VL",
     "sttm_qwen3_vl": "models.Qwen3VL",
+    "sttm_qwen3_5": "models.Qwen35",
     "sttm_internvl": "models.InternVL",
     "sttm_vllm": "vllm.VLLM",
 }

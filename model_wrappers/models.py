@@ -41,6 +41,13 @@ class Qwen3VL(STTMWrapper):
     family = "qwen3_vl"
 
 
+class Qwen35(STTMWrapper):
+    """Qwen3.5 without thinking, frames as for Qwen3-VL; reduced in front of its first layer with
+    attention, 3, unless told otherwise."""
+
+    family = "qwen3_5"
+
+
 class InternVL(STTMWrapper):
     """InternVL3 and InternVL3.5 in the Hugging Face layout, one tile a frame."""
 
@@ -64,6 +71,10 @@ class SimpleQwen25VL(Qwen25VL):
 
 
 class SimpleQwen3VL(Qwen3VL):
+    is_simple = True
+
+
+class SimpleQwen35(Qwen35):
     is_simple = True
 
 

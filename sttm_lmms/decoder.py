@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from sttm_lmms.errors import UnsupportedModelError
@@ -18,6 +18,8 @@ CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters e
 """What models call the argument that is their KV cache; transformers 5.24 renamed it."""
 
 _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+RECURRENT = "linear_attention"
+"""Type of the layers that keep one state of fixed size instead of keys and values (Qwen3.5)."""
 
 
 def find_decoder(model: nn.Module) -> Any:
@@ -34,8 +36,7 @@ def find_decoder(model: nn.Module) -> Any:
             return module
     raise UnsupportedModelError(
         f"{type(model).__name__} has no decoder with `layers`, `rotary_emb` and `embed_tokens`; supported are the "
-        "LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL and InternVL classes of transformers, and decoders like Qwen2 "
-        "or Llama"
+        "LLaVA-OneVision, Qwen-VL, Qwen3.5 and InternVL classes of transformers, and decoders like Qwen2 or Llama"
     )
 
 
@@ -94,11 +95,14 @@ def layer_mask(
 
     ``mask`` is the 2-D padding mask ``[B, past + S]`` of that layer's sequence, None without
     padding; ``visible`` narrows what a query sees. The result is what the attention backend wants:
-    None, a 4-D mask, a 2-D mask (flash) or a block mask.
+    None, a 4-D mask, a 2-D mask (flash) or a block mask; for a recurrent layer the padding ``[B, S]``.
     """
     kind = layer_types(decoder)[layer]
+    if kind == RECURRENT:
+        return _padding_of_new_tokens(hidden, mask, layer, visible)
     if kind not in _MASKS:
-        raise UnsupportedModelError(f"decoder layer {layer} has attention type {kind!r}; supported: {sorted(_MASKS)}")
+        supported = sorted([*_MASKS, RECURRENT])
+        raise UnsupportedModelError(f"decoder layer {layer} has attention type {kind!r}; supported: {supported}")
     if getattr(decoder.config, "use_bidirectional_attention", False):
         raise UnsupportedModelError("this decoder attends in both directions; reduced tokens need causal attention")
     return _MASKS[kind](
@@ -112,6 +116,18 @@ def layer_mask(
     )
 
 
+def _padding_of_new_tokens(
+    hidden: torch.Tensor, mask: torch.Tensor | None, layer: int, visible: Callable[..., Any] | None
+) -> torch.Tensor | None:
+    if visible is not None:
+        raise UnsupportedModelError(
+            f"decoder layer {layer} is recurrent: all tokens before enter its state, so that none can be hidden from a "
+            "single query; use a method that needs no mask"
+        )
+    new = hidden.shape[1]
+    return None if mask is None or new == 1 else mask[:, -new:]
+
+
 def check_cache(cache: Cache | None) -> None:
     """Refuse caches whose layers cannot hold different lengths."""
     if cache is not None and getattr(cache, "is_compileable", False):
@@ -121,13 +137,24 @@ def check_cache(cache: Cache | None) -> None:
         )
 
 
-def cached_layers(cache: Cache) -> list[DynamicLayer]:
-    """The layers of a filled cache that hold plain keys and values
-    ``[B, heads, length, head_dim]``."""
-    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-    if len(layers) != len(cache.layers):
-        raise UnsupportedModelError("only caches that keep the keys and values of every layer can be reused")
-    return layers
+def is_recurrent(layer: Any) -> bool:
+    """True if a layer of a cache holds states of fixed size, which every token overwrites."""
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def cache_tensors(cache: Cache) -> list[torch.Tensor]:
+    """Everything that a filled cache holds: keys and values ``[B, heads, length, head_dim]``, and the
+    states ``[B, ...]`` of recurrent layers."""
+    tensors: list[torch.Tensor] = []
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer):
+            tensors += keys_values(layer)
+        elif isinstance(layer, LinearAttentionCacheLayerMixin):
+            states = (*layer.conv_states.values(), *layer.recurrent_states.values())
+            tensors += [state for state in states if state is not None]
+        else:
+            raise UnsupportedModelError("only caches that keep the keys and values of every layer can be reused")
+    return tensors
 
 
 def keys_values(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:

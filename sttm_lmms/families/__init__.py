@@ -16,6 +16,7 @@ from sttm_lmms.families.internvl import InternVL
 from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
 from sttm_lmms.families.qwen2_5_vl import Qwen25VL
 from sttm_lmms.families.qwen2_vl import Qwen2VL
+from sttm_lmms.families.qwen3_5 import Qwen35
 from sttm_lmms.families.qwen3_vl import Qwen3VL
 from sttm_lmms.families.requirements import check_attention, check_device
 
@@ -32,7 +33,8 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (LlavaVideo(), LlavaOneVision(), Qwen2VL(), Qwen25VL(), Qwen3VL(), InternVL())
+    family.name: family
+    for family in (LlavaVideo(), LlavaOneVision(), Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen35(), InternVL())
 }
 
 ARCHITECTURES: dict[str, str] = {
@@ -40,10 +42,6 @@ ARCHITECTURES: dict[str, str] = {
 }
 """Architecture in ``config.json`` -> layout of the checkpoint."""
 
-_RECURRENT = (
-    "three of four decoder layers keep a recurrent state instead of keys and values, which merged tokens would have to "
-    "enter with their weights"
-)
 _CODED_TIME = (
     "its videos are marked by the image token between <|begin_of_video|> and <|end_of_video|> with a timestamp behind "
     "each frame, and its processor and vision tower need an adapter of their own"
@@ -52,13 +50,9 @@ REFUSED: dict[str, str] = {
     "Glm4vForConditionalGeneration": _CODED_TIME,
     "Glm4vMoeForConditionalGeneration": _CODED_TIME,
     "Glm46VForConditionalGeneration": _CODED_TIME,
-    "Qwen3_5ForConditionalGeneration": _RECURRENT,
-    "Qwen3_5MoeForConditionalGeneration": _RECURRENT,
     "glm4v": _CODED_TIME,
     "glm4v_moe": _CODED_TIME,
     "glm46v": _CODED_TIME,
-    "qwen3_5": _RECURRENT,
-    "qwen3_5_moe": _RECURRENT,
 }
 """Architectures and model types that were looked at and cannot be reduced yet -> what is missing
 (see ``docs/model_families.md``)."""

@@ -43,11 +43,13 @@ class Qwen3VL(Qwen2VL):
         seen = model.model.get_video_features(patches.to(device), grid_thw.to(device))
         (tokens,) = seen.pooler_output
         # Newer versions of transformers split each layer's features by visual, as the tokens.
-        layers = [layer if isinstance(layer, torch.Tensor) else layer[0] for layer in seen.deepstack_features]
+        deepstack = getattr(seen, "deepstack_features", None) or ()
+        layers = [layer if isinstance(layer, torch.Tensor) else layer[0] for layer in deepstack]
         return torch.cat([tokens, *layers], dim=-1).reshape(t, h // side, w // side, -1)
 
     def feature_channels(self, config: Any) -> int:
-        return (1 + len(config.vision_config.deepstack_visual_indexes)) * super().feature_channels(config)
+        deepstack = getattr(config.vision_config, "deepstack_visual_indexes", ())
+        return (1 + len(deepstack)) * super().feature_channels(config)
 
     def extra_metadata(self, video: Video) -> dict[str, Any]:
         """Where the frames stand in the file, for their timestamps: a variable frame rate as

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from sttm_lmms.config import check_choice
+from sttm_lmms.errors import CheckpointError
 from sttm_lmms.families.assemble import (
     Assembled,
     Segment,
@@ -36,10 +37,17 @@ class TemplateFamily(Family):
 
     fixed_suffix: ClassVar[str]
     """What follows the last visual token, whatever the question."""
+    template_settings: ClassVar[Mapping[str, Any]] = {}
+    """Variables of the chat template."""
 
     def load_model(self, path: Path, **kwargs: Any) -> nn.Module:
         names = read_json(path / "config.json").get("architectures") or ()
         architecture = next(name for name in names if name in self.architectures)
+        if getattr(transformers, architecture, None) is None:
+            raise CheckpointError(
+                f"{path}: transformers {transformers.__version__} has no {architecture}; install a newer one "
+                "(pip install -U transformers)"
+            )
         return load_model(getattr(transformers, architecture), path, **kwargs)
 
     def load_processor(self, path: Path, model: Any) -> Any:
@@ -81,7 +89,7 @@ class TemplateFamily(Family):
         written = [
             (self.placeholder_text(processor, feature), self.pad_token(processor, feature.kind)) for feature in features
         ]
-        segments, lengths = fill(render(processor, messages), written)
+        segments, lengths = fill(render(processor, messages, settings=self.template_settings), written)
         parts = [self.split(model, feature) for feature in features]
         visuals = [
             VisualTokens(
@@ -114,7 +122,12 @@ class TemplateFamily(Family):
 
 
 def render(
-    processor: Any, messages: Sequence[Message], *, chat_template: str | None = None, end_of_turn: str | None = None
+    processor: Any,
+    messages: Sequence[Message],
+    *,
+    chat_template: str | None = None,
+    end_of_turn: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """The prompt as the text in front of each visual and behind the last one: one piece more than
     there are visuals.
@@ -126,6 +139,7 @@ def render(
     Args:
         chat_template: in place of the processor's own.
         end_of_turn: what ``chat_template`` writes behind a message.
+        settings: variables of the processor's template.
 
     Raises:
         ValueError: the template leaves a visual out, or writes a placeholder of its own.
@@ -146,7 +160,11 @@ def render(
     open_end = bool(plain) and plain[-1]["role"] == "assistant"
     if chat_template is None:
         text = processor.apply_chat_template(
-            plain, tokenize=False, add_generation_prompt=not open_end, continue_final_message=open_end
+            plain,
+            tokenize=False,
+            add_generation_prompt=not open_end,
+            continue_final_message=open_end,
+            **(settings or {}),
         )
     else:
         text = processor.tokenizer.apply_chat_template(

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sttm_lmms.decoder import keys_values, layer_types, rotary_embedding, uses_mrope
+from sttm_lmms.decoder import RECURRENT, keys_values, layer_types, rotary_embedding, uses_mrope
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Method
 from sttm_lmms.runtime.probe import AttentionInputs, rotate_half
@@ -118,7 +118,7 @@ def is_plain(decoder: Any, layers_on_one_device: bool) -> bool:
         layers_on_one_device
         and config._attn_implementation in _NO_MASK_NEEDED
         and kind in _PLAIN_ROPE
-        and all(kind == "full_attention" for kind in layer_types(decoder))
+        and all(kind in ("full_attention", RECURRENT) for kind in layer_types(decoder))
     )
 
 

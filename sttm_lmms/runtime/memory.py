@@ -8,7 +8,6 @@ product, and everything else (vision tower, merging, CUDA context, fragmentation
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from sttm_lmms.config import check_integer
+from sttm_lmms.decoder import RECURRENT
 from sttm_lmms.errors import STTMError
 
 GIB = 2**30
@@ -143,8 +143,21 @@ def kv_bytes(text: Any, work: Workload, layers: set[int], value: int) -> int:
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     token = 2 * text.num_key_value_heads * head * value
     copies = work.keep + (work.batch_size if work.batch_size > 1 else 0)
-    prompts = sum(work.prompt(layer) for layer in layers)
-    return token * (copies * prompts + work.batch_size * len(layers) * (work.text_tokens + work.new_tokens))
+    kinds = getattr(text, "layer_types", None) or []
+    recurrent = {layer for layer in layers if layer < len(kinds) and kinds[layer] == RECURRENT}
+    growing = layers - recurrent
+    prompts = sum(work.prompt(layer) for layer in growing)
+    keys_values = token * (copies * prompts + work.batch_size * len(growing) * (work.text_tokens + work.new_tokens))
+    states = _state_bytes(text, value) if recurrent else 0
+    return keys_values + (work.keep + work.batch_size) * len(recurrent) * states
+
+
+def _state_bytes(text: Any, value: int) -> int:
+    """Of a gated delta net, whatever the length of the sequence: the inputs of its convolution, and in
+    float32 a matrix for each head."""
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    return (2 * keys + values) * text.linear_conv_kernel_dim * value + 4 * values * text.linear_key_head_dim
 
 
 def feature_bytes(config: Any, work: Workload, value: int) -> int:
@@ -160,7 +173,9 @@ def activation_bytes(text: Any, work: Workload, layer: int, value: int) -> int:
     MLP's."""
     tokens = work.prompt(layer)
     matrix = text.num_attention_heads * tokens * tokens * (value + 4) if work.eager else 0
-    return 3 * (text.hidden_size + text.intermediate_size) * tokens * value + matrix
+    # A mixture of experts alone has no MLP that all tokens pass.
+    mlp = getattr(text, "intermediate_size", None) or text.num_experts_per_tok * text.moe_intermediate_size
+    return 3 * (text.hidden_size + mlp) * tokens * value + matrix
 
 
 def spread(model: Any, gpus: int, gpu_bytes: int) -> dict[str, str]:
@@ -197,7 +212,11 @@ def _place(name: str, places: Mapping[str, str]) -> str:
 def most_frames(need: Callable[[int], int], limit: int, frames: int) -> int | None:
     """The largest number up to ``frames`` of which ``need`` stays within ``limit`` bytes; None if 1
     does not."""
-    return bisect_right(range(1, frames + 1), limit, key=need) or None
+    low, high = 0, frames
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if need(middle) <= limit else (low, middle - 1)
+    return low or None
 
 
 def suggest_settings(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
-from sttm_lmms.decoder import CACHE, cached_layers, keys_values
+from sttm_lmms.decoder import CACHE, cache_tensors, is_recurrent
 from sttm_lmms.runtime.reduced_cache import ReducedCache
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.report import Reduction
@@ -48,8 +48,12 @@ class Prefix:
     @property
     def nbytes(self) -> int:
         """Memory of the KV cache."""
-        tensors = [tensor for layer in cached_layers(self.cache) for tensor in keys_values(layer)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in cache_tensors(self.cache))
+
+    @property
+    def recurrent(self) -> bool:
+        """True if some layers hold a state instead of keys and values."""
+        return any(is_recurrent(layer) for layer in self.cache.layers)
 
 
 def visual_counts(visual_tokens: int, reductions: Sequence[Reduction]) -> dict[str, Any]:
@@ -99,11 +103,11 @@ def continued(reducer: TokenReducer, prefix: Prefix, rows: int) -> Iterator[Cach
     context ends.
 
     One row continues the prefix's own cache, which is cut back afterwards. More rows, methods that
-    edit the cache while decoding, and layers with a sliding window, which drops what it has passed,
-    need a copy.
+    edit the cache while decoding, layers with a sliding window, which drops what it has passed, and
+    recurrent layers, which overwrite their state, need a copy.
     """
     windows = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers)
-    if rows > 1 or reducer.edits_cache or windows:
+    if rows > 1 or reducer.edits_cache or windows or prefix.recurrent:
         assert isinstance(prefix.cache, ReducedCache)
         cache = prefix.cache.branch()
         cache.batch_repeat_interleave(rows)

@@ -27,8 +27,8 @@ class AttentionInputs:
         attention = getattr(layer, "self_attn", None)
         if attention is None or not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim")):
             raise UnsupportedModelError(
-                f"{type(layer).__name__} has no `self_attn` with `q_proj`, `k_proj` and `head_dim`; methods that read "
-                "attention need them"
+                f"a {type(layer).__name__} has no `self_attn` with `q_proj`, `k_proj` and `head_dim`, which a "
+                "method that reads attention needs in the layer before; let it act elsewhere, or take another method"
             )
         self.attention: Any = attention
         self.hidden: torch.Tensor | None = None
@@ -76,10 +76,14 @@ class AttentionInputs:
 
     def _heads(self, hidden: torch.Tensor, kind: str, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """``[heads, n, head_dim]`` queries or keys after rotary."""
-        states = getattr(self.attention, f"{kind}_proj")(hidden).unflatten(-1, (-1, self.attention.head_dim))
+        project = getattr(self.attention, f"{kind}_proj")
+        states = project(hidden).unflatten(-1, (-1, self.attention.head_dim))
+        if kind == "q" and states.shape[1] == 2 * self.attention.config.num_attention_heads:
+            states = states[:, ::2]  # Qwen3.5 projects a gate of the output behind the query of each head
         norm = getattr(self.attention, f"{kind}_norm", None)
         states = (states if norm is None else norm(states)).transpose(0, 1)
-        return states * cos + rotate_half(states) * sin
+        turned, rest = states.split([cos.shape[-1], states.shape[-1] - cos.shape[-1]], dim=-1)  # partial rotary
+        return torch.cat((turned * cos + rotate_half(turned) * sin, rest), dim=-1)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,11 @@ class Prompt:
 
     def runs_with(self, other: Prompt) -> bool:
         """Whether both can be rows of one batch."""
-        same = self.prefix is not None and self.prefix is other.prefix
-        return same and self.request.generation == other.request.generation
+        if self.prefix is None or self.prefix is not other.prefix:
+            return False
+        # Padding between prefix and question would let the state of a recurrent layer decay.
+        fits = len(self.question) == len(other.question) or not self.prefix.recurrent
+        return fits and self.request.generation == other.request.generation
 
 
 @contextmanager

@@ -7,9 +7,6 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-import torch
-
-from sttm_lmms.decoder import cached_layers, keys_values
 from sttm_lmms.runtime.prefix import Prefix
 
 Value = TypeVar("Value")
@@ -60,7 +57,7 @@ class RecentPrefixes(Recent[Prefix]):
     def __init__(self, size: int, host_bytes: int = 0) -> None:
         super().__init__(size)
         self.host_bytes = host_bytes
-        self._host: OrderedDict[Hashable, tuple[Prefix, list[torch.device]]] = OrderedDict()
+        self._host: OrderedDict[Hashable, Prefix] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values) + len(self._host)
@@ -68,23 +65,18 @@ class RecentPrefixes(Recent[Prefix]):
     def get(self, key: Hashable) -> Prefix | None:
         """As of :class:`Recent`; a prefix on the host is brought back to its devices."""
         if key in self._host:
-            prefix, devices = self._host.pop(key)
+            prefix = self._host.pop(key)
             self.make_room()
-            _move(prefix, devices)
+            for layer in prefix.cache.layers:
+                layer.prefetch()
             self.put(key, prefix)
         return super().get(key)
 
     def _let_go(self, key: Hashable, value: Prefix) -> None:
         if not self.host_bytes:
             return
-        devices = [layer.device for layer in cached_layers(value.cache)]
-        _move(value, [torch.device("cpu")] * len(devices))
-        self._host[key] = (value, devices)
-        while self._host and sum(prefix.nbytes for prefix, _ in self._host.values()) > self.host_bytes:
+        for layer in value.cache.layers:
+            layer.offload()
+        self._host[key] = value
+        while self._host and sum(prefix.nbytes for prefix in self._host.values()) > self.host_bytes:
             self._host.popitem(last=False)
-
-
-def _move(prefix: Prefix, devices: list[torch.device]) -> None:
-    for layer, device in zip(cached_layers(prefix.cache), devices, strict=True):
-        layer.keys, layer.values = (tensor.to(device) for tensor in keys_values(layer))
-        layer.device = device

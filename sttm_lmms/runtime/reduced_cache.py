@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
+from sttm_lmms.decoder import cache_tensors, is_recurrent
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Method
 
@@ -169,14 +170,18 @@ class ReducedCache(Cache):
         removals: for each layer ``(start of the stretch in which they were, how many)`` of the
             tokens that it lacks; the start is -1 for those that a method dropped when they had been
             cached.
+        passed: for each recurrent layer, the tokens of the sequence that have passed through it;
+            its state does not tell.
     """
 
     sequence: CachedSequence
     removals: list[list[tuple[int, int]]]
+    passed: list[int]
 
     @classmethod
     def take_over(cls, cache: Cache, layers: int, method: Method | None) -> ReducedCache:
         """``cache`` itself, because callers hold on to it; it may hold unreduced tokens."""
+        length = int(cache.get_seq_length())
         while len(cache.layers) < layers:
             cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
         if not isinstance(cache, ReducedCache):
@@ -187,10 +192,13 @@ class ReducedCache(Cache):
         taken = cast(ReducedCache, cache)
         taken.sequence = CachedSequence(method)
         taken.removals = [[] for _ in cache.layers]
+        taken.passed = [length] * len(cache.layers)
         return taken
 
     def held(self, layer: int) -> int:
         """Tokens that ``layer`` has seen."""
+        if is_recurrent(self.layers[layer]):
+            return self.passed[layer] - sum(count for _, count in self.removals[layer])
         return super().get_seq_length(layer)
 
     def lengths(self) -> set[int]:
@@ -203,23 +211,41 @@ class ReducedCache(Cache):
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         """Tokens of the sequence, or those that one layer has seen."""
-        return self._length(0) if layer_idx is None else self.held(layer_idx)
+        return self._length(0) if layer_idx is None else super().get_seq_length(layer_idx)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append to a layer, during a forward pass under hooks alone."""
-        sequence = self.sequence
-        if sequence.new_tokens is not None:
-            missing = sequence.new_tokens - key_states.shape[-2]
-            if missing:
-                self.removals[layer_idx].append((sequence.merged[-1][0], missing))
-        elif sequence.started:
+        self._note(layer_idx, key_states.shape[-2])
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As :meth:`update`, of a recurrent layer in a pass over several tokens."""
+        self._note(layer_idx, conv_states.shape[-1])
+        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """As :meth:`update`, of a recurrent layer in every pass."""
+        self._check_hooked()
+        self.passed[layer_idx] += self.sequence.new_tokens or 0
+        return super().update_recurrent_state(recurrent_states, layer_idx, *args, **kwargs)
+
+    def _note(self, layer: int, tokens: int) -> None:
+        """``layer`` is given that many of the new tokens."""
+        self._check_hooked()
+        missing = (self.sequence.new_tokens or tokens) - tokens
+        if missing:
+            self.removals[layer].append((self.sequence.merged[-1][0], missing))
+
+    def _check_hooked(self) -> None:
+        if self.sequence.new_tokens is None and self.sequence.started:
             raise UnsupportedModelError(
                 "this KV cache holds reduced tokens and can be continued inside of reduce_tokens(...) alone, with the "
                 "settings that filled it; here the context was left, or the decoder's hooks were bypassed"
             )
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Cut back by that many tokens of the sequence (a negative number or 0), or to that many.
@@ -231,10 +257,19 @@ class ReducedCache(Cache):
         left = max(0, length + tokens_to_remove) if tokens_to_remove <= 0 else min(length, tokens_to_remove)
         self.sequence.check_crop(left)
         layers: list[Any] = self.layers
+        if 0 < left < length and any(is_recurrent(layer) for layer in layers):
+            raise UnsupportedModelError(
+                f"this KV cache cannot be cut back to {left} tokens: its recurrent layers hold a state that all "
+                f"{length} have entered; copy the cache (copy.deepcopy) where you want to come back to"
+            )
         for index, layer in enumerate(layers):
             self.removals[index] = [removal for removal in self.removals[index] if removal[0] < left] if left else []
             surplus = self._length(index) - left
-            if surplus or getattr(layer, "is_sliding", False):  # windows drop what they kept for a roll-back
+            if is_recurrent(layer):
+                if surplus:  # to nothing, as checked above
+                    layer.reset()
+                    self.passed[index] = 0
+            elif surplus or getattr(layer, "is_sliding", False):  # windows drop what they kept for a roll-back
                 layer.crop(-surplus)
         if left < length:
             self.sequence.crop(left)
@@ -242,6 +277,7 @@ class ReducedCache(Cache):
     def reset(self) -> None:
         super().reset()
         self.removals = [[] for _ in self.layers]
+        self.passed = [0] * len(self.layers)
         self.sequence.clear()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -249,20 +285,22 @@ class ReducedCache(Cache):
         self.sequence.select_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        keys = cast(DynamicLayer, self.layers[0]).keys
-        super().batch_repeat_interleave(repeats)
-        if keys is not None:
-            self.sequence.select_rows(torch.arange(len(keys)).repeat_interleave(repeats))
+        rows = len(cache_tensors(self)[0])
+        self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
+        layers: list[Any] = self.layers
+        for layer in layers:
+            # A recurrent layer knows this by the name that beam search uses alone.
+            (layer.reorder_cache if is_recurrent(layer) else layer.batch_select_indices)(indices)
         self.sequence.select_rows(indices)
 
     def branch(self) -> ReducedCache:
-        """A cache that goes its own way from here on; it shares the tensors, which no cache writes
-        in place."""
+        """A cache that goes its own way from here on; it shares keys and values, which no cache writes
+        in place, and has recurrent states of its own."""
         other = copy.copy(self)
-        other.layers = [copy.copy(layer) for layer in self.layers]
+        other.layers = [copy.deepcopy(layer) if is_recurrent(layer) else copy.copy(layer) for layer in self.layers]
+        other.passed = list(self.passed)
         other.removals = [list(removals) for removals in self.removals]
         other.sequence = copy.copy(self.sequence)
         other.sequence.merged = list(self.sequence.merged)

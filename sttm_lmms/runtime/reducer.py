@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from sttm_lmms.decoder import CACHE, check_cache, find_decoder, head_dim, uses_mrope
+from sttm_lmms.decoder import CACHE, RECURRENT, check_cache, find_decoder, head_dim, layer_types, uses_mrope
 from sttm_lmms.errors import NothingReducedError, UnsupportedModelError
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method
@@ -392,7 +392,14 @@ class TokenReducer:
                     "attention_mask hides other cached tokens than when they were cached; where prompts of several "
                     "rows are padded anew, begin with a new cache"
                 )
-        return None if bool(mask.all()) else mask
+        if bool(mask.all()):
+            return None
+        if past > 0 and RECURRENT in layer_types(self.decoder):
+            raise UnsupportedModelError(
+                "padding behind cached tokens lets the state of recurrent layers decay; continue prompts of one length "
+                "together, or one by one"
+            )
+        return mask
 
     def _positions(
         self,

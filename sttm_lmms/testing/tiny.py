@@ -59,6 +59,10 @@ def _chat_template(image: str, video: str, system: str = "") -> str:
 _QWEN_PADS = ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
 QWEN_CHAT_TEMPLATE = _chat_template(*_QWEN_PADS, system="You are a helpful assistant.")
 QWEN3_CHAT_TEMPLATE = _chat_template(*_QWEN_PADS)
+QWEN35_CHAT_TEMPLATE = QWEN3_CHAT_TEMPLATE.replace(
+    "<|im_start|>assistant\n{% endif %}",
+    "<|im_start|>assistant\n<think>\n{% if enable_thinking is false %}\n</think>\n\n{% endif %}{% endif %}",
+)
 INTERNVL_CHAT_TEMPLATE = _chat_template("<IMG_CONTEXT>\n", "<video>\n")
 
 
@@ -126,7 +130,7 @@ def build_tiny_checkpoint(
 
     Args:
         out_dir: folder to write; created if need be.
-        family: a model family; ``qwen3_vl_moe`` is Qwen3-VL with experts.
+        family: a model family; ``qwen3_vl_moe`` and ``qwen3_5_moe`` are those with experts.
         layout: ``original`` (lmms-lab names; LLaVA only) or ``hf``. The others have one layout,
             given for both.
         seed: of the random weights; the same seed gives the same weights in both layouts.
@@ -162,6 +166,8 @@ def tiny_model(
         "qwen2_5_vl": _qwen2_5_vl,
         "qwen3_vl": _qwen3_vl,
         "qwen3_vl_moe": _qwen3_vl_moe,
+        "qwen3_5": _qwen3_5,
+        "qwen3_5_moe": _qwen3_5_moe,
         "internvl": _internvl,
     }
     if family not in builders:
@@ -173,14 +179,14 @@ def tiny_model(
     return model.eval(), processor
 
 
-def tiny_tokenizer(special_tokens: tuple[str, ...], **kwargs: Any) -> transformers.Qwen2Tokenizer:
-    """Qwen2's tokenizer with one token per byte (ids 0 to 255) and the given special tokens after
-    them."""
+def tiny_tokenizer(special_tokens: tuple[str, ...], kind: Any = transformers.Qwen2Tokenizer, **kwargs: Any) -> Any:
+    """A tokenizer of Qwen's with one token per byte (ids 0 to 255) and the given special tokens
+    after them."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate([*letters, *special_tokens])}
-    return transformers.Qwen2Tokenizer(
+    return kind(
         vocab=vocab,
         merges=[],
         eos_token="<|im_end|>",
@@ -298,6 +304,46 @@ def _qwen3_vl_moe(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
     return transformers.Qwen3VLMoeForConditionalGeneration(config), _qwen3_processor(tokenizer)
 
 
+def _qwen3_5(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
+    """Every second layer is recurrent (published: three of four), a quarter of each head is
+    rotated."""
+    tokenizer: Any = tiny_tokenizer(QWEN_TOKENS, transformers.Qwen3_5Tokenizer)
+    config = transformers.Qwen3_5Config(**_hybrid(sizes, tie, tokenizer))
+    processor = _qwen3_processor(tokenizer, QWEN35_CHAT_TEMPLATE)
+    return transformers.Qwen3_5ForConditionalGeneration(config), processor
+
+
+def _qwen3_5_moe(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
+    """As :func:`_qwen3_5`, with four experts, of which each token takes two, and one for all."""
+    tokenizer: Any = tiny_tokenizer(QWEN_TOKENS, transformers.Qwen3_5Tokenizer)
+    parts = _hybrid(sizes, tie, tokenizer)
+    del parts["text_config"]["intermediate_size"]
+    parts["text_config"] |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": sizes.hidden_size}
+    parts["text_config"]["shared_expert_intermediate_size"] = sizes.hidden_size
+    config = transformers.Qwen3_5MoeConfig(**parts)
+    processor = _qwen3_processor(tokenizer, QWEN35_CHAT_TEMPLATE)
+    return transformers.Qwen3_5MoeForConditionalGeneration(config), processor
+
+
+def _hybrid(sizes: TinySizes, tie: bool, tokenizer: Any) -> dict[str, Any]:
+    parts = _qwen3(sizes, tie, tokenizer)
+    head = 4 * sizes.hidden_size // sizes.heads  # 9B: 16 heads of 256 channels for 4096
+    # Published: sections 11, 11 and 10 of the 32 frequencies of a quarter of a head.
+    third = head // 8 // 3
+    rope = {"rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [head // 8 - 2 * third, third, third]}
+    parts["text_config"] |= {
+        "head_dim": head,
+        "rope_parameters": {"rope_type": "default", "mrope_interleaved": True, **rope},
+        "full_attention_interval": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    del parts["vision_config"]["deepstack_visual_indexes"]
+    return parts
+
+
 def _qwen3(sizes: TinySizes, tie: bool, tokenizer: Any) -> dict[str, Any]:
     head = 2 * sizes.hidden_size // sizes.heads  # 4B: 32 heads of 128 channels for 2560
     # Published: sections 24, 20 and 20, of every third frequency each.
@@ -324,7 +370,7 @@ def _qwen3(sizes: TinySizes, tie: bool, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _qwen3_processor(tokenizer: Any) -> Any:
+def _qwen3_processor(tokenizer: Any, chat_template: str = QWEN3_CHAT_TEMPLATE) -> Any:
     return transformers.Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
             patch_size=16,
@@ -334,7 +380,7 @@ def _qwen3_processor(tokenizer: Any) -> Any:
         ),
         video_processor=Qwen3VLVideoProcessor(size={"shortest_edge": 4096, "longest_edge": 25165824}),
         tokenizer=tokenizer,
-        chat_template=QWEN3_CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 

@@ -10,9 +10,9 @@ from family_helpers import clip, moving_frames
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-NEWER = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl")
+NEWER = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl")
 VIDEO, IMAGE = {"type": "video"}, {"type": "image"}
-SIZES = {"qwen2_5_vl": (112, 140), "qwen3_vl": (128, 160), "qwen3_vl_moe": (128, 160), "internvl": (32, 32)}
+SIZES = {"qwen2_5_vl": (112, 140), "internvl": (32, 32)}
 CASES = {
     "video": [VIDEO, "Why?"],
     "two videos": ["Look: ", VIDEO, VIDEO, "Which?"],
@@ -28,7 +28,7 @@ def user(parts) -> list:
 
 def shown(name: str, parts, frames: int = 6, fps: float = 2.0) -> list:
     """A clip or a picture for each visual part; the second clip is another one of the same size."""
-    height, width = SIZES[name]
+    height, width = SIZES.get(name, (128, 160))
     visuals = []
     for number, part in enumerate(p for p in parts if not isinstance(p, str)):
         if part is IMAGE:
@@ -49,7 +49,8 @@ def batch_inputs(processor, prompts: list[tuple[list, list]]) -> dict:
     images = [visual for visual in every if not hasattr(visual, "frames")]
     facts = [VideoMetadata(total_num_frames=len(v.frames), fps=v.fps, frames_indices=list(v.indices)) for v in videos]
     texts = [
-        processor.apply_chat_template(user(parts), tokenize=False, add_generation_prompt=True) for parts, _ in prompts
+        processor.apply_chat_template(user(parts), tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        for parts, _ in prompts
     ]
     kwargs = {"do_sample_frames": False, "video_metadata": facts}
     if "InternVL" not in type(processor).__name__:

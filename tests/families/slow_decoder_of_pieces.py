@@ -53,7 +53,8 @@ def slow_logits(model, prompt: Prompt, config, answer: list[int]) -> tuple[torch
             positions = positions[:, sorted(groups)] if positions.ndim == 2 else torch.arange(len(groups))
         axes = positions[:, None] if positions.ndim == 2 else positions[None]
         length = len(hidden)
-        mask = torch.full((length, length), -torch.inf).triu(1)[None, None]
+        recurrent = hasattr(layer, "linear_attn")  # sees the whole sequence in its order, and needs no mask
+        mask = None if recurrent else torch.full((length, length), -torch.inf).triu(1)[None, None]
         hidden = layer(
             hidden[None],
             attention_mask=mask,

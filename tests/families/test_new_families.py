@@ -21,7 +21,7 @@ from sttm_lmms.video import VideoSettings
 LAYERS = [0, 1, 2, 3]
 WITH_VIDEO = [case for case in CASES if "video" in case]
 STEPS = 16
-families = pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+families = pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl"])
 
 
 def merging(layer: int, **settings) -> STTMConfig:
@@ -144,11 +144,12 @@ def test_a_padded_batch_gives_the_rows_of_single_prompts(loaded, name, layer):
     torch.testing.assert_close(logits, torch.cat([one for _, one in single], dim=1), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "qwen3_5_moe"])
 @pytest.mark.parametrize("layer", [1, 3])
-def test_a_mixture_of_experts_needs_nothing_else(loaded, layer):
-    test_merging_nothing_is_stock_generate_bit_for_bit(loaded, "qwen3_vl_moe", "image and video", layer)
-    test_reduced_prefill_and_decode_steps_are_the_written_out_decoder(loaded, "qwen3_vl_moe", "two videos", layer)
-    test_plain_generate_reduces_what_a_prepared_prompt_does(loaded, "qwen3_vl_moe", layer)
+def test_a_mixture_of_experts_needs_nothing_else(loaded, name, layer):
+    test_merging_nothing_is_stock_generate_bit_for_bit(loaded, name, "image and video", layer)
+    test_reduced_prefill_and_decode_steps_are_the_written_out_decoder(loaded, name, "two videos", layer)
+    test_plain_generate_reduces_what_a_prepared_prompt_does(loaded, name, layer)
 
 
 @families

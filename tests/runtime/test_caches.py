@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from footage import moving_squares
+from chats import GREEDY, MORE, Chat, encoded, log_probability, reducing
 from transformers import DynamicCache
-from transformers.video_utils import VideoMetadata
 
 from sttm_lmms import STTMConfig, get_method, reduce_tokens
 from sttm_lmms.decoder import CACHE
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Method
-from sttm_lmms.testing.tiny import tiny_model
 
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 METHODS: dict[str, Method] = {
@@ -37,80 +33,6 @@ METHODS: dict[str, Method] = {
 MATRIX = [(family, name) for family in FAMILIES for name in ("sttm", "sttm before the decoder")] + [
     (family, name) for family in ("llava_video", "qwen2_vl") for name in ("merges nothing", "tome", "fastv")
 ]
-MORE = "<|im_end|>\nWhy?\n"
-GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-
-
-@contextmanager
-def reducing(model: Any, method: Method):
-    """``reduce_tokens`` without the warning of a setting that merges nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "a reduction was asked for")
-        with reduce_tokens(model, method) as report:
-            yield report
-
-
-@pytest.fixture(scope="module")
-def models():
-    """``models(family)``: a model whose answers depend on its prompt, its processor, and the inputs
-    of a prompt."""
-    built: dict[str, Any] = {}
-
-    def get(family: str):
-        if family not in built:
-            model, processor = tiny_model(family, seed=1)
-            with torch.no_grad():
-                for name, weights in model.named_parameters():
-                    if weights.ndim == 2 and ("layers" in name or "embed_tokens" in name):
-                        weights.mul_(6)
-            content = [{"type": "text", "text": "See: "}, {"type": "video"}, {"type": "text", "text": "\nWhat, what?"}]
-            chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-            frames = torch.from_numpy(moving_squares(0, 6, 64, 64).transpose(0, 3, 1, 2))
-            facts = VideoMetadata(total_num_frames=6, fps=2.0, frames_indices=list(range(6)))
-            seen = {"do_sample_frames": False, "video_metadata": [facts]}
-            inputs = processor(text=[chat], videos=[frames], videos_kwargs=seen, return_tensors="pt")
-            built[family] = model, processor.tokenizer, dict(inputs)
-        return built[family]
-
-    return get
-
-
-class Chat:
-    """A prompt with a video, answered greedily; every answer is kept with the logits that it came
-    from."""
-
-    def __init__(self, model: Any, inputs: dict[str, Any], tokens: int = 4, **how: Any) -> None:
-        self.model, self.inputs, self.tokens, self.how = model, inputs, tokens, how
-        self.ids, self.cache = inputs["input_ids"], None
-        self.logits: dict[int, torch.Tensor] = {}
-        """Index of a token in the sequence -> the logits that it was chosen from."""
-        self.answer(inputs)
-
-    def answer(self, given: dict[str, Any]) -> None:
-        how = {**GREEDY, **self.how, "return_dict_in_generate": True, "output_logits": True}
-        output = self.model.generate(**given, **how, max_new_tokens=self.tokens)
-        for step, logits in enumerate(output.logits):
-            self.logits[self.ids.shape[1] + step] = logits[0]
-        self.ids, self.cache = output.sequences, getattr(output, CACHE)
-
-    def say(self, ids: torch.Tensor) -> None:
-        """The next turn, as transformers documents it: all ids, and the cache."""
-        self.ids = torch.cat([self.ids, ids], 1)
-        self.answer({"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids), CACHE: self.cache})
-
-    def check(self) -> None:
-        """Compare with a prefill and single steps."""
-        start = self.inputs["input_ids"].shape[1]
-        output = self.model(**self.inputs, use_cache=True)
-        for index in range(start, self.ids.shape[1]):
-            if index in self.logits:
-                torch.testing.assert_close(self.logits[index], output.logits[0, -1], atol=1e-4, rtol=1e-4)
-            cache = getattr(output, CACHE)
-            output = self.model(input_ids=self.ids[:, index : index + 1], use_cache=True, **{CACHE: cache})
-
-
-def encoded(tokenizer: Any, text: str) -> torch.Tensor:
-    return tokenizer(text, return_tensors="pt")["input_ids"]
 
 
 @pytest.mark.parametrize(("family", "name"), MATRIX)
@@ -160,15 +82,7 @@ def test_ways_to_generate(models, family: str, name: str) -> None:
         )  # fmt: skip
         length = inputs["input_ids"].shape[1]
         for sequence, score in zip(beams.sequences, beams.sequences_scores, strict=True):
-            assert score.item() == pytest.approx(_log_probability(model, inputs, sequence[length:]), abs=1e-4)
-
-
-def _log_probability(model: Any, inputs: dict[str, Any], tokens: torch.Tensor) -> float:
-    total, output = 0.0, model(**inputs, use_cache=True)
-    for token in tokens:
-        total += float(output.logits[0, -1].log_softmax(-1)[token])
-        output = model(input_ids=token.view(1, 1), use_cache=True, **{CACHE: getattr(output, CACHE)})
-    return total
+            assert score.item() == pytest.approx(log_probability(model, inputs, sequence[length:]), abs=1e-4)
 
 
 @pytest.mark.parametrize("start_layer", [0, 2])
