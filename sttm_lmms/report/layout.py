@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from sttm_lmms.report.paper import SOURCE as PAPER
 from sttm_lmms.report.stats import mcnemar_exact
-from sttm_lmms.report.table import BENCHMARKS, benchmark_order
+from sttm_lmms.report.table import BENCHMARKS, COLUMNS, REFERENCE_COLUMNS, TEXTS, benchmark_order
 
 WORDS = ("Model", "Method", "Setting", "Benchmark")
 """Columns that hold no numbers."""
 LAYERS, INTO, FAILED = "Mean tokens a layer", "Visual tokens into the LLM", "Failed videos"
+DIFFERENCE = "Difference to {}"
 LEGEND = (
     "Accuracy in percent with its 95% interval, clustered by video (Wilson's interval at the effective sample size); "
     "† is the run's own standard error, ‡ an interval that takes questions as independent because no video was logged.",
@@ -61,40 +62,160 @@ class Page(NamedTuple):
     shared: tuple[str, ...] = ()
 
 
-def leaderboard_page(table: pd.DataFrame, title: str = "Leaderboard", command: str = "") -> Page:
-    """Lay out a table of :func:`sttm_lmms.report.table.build_table`: a row for each setting, then
-    one for each task."""
-    problems, table = table.attrs.get("problems", ()), table.reset_index(drop=True)
-    settings, shared = factor_common_settings(table)
-    table = table.assign(full_setting=table["setting"], setting=settings)
-    table["name"] = table["model"] + (table["source"] == PAPER).map({True: " (paper)", False: ""})
+JSON_COLUMNS = (
+    *("model", "method", "budget", "task", "questions", "videos", "accuracy", "low", "high", "relative", "kept_share"),
+    *("layer_tokens", "layer_share", "kv_share", "ttft_s", "speed_up", "flops", "flops_factor"),
+    *("against", "notes", "run"),
+)
+
+# A heading and what stands below it, made of the rows of one group: the benchmarks of one setting,
+# or a single one. To add a column, add a line here and its numbers in ``table.py``; a column that
+# is empty in all rows is not printed.
+Cells = Mapping[str, Callable[[pd.DataFrame], str]]
+
+
+def _mean_of(column: str, pattern: str) -> Callable[[pd.DataFrame], str]:
+    return lambda rows: text(_mean(rows, column), pattern)
+
+
+def _first(column: str) -> Callable[[pd.DataFrame], str]:
+    return lambda rows: rows[column].iloc[0]
+
+
+SUMMARY: Cells = {
+    "Relative": _mean_of("relative", "{:.1%}"),
+    "Kept": lambda rows: text(_mean(rows, "kept_mean"), "{:.1%}") + _spread(rows),
+    "TTFT": lambda rows: text(_mean(rows, "ttft_s"), "{:.3f} s") + text(_mean(rows, "speed_up"), " ({:.2f}×)"),
+    LAYERS: _mean_of("layer_tokens", "{:.0f}"),
+    INTO: _mean_of("kept_tokens", "{:.0f}"),
+    FAILED: lambda rows: text(rows.loc[rows["counted"], "failed_videos"].sum(min_count=1), "{:.0f}"),
+}
+DETAILS: Cells = {
+    "Benchmark": _first("column"),
+    "Questions": _mean_of("questions", "{:.0f}"),
+    "Videos": _mean_of("videos", "{:.0f}"),
+    "Accuracy": lambda rows: _accuracy(rows.iloc[0]),
+    "Relative": SUMMARY["Relative"],
+    "Lost": _mean_of("lost", "{:.0f}"),
+    "Won": _mean_of("won", "{:.0f}"),
+    "p": lambda rows: p_value(_mean(rows, "mcnemar_p")),
+    "Kept asked": _mean_of("kept_requested", "{:.0%}"),
+    **{heading: cell for heading, cell in SUMMARY.items() if heading != "Relative"},
+    "Also reported": _first("also"),
+}
+EQUAL_BUDGETS: Cells = {
+    "Relative": SUMMARY["Relative"],
+    "Kept": _mean_of("kept_mean", "{:.1%}"),
+    LAYERS: lambda rows: text(_mean(rows, "layer_tokens"), "{:.0f}") + text(_mean(rows, "layer_share"), " ({:.1%})"),
+    "KV kept": _mean_of("kv_share", "{:.1%}"),
+    "TTFT": SUMMARY["TTFT"],
+    "GFLOPs": lambda rows: (
+        text(_mean(rows, "flops") / 1e9, "{:#.3g}") + text(_mean(rows, "flops_factor"), " ({:.2f}×)")
+    ),
+    DIFFERENCE: lambda rows: text(100 * _difference(rows), "{:+.1f}"),
+    "Won": lambda rows: text(_total(rows, "reference_won"), "{:.0f}"),
+    "Lost": lambda rows: text(_total(rows, "reference_lost"), "{:.0f}"),
+    "p": lambda rows: p_value(_reference_p(rows)),
+}
+
+
+def leaderboard_page(
+    table: pd.DataFrame, title: str = "Leaderboard", command: str = "", reference: str | None = None
+) -> Page:
+    """Lay out a table of :func:`sttm_lmms.report.table.build_table`.
+
+    Without ``reference`` a row for each setting, then one for each task. With it a row for each
+    model, method and budget, and its difference to that method at the same budget.
+    """
+    problems = table.attrs.get("problems", ())
+    table = _complete(table)
+    table["budget"] = _budgets(table)
+    table["rest"], shared = factor_common_settings(table)
     notes: list[str] = []
-    # The summary comes first: it numbers the notes.
-    tables = (("All runs", _without_empty(_summary(table, notes))), ("By benchmark", _without_empty(_details(table))))
+    if reference is None:
+        tables, legend = _by_setting(table, notes), _legend(table)
+    else:
+        tables, legend = _by_budget(table, reference, notes), EQUAL_BUDGETS_LEGEND
+        shared = (_conditions(table), *summary_lines(table))
     notes += [f"left out: {problem}" for problem in problems]
-    legend = [
-        *LEGEND,
-        *([LAYERS_LEGEND] if table["layer_tokens"].notna().any() else []),
-        *([PAPER_LEGEND] if (table["source"] == PAPER).any() else []),
-    ]
-    return Page(title, tables, tuple(notes), tuple(legend), command, shared)
+    return Page(title, tables, tuple(notes), legend, command, shared)
 
 
-def equal_budget_page(table: pd.DataFrame, title: str, command: str = "", reference: str = "sttm") -> Page:
-    """Lay out a table with ``REFERENCE_COLUMNS``: a row for each model, method and budget."""
-    table = table.assign(budget=_budgets(table))
-    tasks = list(dict.fromkeys(table["task"]))
-    order = table.assign(falling=-table["budget"].fillna(2.0), others=table["method"] != reference)
-    order = order.sort_values(["model", "falling", "others"], kind="stable")
-    notes: list[str] = []
-    rows = [
-        _equal_budget_row(group, tasks, reference, notes)
-        for _, group in order.groupby(["model", "falling", "method"], sort=False)
-    ]
-    shared = (_conditions(table), *summary_lines(table))
-    notes += [f"left out: {problem}" for problem in table.attrs.get("problems", ())]
-    grid = _without_empty(pd.DataFrame(rows))
-    return Page(title, (("All methods", grid),), tuple(notes), EQUAL_BUDGETS_LEGEND, command, shared)
+def _by_setting(table: pd.DataFrame, notes: list[str]) -> tuple[tuple[str, pd.DataFrame], ...]:
+    """A row for each setting with a column for each benchmark, and a row for each of both."""
+    names = sorted(set(table["benchmark"]) - {"Mean"}, key=benchmark_order)
+    averaged = [name for name in names if name in BENCHMARKS] or names
+    paper = table["source"] == PAPER
+    unsaid = (table["method"] == "none").map({True: "all tokens", False: "defaults"})
+    table = table.assign(
+        column=table["benchmark"],
+        counted=table["benchmark"].isin(averaged),
+        name=table["model"] + paper.map({True: " (paper)", False: ""}),
+        rest=table["rest"].where(table["rest"] != "", unsaid),
+    )
+    labels = {"Model": _first("name"), "Method": _first("method"), "Setting": _first("rest")}
+    means = {"Mean": partial(_mean_accuracy, wanted=len(averaged))} if len(averaged) > 1 else {}
+    noted = {"Notes": partial(_note_numbers, notes=notes)}
+    settings = table.groupby(["source", "model", "method", "setting"], sort=False)
+    # Of the paper's rows the summary already says all there is, unless they have times.
+    told = table[(~paper | table["ttft_s"].notna()) & (table["benchmark"] != "Mean")].assign(counted=True)
+    return (
+        ("All runs", _write(settings, labels | _scores(names) | means | SUMMARY | noted)),
+        ("By benchmark", _write(told.groupby(told.index), labels | DETAILS)),
+    )
+
+
+def _by_budget(table: pd.DataFrame, reference: str, notes: list[str]) -> tuple[tuple[str, pd.DataFrame], ...]:
+    """A row for each model, method and budget, from much kept to little, the reference first."""
+    table = table.assign(
+        column=table["task"],
+        counted=True,
+        falling=-table["budget"].fillna(2.0),
+        other=table["method"] != reference,
+        rest=table["rest"].str.replace(r"(^|, )budget [^,]*", "", regex=True).str.removeprefix(", "),
+    ).sort_values(["model", "falling", "other"], kind="stable")
+    labels: Cells = {
+        "Model": _first("model"),
+        "Method": _first("method"),
+        "Budget": lambda rows: text(rows["budget"].iloc[0], "{:.0%}"),
+        "Setting": _first("rest"),
+    }
+    tasks = list(dict.fromkeys(table["task"].sort_index()))
+    groups = table.groupby(["model", "falling", "method", "rest"], sort=False)
+    noted = {"Notes": partial(_note_numbers, notes=notes)}
+    written = _write(groups, labels | _scores(tasks) | EQUAL_BUDGETS | noted)
+    return (("All methods", written.rename(columns={DIFFERENCE: DIFFERENCE.format(reference)})),)
+
+
+def _write(groups: Iterable[tuple[Any, pd.DataFrame]], cells: Cells) -> pd.DataFrame:
+    """A row of texts for each group, without columns that say nothing: empty in all rows, or
+    nowhere a video that failed."""
+    texts = [{heading: cell(rows) for heading, cell in cells.items()} for _, rows in groups]
+    table = pd.DataFrame(texts, columns=list(cells))
+    return table[[name for name in table if not table[name].isin(["", "0"] if name == FAILED else [""]).all()]]
+
+
+def _scores(names: Iterable[str]) -> Cells:
+    """A column of accuracies for each benchmark or task."""
+
+    def score(rows: pd.DataFrame, name: str) -> str:
+        found = rows[rows["column"] == name]
+        return "" if found.empty else _accuracy(found.iloc[-1])
+
+    return {name: partial(score, name=name) for name in names}
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """With all columns; unknown numbers are NaN, unknown texts empty."""
+    table = table.reset_index(drop=True).reindex(columns=[*COLUMNS, *REFERENCE_COLUMNS])
+    texts, numbers = table[[*TEXTS]].astype(object), table.drop(columns=[*TEXTS]).astype(float)
+    return pd.concat([texts.where(texts.notna(), ""), numbers], axis=1)
+
+
+def _legend(table: pd.DataFrame) -> tuple[str, ...]:
+    layers = (LAYERS_LEGEND,) if table["layer_tokens"].notna().any() else ()
+    paper = (PAPER_LEGEND,) if (table["source"] == PAPER).any() else ()
+    return (*LEGEND, *layers, *paper)
 
 
 def equal_budget_json(table: pd.DataFrame, command: str = "") -> str:
@@ -102,33 +223,28 @@ def equal_budget_json(table: pd.DataFrame, command: str = "") -> str:
 
     Shares, accuracies and differences are fractions, times seconds; None is unknown.
     """
-    table = table.assign(budget=_budgets(table))
-    rows = []
-    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
-        against = {
-            "reference": row["reference"],
-            "difference": row["difference"],
-            "won": _whole(row["reference_won"]),
-            "lost": _whole(row["reference_lost"]),
-            "questions": row["questions"],
-            "p": row["reference_p"],
-        }
-        rows.append(
-            {key: row[key] for key in ("model", "method", "budget", "task", "questions")}
-            | {"videos": _whole(row["videos"])}
-            | {key: row[key] for key in ("accuracy", "low", "high", "relative")}
-            | {"kept_share": row["kept_mean"]}
-            | {key: row[key] for key in ("layer_tokens", "layer_share", "kv_share", "ttft_s", "speed_up")}
-            | {key: row[key] for key in ("flops", "flops_factor")}
-            | {"against": against if row["reference"] else None, "notes": _flags(row["flags"]), "run": row["run"]}
-        )
-    return json.dumps({"command": command, "rows": rows}, indent=1) + "\n"
+    compared = ["reference", "difference", "reference_won", "reference_lost", "questions", "reference_p"]
+    counts = ["questions", "videos", "reference_won", "reference_lost"]
+    table = table.astype(dict.fromkeys(counts, "Int64"))
+    against = _records(table[compared].rename(columns=lambda name: name.removeprefix("reference_")))
+    table = table.assign(
+        budget=_budgets(table),
+        kept_share=table["kept_mean"],
+        against=[row if row["reference"] else None for row in against],
+        notes=table["flags"].map(_flags),
+    )
+    return json.dumps({"command": command, "rows": _records(table[[*JSON_COLUMNS]])}, indent=1) + "\n"
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dictionaries of plain values, None where one is unknown."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def summary_lines(table: pd.DataFrame) -> list[str]:
     """A sentence about the methods that are more accurate than the reference at some budget; or
     that none is."""
-    compared = table[table["reference"].notna()]
+    compared = table[table["reference"] != ""]
     if compared.empty:
         return []
     reference = compared["reference"].iloc[0]
@@ -151,30 +267,18 @@ def factor_common_settings(table: pd.DataFrame) -> tuple[pd.Series, tuple[str, .
     (``budget 0.5``, thresholds, a preset's name) stays in its row. The paper's rows are left alone.
     """
     runs = table[table["source"] != PAPER]
-    words = {row: _setting_words(setting, machine) for row, setting, machine in _columns(runs, "setting", "machine")}
-    by_model: dict[str, list[list[str]]] = {}
-    for row, model in runs["model"].items():
-        by_model.setdefault(model, []).append(words[row])
-    common = {model: _shared(lists) for model, lists in by_model.items()}
+    machine = ("on " + runs["machine"]).where(runs["machine"] != "", "")
+    words = (runs["setting"] + ", " + machine).map(lambda text: [word for word in text.split(", ") if word])
+    common = {model: _shared(list(group)) for model, group in words.groupby(runs["model"], sort=False)}
     everywhere = _shared(list(common.values()))
     lines = [f"All runs: {', '.join(everywhere)}."] * bool(everywhere)
     for model, shared in common.items():
         if rest := [word for word in shared if word not in everywhere]:
             lines.append(f"{model}: {', '.join(rest)}.")
-    shown = table["setting"].copy()
-    for row, model, method in _columns(runs, "model", "method"):
-        rest = [word for word in words[row] if word not in common[model]]
-        shown[row] = ", ".join(rest) or ("all tokens" if method == "none" else "defaults")
-    return shown, tuple(lines)
-
-
-def _columns(table: pd.DataFrame, *names: str) -> Iterable[tuple[Any, ...]]:
-    return zip(table.index, *(table[name] for name in names), strict=True)
-
-
-def _setting_words(setting: str, machine: Any) -> list[str]:
-    on = [f"on {machine}"] if isinstance(machine, str) and machine else []
-    return [*filter(None, str(setting).split(", ")), *on]
+    own = table["setting"].copy()
+    for row, model in runs["model"].items():
+        own[row] = ", ".join(word for word in words[row] if word not in common[model])
+    return own, tuple(lines)
 
 
 def _shared(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -182,201 +286,90 @@ def _shared(lists: Sequence[Sequence[str]]) -> list[str]:
     return [word for word in first if ("=" in word or word.startswith("on ")) and all(word in other for other in lists)]
 
 
-def _summary(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    names = sorted(set(table["benchmark"]) - {"Mean"}, key=benchmark_order)
-    averaged = [name for name in names if name in BENCHMARKS] or names
-    rows = []
-    for _, group in table.groupby(["source", "model", "method", "full_setting"], sort=False):
-        first = group.iloc[0]
-        measured = group[group["benchmark"].isin(averaged)]
-        average = group[group["benchmark"] == "Mean"]
-        score = {name: _accuracy(row) for name, row in zip(group["benchmark"], _rows(group), strict=True)}
-        mean = {"Mean": _mean_accuracy(measured, len(averaged))} if len(averaged) > 1 else {}
-
-        def of_all(column: str, measured: pd.DataFrame = measured, average: pd.DataFrame = average) -> float | None:
-            """Over the benchmarks, else as it was reported of all of them together."""
-            return _mean(measured, column) or _mean(average, column)
-
-        rows.append(
-            {"Model": first["name"], "Method": first["method"], "Setting": first["setting"]}
-            | {name: score.get(name, "") for name in names}
-            | mean
-            | {
-                "Relative": percent(_mean(measured, "relative")),
-                "Kept": _kept(measured if _mean(measured, "kept_mean") is not None else average),
-                "TTFT": seconds(of_all("ttft_s"), of_all("speed_up")),
-                LAYERS: count(_mean(measured, "layer_tokens")),
-                INTO: count(of_all("kept_tokens")),
-                FAILED: count(_total(measured["failed_videos"])),
-                "Notes": _note_numbers(group, notes),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _details(table: pd.DataFrame) -> pd.DataFrame:
-    # Of the paper's rows the summary already says all there is, unless they have times.
-    told = table[((table["source"] != PAPER) | table["ttft_s"].notna()) & (table["benchmark"] != "Mean")]
-    return pd.DataFrame(
-        {
-            "Model": row["name"],
-            "Method": row["method"],
-            "Setting": row["setting"],
-            "Benchmark": row["benchmark"],
-            "Questions": count(row["questions"]),
-            "Videos": count(row["videos"]),
-            "Accuracy": _accuracy(row),
-            "Relative": percent(row["relative"]),
-            "Lost": count(row["lost"]),
-            "Won": count(row["won"]),
-            "p": p_value(row["mcnemar_p"]),
-            "Kept asked": percent(row["kept_requested"], 0),
-            "Kept": _kept(pd.DataFrame([row])),
-            "TTFT": seconds(row["ttft_s"], row["speed_up"]),
-            LAYERS: count(row["layer_tokens"]),
-            INTO: count(row["kept_tokens"]),
-            FAILED: count(row["failed_videos"]),
-            "Also reported": row["also"] or "",
-        }
-        for row in _rows(told)
-    )
-
-
-def _equal_budget_row(group: pd.DataFrame, tasks: Sequence[str], reference: str, notes: list[str]) -> dict[str, str]:
-    first = group.iloc[0]
-    score = {task: _accuracy(row) for task, row in zip(group["task"], _rows(group), strict=True)}
-    texts = list(dict.fromkeys(flag for flags in group["flags"] for flag in _flags(flags)))
-    notes += [text for text in texts if text not in notes]
-    flops, tokens, share = (_mean(group, name) for name in ("flops", "layer_tokens", "layer_share"))
-    row = {
-        "Model": first["model"],
-        "Method": first["method"],
-        "Budget": percent(first["budget"], 0),
-        **{task: score.get(task, "") for task in tasks},
-        "Relative": percent(_mean(group, "relative")),
-        "Kept": percent(_mean(group, "kept_mean")),
-        LAYERS: "" if tokens is None or share is None else f"{tokens:.0f} ({100 * share:.1f}%)",
-        "KV kept": percent(_mean(group, "kv_share")),
-        "TTFT": seconds(_mean(group, "ttft_s"), _mean(group, "speed_up")),
-        "GFLOPs": "" if flops is None else f"{flops / 1e9:#.3g}{_factor(_mean(group, 'flops_factor'))}",
-    }
-    difference = won = lost = p = None
-    if group["reference"].notna().all():  # several tasks as one, each question counted once
-        questions = group["questions"].sum()
-        difference = (group["difference"].astype(float) * group["questions"]).sum() / questions if questions else 0.0
-        won, lost = (int(group[name].sum()) for name in ("reference_won", "reference_lost"))
-        p = mcnemar_exact(lost, won)
-    return row | {
-        f"Difference to {reference}": "" if difference is None else f"{100 * difference:+.1f}",
-        "Won": count(won),
-        "Lost": count(lost),
-        "p": p_value(p),
-        "Notes": "⚠ " + ", ".join(str(notes.index(text) + 1) for text in texts) if texts else "",
-    }
-
-
 def _conditions(table: pd.DataFrame) -> str:
     """What was asked, of how many videos; where a run has fewer, its notes say why."""
-    said = []
-    for task, group in table.groupby("task", sort=False):
-        most = group.loc[group["questions"].astype(int).idxmax()]
-        videos = f" on {most['videos']:.0f} videos" if pd.notna(most["videos"]) else ""
-        said.append(f"{task}: {most['questions']:.0f} questions{videos}")
-    return "; ".join(said) + "."
+    largest = table.loc[table.groupby("task", sort=False)["questions"].idxmax()]
+    texts = [
+        f"{row.task}: {row.questions:.0f} questions{text(row.videos, ' on {:.0f} videos')}"
+        for row in largest.itertuples()
+    ]
+    return "; ".join(texts) + "."
 
 
 def _budgets(table: pd.DataFrame) -> pd.Series:
     return table["kept_requested"].where(table["method"] != "none").astype(float)
 
 
-def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
-    """Without columns that say nothing: empty in all rows, or nowhere a video that failed."""
-    return table[[name for name in table if not table[name].isin(["", "0"] if name == FAILED else [""]).all()]]
+def text(value: float, pattern: str) -> str:
+    """A number written by a format such as ``{:.1%}``; "" where it is unknown."""
+    return "" if pd.isna(value) else pattern.format(value)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in percent; "" here and below where it is unknown."""
-    return "" if value is None or pd.isna(value) else f"{100 * value:.{digits}f}%"
-
-
-def count(value: float | None) -> str:
-    """A whole number."""
-    return "" if pd.isna(value) else f"{value:.0f}"
-
-
-def p_value(value: float | None) -> str:
+def p_value(value: float) -> str:
     """Three decimals, or the order of magnitude of what is smaller."""
-    if value is None or pd.isna(value):
-        return ""
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def seconds(value: float | None, factor: float | None) -> str:
-    """Seconds, with the speed-up behind them."""
-    if pd.isna(value):
-        return "" if pd.isna(factor) else f"{factor:.2f}×"
-    return f"{value:.3f} s{_factor(factor)}"
-
-
-def _factor(value: float | None) -> str:
-    return "" if pd.isna(value) else f" ({value:.2f}×)"
+    return text(value, "{:.3f}" if value >= 0.001 else "{:.0e}")
 
 
 def _accuracy(row: pd.Series) -> str:
     if pd.isna(row["accuracy"]):
-        return row["reported"] if pd.notna(row["reported"]) else "not scored"
+        return row["reported"] or "not scored"
     mark = {"reported": "†", "question": "‡"}.get(row["interval"], "")
     interval = "" if pd.isna(row["low"]) else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
     return f"{100 * row['accuracy']:.1f}{mark}{interval}"
 
 
-def _mean_accuracy(measured: pd.DataFrame, wanted: int) -> str:
-    mean = _mean(measured, "accuracy")
-    if mean is None:
+def _mean_accuracy(rows: pd.DataFrame, wanted: int) -> str:
+    mean, measured = _mean(rows, "accuracy"), rows["counted"].sum()
+    if pd.isna(mean):
         return ""
-    return f"{100 * mean:.1f}" + (f" ({len(measured)} of {wanted})" if len(measured) < wanted else "")
+    return f"{100 * mean:.1f}" + (f" ({measured} of {wanted})" if measured < wanted else "")
 
 
-def _kept(rows: pd.DataFrame) -> str:
-    low, high = rows["kept_min"].min(), rows["kept_max"].max()
-    spread = f" ({100 * low:.1f}–{100 * high:.1f})" if low < high else ""
-    return percent(mean) + spread if (mean := _mean(rows, "kept_mean")) is not None else ""
+def _spread(rows: pd.DataFrame) -> str:
+    counted = rows[rows["counted"]]
+    low, high = counted["kept_min"].min(), counted["kept_max"].max()
+    return f" ({100 * low:.1f}–{100 * high:.1f})" if low < high else ""
 
 
-def _note_numbers(group: pd.DataFrame, notes: list[str]) -> str:
+def _note_numbers(rows: pd.DataFrame, notes: list[str]) -> str:
     """Numbers of the row's notes; a note that holds for some benchmarks only names them."""
     texts: dict[str, list[str]] = {}
-    for name, flags in zip(group["benchmark"], group["flags"], strict=True):
+    for name, flags in zip(rows["column"], rows["flags"], strict=True):
         for text in _flags(flags):
             texts.setdefault(text, []).append(name)
     numbers = []
     for text, names in texts.items():
-        note = text if len(names) == len(group) else f"{', '.join(names)}: {text}"
+        note = text if len(names) == len(rows) else f"{', '.join(names)}: {text}"
         if note not in notes:
             notes.append(note)
         numbers.append(str(notes.index(note) + 1))
     return "⚠ " + ", ".join(numbers) if numbers else ""
 
 
-def _flags(flags: Any) -> list[str]:
-    return [text for text in flags.split("; ") if text] if isinstance(flags, str) else []
+def _flags(flags: str) -> list[str]:
+    return [text for text in flags.split("; ") if text]
 
 
-def _mean(rows: pd.DataFrame, column: str) -> float | None:
-    """Mean of a column, None unless every row has it: a mean over some would compare different
-    things."""
-    values = rows[column]
-    return fmean(values) if len(values) and values.notna().all() else None
+def _budgets(table: pd.DataFrame) -> pd.Series:
+    return table["kept_requested"].where(table["method"] != "none").astype(float)
 
 
-def _total(values: pd.Series) -> float | None:
-    known = values.dropna()
-    return None if known.empty else known.sum()
+def _mean(rows: pd.DataFrame, column: str) -> float:
+    """Mean over the benchmarks, NaN unless all have it: a mean over some would compare different
+    things. Else the average that the paper prints of all together."""
+    mean = rows.loc[rows["counted"], column].mean(skipna=False)
+    return mean if pd.notna(mean) else rows.loc[rows["benchmark"] == "Mean", column].mean()
 
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
+def _total(rows: pd.DataFrame, column: str) -> float:
+    return rows[column].sum(skipna=False)
 
 
-def _rows(table: pd.DataFrame) -> Iterable[pd.Series]:
-    return (row for _, row in table.iterrows())
+def _difference(rows: pd.DataFrame) -> float:
+    """Several tasks as one, in which each question counts once."""
+    return (rows["difference"] * rows["questions"]).sum(skipna=False) / rows["questions"].sum()
+
+
+def _reference_p(rows: pd.DataFrame) -> float:
+    lost, won = _total(rows, "reference_lost"), _total(rows, "reference_won")
+    return float("nan") if pd.isna(lost) else mcnemar_exact(int(lost), int(won))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from sttm_lmms.errors import unknown
-from sttm_lmms.report.layout import WORDS, equal_budget_page, leaderboard_page
+from sttm_lmms.report.layout import WORDS, leaderboard_page
 from sttm_lmms.report.templating import render_template
 
 SUFFIXES = {".md": "md", ".csv": "csv", ".html": "html", ".tex": "latex"}
@@ -41,10 +41,7 @@ def render(
         return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     if format not in SUFFIXES.values():
         raise unknown("format", format, SUFFIXES.values())
-    if reference is None:
-        page = leaderboard_page(table, title, command)
-    else:
-        page = equal_budget_page(table, title, command, reference)
+    page = leaderboard_page(table, title, command, reference)
     inline = [(caption, svg[svg.index("<svg") :]) for caption, svg in (plots or {}).items()]
     return render_template(f"leaderboard.{format}.j2", page=page, words=WORDS, plots=inline)
 

@@ -69,6 +69,11 @@ REFERENCE_COLUMNS = (
     "reference_lost",
     "reference_p",
 )
+TEXTS = (
+    *("source", "model", "method", "setting", "benchmark", "task", "interval", "reported", "also"),
+    *("baseline", "flags", "machine", "run", "reference"),
+)
+"""Columns that hold no numbers."""
 # Ours first: the names of our tasks, then lmms-eval's own, whose prompts and scores differ.
 _OURS = {name.lower().replace("-", ""): name for name in BENCHMARKS}
 _THEIRS = tuple(name for name in _OURS if name != "vnbench")

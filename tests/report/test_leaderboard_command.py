@@ -71,7 +71,7 @@ def test_methods_at_equal_budgets(recorded, tmp_path):
     result = invoke(recorded, "--reference", "sttm")
     assert result.exit_code == 0, result.output
     header = next(line for line in result.stdout.splitlines() if line.startswith("| Model"))
-    assert header.startswith("| Model | Method | Budget | vnbench | sttm_videomme | Relative | Kept | ")
+    assert header.startswith("| Model | Method | Budget | Setting | vnbench | sttm_videomme | Relative | Kept | ")
     assert invoke(recorded, "--reference", "sttm", "--out", tmp_path / "board.html").exit_code == 0
     assert invoke(recorded, "--reference", "sttm", "--check", tmp_path / "board.html").exit_code == 0
 
