@@ -28,12 +28,13 @@ from sttm_lmms.families.placement import Placement
 from sttm_lmms.launched import end_with_launcher
 from sttm_lmms.model_wrappers import screen, sharding
 from sttm_lmms.model_wrappers.arguments import parse_arguments, refused_arguments
-from sttm_lmms.model_wrappers.documents import Document, announce_defaults, is_padding, read_instance
+from sttm_lmms.model_wrappers.documents import Document, is_padding, read_instance
 from sttm_lmms.model_wrappers.finish import finish_run
 from sttm_lmms.model_wrappers.load import explain_out_of_memory, load, make_reproducible, place
 from sttm_lmms.model_wrappers.responder import Reply, Responder
 from sttm_lmms.model_wrappers.results import Results, in_order, to_result
 from sttm_lmms.model_wrappers.settings import RunSettings, TaskSettings
+from sttm_lmms.model_wrappers.task_defaults import fill_in
 from sttm_lmms.provenance import PROVENANCE_KEY, RUN_KEY, Provenance
 from sttm_lmms.runtime import Answer, Engine, LogLikelihood
 from sttm_lmms.runtime.stored import open_store
@@ -195,7 +196,8 @@ class STTMWrapper(lmms):
                 for document in documents:
                     if document.task not in self._announced:
                         self._announced.add(document.task)
-                        announce_defaults(document, self._family, simple=self.is_simple)
+                        task, source, given = document.task, document.source, document.gen_kwargs
+                        fill_in(task, source, given, self._family, simple=self.is_simple)
                 yield documents, bar
         except Exception as caught:
             error = explain_out_of_memory(caught, self.arguments, list(self.run_settings.tasks.values()), self.device)

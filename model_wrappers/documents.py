@@ -13,42 +13,20 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableMessagesTask
 from lmms_eval.protocol import ChatMessages
-from loguru import logger
 from PIL import Image
 
 from sttm_lmms.errors import STTMError, VideoError
-from sttm_lmms.runtime import GenerationSettings
+from sttm_lmms.model_wrappers.task_defaults import generation_settings
 from sttm_lmms.video import is_animated
 from sttm_lmms.video.container import open_video
 from sttm_lmms.video.remote import local_file
+
+__all__ = ["Document", "Messages", "chat_messages", "generation_settings", "read_instance", "user_turn"]
 
 Messages = list[dict[str, Any]]
 Turn = tuple[Messages | None, bool, Sequence[str], Any]
 """Messages of a round, whether the conversation is over, the answers so far, and the task's own
 notes."""
-
-DEFAULT_NEW_TOKENS = 1024
-"""``max_new_tokens`` where the task does not say it, in most of lmms-eval's own wrappers."""
-QWEN_NEW_TOKENS = 128
-
-STOCK_WRAPPERS: Mapping[str, tuple[tuple[str, ...], int]] = {
-    "llava_video": (("llava_vid",), DEFAULT_NEW_TOKENS),
-    "llava_onevision": (("llava_onevision", "llava_hf"), DEFAULT_NEW_TOKENS),
-    "qwen2_vl": (("qwen2_vl",), QWEN_NEW_TOKENS),
-    "qwen2_5_vl": (("qwen2_5_vl",), QWEN_NEW_TOKENS),
-    "qwen3_vl": (("qwen3_vl",), QWEN_NEW_TOKENS),
-    "qwen3_5": (("qwen3_5",), DEFAULT_NEW_TOKENS),
-    "internvl": (("internvl_hf", "internvl3_5", "internvl3"), DEFAULT_NEW_TOKENS),
-}
-"""Family -> lmms-eval's own wrappers of it, and their ``max_new_tokens`` where the task does not
-say it."""
-
-# What tasks of lmms-eval write among their generation settings without meaning ``generate``.
-_OF_TASKS = (
-    *("until", "stop_sequences", "do_sample", "image_aspect_ratio", "visual_cot", "max_agentic_steps"),
-    *("skip_special_tokens", "seed"),
-)
-
 
 # Words of questions about several images, which are not the frames of a video.
 _OF_IMAGES = re.compile(r"<image|\b(images?|pictures?|photos?|photographs?)\b", re.IGNORECASE)
@@ -154,79 +132,6 @@ def user_turn(visuals: Sequence[Any] | None, text: str, *, frames: bool | None =
     if lists:
         turn["content"] = [lists.get(n, part) for n, part in enumerate(turn["content"])]
     return [turn]
-
-
-def generation_settings(
-    gen_kwargs: Mapping[str, Any], *, max_new_tokens: int = DEFAULT_NEW_TOKENS
-) -> GenerationSettings:
-    """What a task and ``--gen_kwargs`` ask for.
-
-    As in lmms-eval's own wrappers, a temperature above 0 means sampling and 0 means greedy.
-
-    Args:
-        max_new_tokens: of an answer where the task does not say it.
-
-    Raises:
-        ValueError: a name that neither ``generate`` nor any task of lmms-eval knows.
-    """
-    chosen = {name: value for name, value in gen_kwargs.items() if name not in _OF_TASKS and value is not None}
-    temperature = chosen.get("temperature")
-    do_sample = gen_kwargs.get("do_sample")
-    chosen["do_sample"] = temperature != 0 and bool(temperature if do_sample is None else do_sample)
-    until = gen_kwargs.get("until") or gen_kwargs.get("stop_sequences") or ()
-    chosen["until"] = (until,) if isinstance(until, str) else tuple(text for text in until if text)
-    return GenerationSettings.of(**{"max_new_tokens": max_new_tokens, **chosen})
-
-
-def without_effect(gen_kwargs: Mapping[str, Any]) -> list[str]:
-    """The settings of sampling that a greedy request holds, such as ``"top_k=20"``; they are
-    ignored."""
-    if generation_settings(gen_kwargs).do_sample:
-        return []
-    neutral = {"do_sample": False, "temperature": 0, "top_p": 1, "top_k": None, "min_p": None, "typical_p": 1}
-    return [f"{name}={gen_kwargs[name]}" for name, idle in neutral.items() if gen_kwargs.get(name) not in (None, idle)]
-
-
-def announce_defaults(document: Document, family: str, *, simple: bool) -> None:
-    """Choose the prompt of a document's task, and say what is taken for granted about its
-    answers."""
-    wrappers, max_new_tokens = STOCK_WRAPPERS[family]
-    task, given = document.task, document.gen_kwargs
-    if not simple and (entry := use_prompt_of(document.source, wrappers)):
-        logger.info("{}: prompt as for lmms-eval's own wrapper {}", task, entry)
-    if given is None:
-        return
-    if given.get("max_new_tokens") is None:
-        logger.info(
-            "{}: at most {} new tokens, as in lmms-eval's own wrapper (the task does not say; --gen_kwargs "
-            "max_new_tokens=N does)",
-            task,
-            max_new_tokens,
-        )
-    if idle := without_effect(given):
-        logger.warning(
-            "{}: {} without effect, because nothing is sampled (do_sample=True and a temperature above 0 do)",
-            task,
-            ", ".join(idle),
-        )
-
-
-def use_prompt_of(task: Any, wrappers: Sequence[str]) -> str | None:
-    """Let a task word its prompts as for one of lmms-eval's own wrappers, where it has an entry for
-    it.
-
-    lmms-eval looks the entry up by the name of the model, and would find none of ours.
-
-    Returns:
-        The wrapper whose entry is used; None if the task has none for them.
-    """
-    entries = getattr(getattr(task, "config", None), "lmms_eval_specific_kwargs", None)
-    if not isinstance(entries, Mapping) or getattr(task, "model_name", None) in entries:
-        return None
-    found = next((name for name in wrappers if isinstance(entries.get(name), Mapping)), None)
-    if found is not None:
-        task.lmms_eval_specific_kwargs = entries[found]
-    return found
 
 
 def visual_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

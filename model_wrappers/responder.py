@@ -11,11 +11,9 @@ from sttm_lmms.errors import STTMError
 from sttm_lmms.model_wrappers.answers import AnswerCache, open_cache
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
 from sttm_lmms.model_wrappers.documents import (
-    STOCK_WRAPPERS,
     Document,
     Messages,
     first_video,
-    generation_settings,
     is_light,
     make_turn,
     shows_video,
@@ -23,6 +21,7 @@ from sttm_lmms.model_wrappers.documents import (
 )
 from sttm_lmms.model_wrappers.identity import question_identity, run_identity, source_identity, task_identity
 from sttm_lmms.model_wrappers.settings import TaskSettings
+from sttm_lmms.model_wrappers.task_defaults import STOCK_WRAPPERS, generation_settings
 from sttm_lmms.runtime import Answer, Engine, Failure, LogLikelihood, Request
 from sttm_lmms.video.features import FeatureStore
 

@@ -73,8 +73,7 @@ class RunSettings:
         if arguments.preset is None:
             return TaskSettings(self._config, self._video(task))
         preset = resolve_preset(arguments.preset, family=self.family, task=task, checkpoint=arguments.pretrained)
-        frames = Frames(preset.max_frames, preset.fps, sampling=preset.sampling)
-        return TaskSettings(replace(preset.config, **arguments.method_settings), _video(arguments, frames))
+        return TaskSettings(replace(preset.config, **arguments.method_settings), _video(arguments, preset))
 
     def _video(self, task: str) -> VideoSettings:
         name = self.arguments.video

@@ -36,8 +36,7 @@ HEADLINE = (
     *("tokens_before", "tokens_after", "ttft_first_s", "merge_s", "decode_s_per_token", "peak_memory_bytes"),
 )
 """What lmms-eval prints of a :class:`RunSummary` at the end of a run; failures if there were any.
-The results file without its samples holds no more, so this is what a leaderboard cannot do
-without."""
+The results file without its samples holds no more."""
 
 
 @dataclass(frozen=True)

@@ -113,3 +113,9 @@ def vnbench_task_type(video_id: str, annotated: str) -> str:
     """
     named = _VNBENCH_KIND.search(video_id)
     return named.group(1) if named else annotated
+
+
+def duration_class(seconds: float) -> str:
+    """``"short"`` below one minute, ``"medium"`` below two, else ``"long"``: how the authors broke
+    benchmarks down that have no classes of their own."""
+    return "short" if seconds < 60 else "medium" if seconds < 120 else "long"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from sttm_lmms.provenance import RunSummary
 from sttm_lmms.report.names import model_names, setting_words
 from sttm_lmms.report.runs import Run, TaskRun
 
@@ -108,7 +109,7 @@ def differences(one: NamedRun, baseline: NamedRun) -> list[Difference]:
 def certificate_problem(one: NamedRun) -> str | None:
     """Why this run cannot prove that it did what its row says; None if it can."""
     summary, samples = one.run.summary, one.task.samples
-    if one.task.provenance is None and not summary.questions:
+    if one.task.provenance is None and summary == RunSummary():
         return "no certificate: the run does not say what it reduced"
     said = pd.Series(dtype=object) if samples is None else samples["reduced"][samples["error"].isna()].dropna()
     share = summary.reduced_share if said.empty else said.astype(bool).mean()

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from sttm_lmms.benchmarks import FORMATS, load_benchmark
 from sttm_lmms.benchmarks.data import annotation_file, get_format, video_folder
 from sttm_lmms.benchmarks.documents import documents, process_results
+from sttm_lmms.benchmarks.formats import duration_class
 from sttm_lmms.benchmarks.prepare import check, prepare
 from sttm_lmms.benchmarks.prepare.cli import app
 from sttm_lmms.benchmarks.prepare.releases import RELEASES
-from sttm_lmms.benchmarks.prepare.videos import duration_class
 from sttm_lmms.errors import AnnotationError
 from sttm_lmms.video import write_video
 

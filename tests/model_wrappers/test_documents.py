@@ -16,8 +16,9 @@ from PIL import Image
 
 from sttm_lmms.errors import NothingAnsweredError, STTMError
 from sttm_lmms.model_wrappers import WRAPPERS, models
-from sttm_lmms.model_wrappers.documents import STOCK_WRAPPERS, generation_settings, read_instance, user_turn
+from sttm_lmms.model_wrappers.documents import generation_settings, read_instance, user_turn
 from sttm_lmms.model_wrappers.models import LlavaVideo, Qwen2VL, SimpleLlavaVideo
+from sttm_lmms.model_wrappers.task_defaults import STOCK_WRAPPERS
 from sttm_lmms.runtime import GenerationSettings
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from sttm_lmms.errors import CheckpointError, NothingReducedError, STTMError, VideoError
 from sttm_lmms.families import load_pretrained
 from sttm_lmms.model_wrappers import load
-from sttm_lmms.model_wrappers.documents import generation_settings, user_turn, without_effect
+from sttm_lmms.model_wrappers.documents import generation_settings, user_turn
 from sttm_lmms.model_wrappers.models import (
     LlavaOneVision,
     LlavaVideo,
@@ -26,6 +26,7 @@ from sttm_lmms.model_wrappers.models import (
     SimpleLlavaVideo,
     SimpleQwen2VL,
 )
+from sttm_lmms.model_wrappers.task_defaults import without_effect
 
 THRESHOLDS = {"spatial_threshold": 0.6, "temporal_threshold": 0.5}
 WRAPPERS = {"llava_video": LlavaVideo, "llava_onevision": LlavaOneVision, "qwen2_vl": Qwen2VL}

@@ -6,6 +6,7 @@ from statistics import fmean
 
 import pytest
 
+from sttm_lmms.provenance import HEADLINE, METRIC_PREFIX
 from sttm_lmms.report.paper import paper_rows
 from sttm_lmms.report.render import render
 from sttm_lmms.report.runs import RESULTS, load_runs
@@ -304,6 +305,21 @@ def test_totals_of_a_resumed_run_without_samples_say_what_they_are_of(edited):
     assert (
         "kept tokens and times over 8 of 48 questions" in row(build_table(load_runs([folder])), "budget 0.5")["flags"]
     )
+
+
+def test_the_printed_numbers_alone_are_a_certificate(edited):
+    folder, _ = edited
+    for file in (folder / "sttm-50").rglob("*.jsonl"):
+        file.unlink()
+
+    def printed(content):
+        kept = {METRIC_PREFIX + name for name in HEADLINE}
+        content["throughput"] = {name: value for name, value in content["throughput"].items() if name in kept}
+
+    change_results(folder, "sttm-50", printed)
+    shown = row(build_table(load_runs([folder])), "budget 0.5")
+    assert "certificate" not in shown["flags"]
+    assert shown["kept_mean"] == pytest.approx(0.5)
 
 
 def test_a_task_of_options_counts_a_missing_video_once(edited):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sttm_lmms.benchmarks.formats import duration_class
 from sttm_lmms.benchmarks.mini.footage import Footage
 from sttm_lmms.benchmarks.mini.objects import paint
 from sttm_lmms.benchmarks.mini.questions import KINDS, Event, Question, sample_video
@@ -19,7 +20,7 @@ from sttm_lmms.video import write_video
 SPLITS: dict[str, int] = {"train": 0, "test": 1}
 STYLES: tuple[str, ...] = ("edit", "insert")
 ANNOTATIONS = "VNBench-main-4try_v2.json"
-LENGTHS, FRAME_SIZES, FRAME_RATES = TEXTURED.lengths, TEXTURED.sizes, TEXTURED.rates
+FRAME_SIZES = TEXTURED.sizes
 TRIES = 4
 
 
@@ -99,7 +100,7 @@ class MiniVideo:
                     "videoID": self.name,
                     "question_id": f"{self.name}_try{number}",
                     "video_second": round(self.seconds * self.fps) / self.fps,
-                    "duration": "short" if self.seconds < 60 else "medium" if self.seconds < 120 else "long",
+                    "duration": duration_class(self.seconds),
                 }
             )
         return records

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from sttm_lmms.benchmarks.annotations import parse_questions
 from sttm_lmms.benchmarks.data import video_folder
-from sttm_lmms.benchmarks.formats import get_format
+from sttm_lmms.benchmarks.formats import duration_class, get_format
 from sttm_lmms.benchmarks.prepare.releases import RELEASES, convert_release
 from sttm_lmms.benchmarks.prepare.report import Report
-from sttm_lmms.benchmarks.prepare.videos import duration_class, find_videos, measure, place_video, write_whole
+from sttm_lmms.benchmarks.prepare.videos import find_videos, measure, place_video, write_whole
 
 
 def prepare(

@@ -15,13 +15,7 @@ from sttm_lmms.benchmarks.data import VIDEO_SUFFIXES
 from sttm_lmms.errors import AnnotationError, VideoError
 from sttm_lmms.video import probe
 
-SHORT, MEDIUM = 60.0, 120.0
 SAVE_EVERY = 50
-
-
-def duration_class(seconds: float) -> str:
-    """``"short"`` below one minute, ``"medium"`` below two, else ``"long"``."""
-    return "short" if seconds < SHORT else "medium" if seconds < MEDIUM else "long"
 
 
 def find_videos(folder: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,35 +62,28 @@ class Frames:
         leaves one as it is."""
         from sttm_lmms.video import VideoSettings
 
-        return VideoSettings(**{**asdict(self), **{name: value for name, value in chosen.items() if value is not None}})
+        own = {field.name: getattr(self, field.name) for field in fields(Frames)}
+        return VideoSettings(**own | {name: value for name, value in chosen.items() if value is not None})
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Settings of one model on one benchmark: :class:`~sttm_lmms.STTMConfig` has the first five,
-    the frame sampling of ``VideoSettings`` the others."""
+@dataclass(frozen=True, kw_only=True)
+class Preset(Frames):
+    """Settings of one model on one benchmark: its frames, and those of
+    :class:`~sttm_lmms.STTMConfig`."""
 
     spatial_threshold: float
     temporal_threshold: float
-    root_level: int
-    start_layer: int
-    decode_positions: DecodePositions
-    max_frames: int
-    fps: float
-    sampling: str
+    root_level: int = 1
+    start_layer: int = 2
+    decode_positions: DecodePositions = "continue"
 
     @property
     def config(self) -> STTMConfig:
         """The settings of the reduction."""
         from sttm_lmms.methods.sttm import STTMConfig  # with torch, which reproduce.sh can do without
 
-        return STTMConfig(
-            spatial_threshold=self.spatial_threshold,
-            temporal_threshold=self.temporal_threshold,
-            root_level=self.root_level,
-            start_layer=self.start_layer,
-            decode_positions=self.decode_positions,
-        )
+        own = {field.name for field in fields(self)} - {field.name for field in fields(Frames)}
+        return STTMConfig(**{name: getattr(self, name) for name in own})
 
 
 def preset_names() -> list[str]:
@@ -129,17 +122,10 @@ def resolve_preset(preset: str, *, family: str, task: str, size: str = "", check
         if (model["family"], model["size"].lower()) == (family, size):
             thresholds = model["thresholds"].get(benchmark or task, model["thresholds"].get("default"))
             if thresholds is not None:
-                frames = resolve_frames(family, task)
-                return Preset(
-                    spatial_threshold=float(thresholds[0]),
-                    temporal_threshold=float(thresholds[1]),
-                    root_level=model.get("root_level", 1),
-                    start_layer=model.get("start_layer", 2),
-                    decode_positions=model.get("decode_positions", "continue"),
-                    max_frames=model.get("max_frames", frames.max_frames),
-                    fps=float(model.get("fps", frames.fps)),
-                    sampling=model.get("sampling", UNIFORM_FPS),
-                )
+                frames = asdict(resolve_frames(family, task)) | {"sampling": UNIFORM_FPS}
+                own = {key: model[key] for key in _OPTIONAL if key in model}
+                spatial, temporal = map(float, thresholds)
+                return Preset(**frames | own, spatial_threshold=spatial, temporal_threshold=temporal)
     known = "; ".join(f"{model['family']} {model['size']} on {', '.join(model['thresholds'])}" for model in models)
     raise ValueError(f"preset {preset!r} has nothing for {family} {size} on task {task!r}. It has: {known}")
 
