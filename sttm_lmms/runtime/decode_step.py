@@ -45,18 +45,22 @@ class DecodeSteps:
     """What the decoder is called with in cheap steps.
 
     Args:
-        decoder: the text decoder; :func:`is_plain` must hold for it.
+        decoder: the text decoder.
         method: the reduction method, None for the baseline.
+
+    Attributes:
+        possible: False for a decoder that always needs the general way.
     """
 
     def __init__(self, decoder: Any, method: Method | None) -> None:
         self._decoder, self._method = decoder, method
+        self.possible = _has_cheap_steps(decoder)
         self._tables: WeakKeyDictionary[Cache, dict[int, RotaryTable]] = WeakKeyDictionary()
 
     def covers(self, sequence: CachedSequence) -> bool:
-        """False where the next step needs the general way: padding, or a method that edits the
-        cache."""
-        return not sequence.padded and not sequence.videos
+        """False where the next step needs the general way: decoders with other masks or rotary
+        tables, padding, or a method that edits the cache."""
+        return self.possible and not sequence.padded and not sequence.videos
 
     def prepare(self, cache: ReducedCache, hidden: torch.Tensor) -> None:
         """Compute the cosines and sines of the steps that follow; ``hidden`` gives dtype and
@@ -69,6 +73,8 @@ class DecodeSteps:
         """Rotary positions of the token ``hidden`` ``[B, 1, C]``, and the pre-hooks of layers that
         rotate otherwise."""
         if cache.sequence.positions is not None:
+            # With M-RoPE all survivors keep their positions, so that text goes on alike in all
+            # layers.
             return cache.sequence.next_position(cache.get_seq_length()).to(hidden.device), []
         (_, first), *others = self._positions(cache)
         hooks = []
@@ -94,6 +100,7 @@ class DecodeSteps:
     def _table(self, cache: Cache, layer: int, position: int, hidden: torch.Tensor) -> RotaryTable:
         tables = self._tables.setdefault(cache, {})
         table = tables.get(layer)
+        # A roll-back may go behind the first position of a table.
         if table is None or not table.first <= position < table.first + AHEAD:
             ahead = torch.arange(position, position + AHEAD, device=hidden.device)[None]
             table = tables[layer] = RotaryTable(position, *rotary_embedding(self._decoder, hidden, ahead, layer))
@@ -103,19 +110,21 @@ class DecodeSteps:
 def splice(table: RotaryTable, position: int, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Hook of a layer: write the position's row over what the decoder computed for the layers
     before."""
+    # In place: the decoder hands one pair of tensors to all layers, so that one hook serves all
+    # layers up to the next one that rotates otherwise.
     cos, sin = kwargs["position_embeddings"]
     at = position - table.first
     cos.copy_(table.cos[:, at : at + 1])
     sin.copy_(table.sin[:, at : at + 1])
 
 
-def is_plain(decoder: Any, layers_on_one_device: bool) -> bool:
-    """True if decode steps of this decoder can take the cheap way at all."""
+def _has_cheap_steps(decoder: Any) -> bool:
+    """Whether layers need no mask, and one rotary table that no length of the sequence changes."""
     config = decoder.config
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     return (
-        layers_on_one_device
+        len({parameter.device for parameter in decoder.layers.parameters()}) == 1
         and config._attn_implementation in _NO_MASK_NEEDED
         and kind in _PLAIN_ROPE
         and all(kind in ("full_attention", RECURRENT) for kind in layer_types(decoder))
@@ -135,7 +144,8 @@ class StepView:
     ) -> None:
         self.layer, self.layers = layer, len(decoder.layers)
         self.prompt_tokens = cache.sequence.prompt_length or 0
-        _, self.video, self.visual_tokens = cache.sequence.videos[0]
+        video = cache.sequence.videos[0]
+        self.video, self.visual_tokens = video.entries, video.visual_tokens
         self._decoder, self._cache, self._inputs, self._attended = decoder, cache, inputs, attended
 
     def length(self, layer: int) -> int:
@@ -168,8 +178,10 @@ class StepView:
         cos, sin = rotary_embedding(self._decoder, keys, position, layer)
         scale = getattr(rotary, "attention_scaling", 1.0)
         turned = keys[:, :, entries]
+        # Keys hold the scaling of long contexts already; a rotation backwards has the sine's other
+        # sign.
         cos, sin = cos.reshape(-1) / scale, sin.reshape(-1) / scale * (1 if steps > 0 else -1)
-        entry.keys = keys.clone()
+        entry.keys = keys.clone()  # a branch of this cache may share the tensor
         entry.keys[:, :, entries] = turned * cos + rotate_half(turned) * sin
 
     def attend(self, layer: int, index: torch.Tensor) -> None:
@@ -182,7 +194,7 @@ class StepView:
             )
         keys, _ = keys_values(self._entry(layer))
         mask = torch.full((1, 1, 1, self.length(layer) + 1), torch.finfo(keys.dtype).min, dtype=keys.dtype)
-        mask[..., index.to(mask.device)] = 0
+        mask[..., index.to(mask.device)] = 0  # added to the scores: 0 is seen
         self._attended[layer] = mask.to(keys.device), len(index)
 
     def _entry(self, layer: int) -> DynamicLayer:

@@ -1,5 +1,5 @@
-"""Deepstack features under reduction: what a decoder adds behind its first layers, merged by the
-groups of its tokens.
+"""Deepstack features under reduction: what a decoder adds behind its first layers, averaged over
+the cells of each token that is left.
 
 Qwen3-VL adds features of several vision layers to the visual tokens behind its first decoder
 layers. Where tokens are reduced among those layers, the decoder's own addition no longer fits, so
@@ -9,7 +9,6 @@ hooks do it instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from sttm_lmms.runtime.layer_inputs import LayerInputs
 from sttm_lmms.runtime.videos import VideoTokens
+from sttm_lmms.types import Deepstack
 
 _MASK, _EMBEDS = "visual_pos_masks", "deepstack_visual_embeds"
 
@@ -27,50 +27,50 @@ def added_layers(kwargs: dict[str, Any]) -> int:
     return len(kwargs.get(_EMBEDS) or ())
 
 
-@dataclass(frozen=True)
-class Additions:
-    """What is added behind each of the first layers.
+def take_deepstack(kwargs: dict[str, Any]) -> tuple[Deepstack, dict[str, Any]]:
+    """What a decoder called with these arguments would add, and the arguments without it."""
+    return Deepstack(kwargs[_MASK], tuple(kwargs[_EMBEDS])), {**kwargs, _MASK: None, _EMBEDS: None}
 
-    Attributes:
-        mask: ``[B, L]`` bool, the visual tokens of the unreduced sequence.
-        features: one ``[N, C]`` a layer, the N visual tokens of all rows in order.
-    """
 
-    mask: torch.Tensor
-    features: Sequence[torch.Tensor]
+def hook_deepstack(
+    deepstack: Deepstack, inputs: LayerInputs, videos: Sequence[VideoTokens], layers: Sequence[nn.Module]
+) -> list[Any]:
+    """Add features behind ``layers`` in place of the decoder; returns the hooks' handles."""
 
-    @classmethod
-    def take(cls, kwargs: dict[str, Any]) -> tuple[Additions, dict[str, Any]]:
-        """The additions among a decoder's arguments, and the arguments without them."""
-        return cls(kwargs[_MASK], kwargs[_EMBEDS]), {**kwargs, _MASK: None, _EMBEDS: None}
+    def add(features: torch.Tensor, _: nn.Module, __: object, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (_added(output[0], deepstack.mask, features, inputs, videos), *output[1:])
+        return _added(output, deepstack.mask, features, inputs, videos)
 
-    def hook(self, inputs: LayerInputs, videos: Sequence[VideoTokens], layers: Sequence[nn.Module]) -> list[Any]:
-        """Add behind ``layers`` in place of the decoder; returns the hooks' handles."""
+    return [
+        layer.register_forward_hook(partial(add, features))
+        for layer, features in zip(layers, deepstack.features, strict=True)
+    ]
 
-        def add(index: int, _: nn.Module, __: object, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (self.add(inputs, videos, index, output[0]), *output[1:])
-            return self.add(inputs, videos, index, output)
 
-        return [layer.register_forward_hook(partial(add, index)) for index, layer in enumerate(layers)]
-
-    def add(self, inputs: LayerInputs, videos: Sequence[VideoTokens], layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """``hidden`` ``[B, S, C]`` behind ``layer`` with its features, of the tokens that are left
-        by now."""
-        full = hidden.new_zeros(*self.mask.shape, hidden.shape[-1])
-        full[self.mask.to(hidden.device)] = self.features[layer].to(hidden)
-        if inputs.batch.index is None:
-            return hidden + full
-        index = inputs.batch.index.to(hidden.device)
-        short = full.gather(1, index[..., None].expand(-1, -1, full.shape[-1]))
-        for video in videos:
-            row = video.span.row
-            merged = mean_of_groups(full[row, video.span.places()], video.owner, len(video.tokens.cells))
-            places = [
-                place + inputs.batch.padding[row] for start, n in video.pieces for place in range(start, start + n)
-            ]
-            short[row, places] = merged
-        return hidden + short
+def _added(
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+    features: torch.Tensor,
+    inputs: LayerInputs,
+    videos: Sequence[VideoTokens],
+) -> torch.Tensor:
+    """``hidden`` ``[B, S, C]`` with the features of the tokens that are left by now."""
+    full = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+    full[mask.to(hidden.device)] = features.to(hidden)
+    if inputs.batch.index is None:
+        return hidden + full
+    # Text, images and newlines keep their own features; a video's tokens get the mean of their
+    # cells.
+    index = inputs.batch.index.to(hidden.device)
+    short = full.gather(1, index[..., None].expand(-1, -1, full.shape[-1]))
+    for video in videos:
+        row = video.span.row
+        merged = mean_of_groups(full[row, video.span.places()], video.owner, len(video.tokens.cells))
+        padding = inputs.batch.padding[row]
+        places = [padding + place for start, length in video.pieces for place in range(start, start + length)]
+        short[row, places] = merged
+    return hidden + short
 
 
 def mean_of_groups(features: torch.Tensor, owner: torch.Tensor, groups: int) -> torch.Tensor:

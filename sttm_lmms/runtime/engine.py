@@ -14,19 +14,19 @@ from torch import nn
 from sttm_lmms.config import check_choice, check_integer
 from sttm_lmms.decoder import CACHE
 from sttm_lmms.errors import FeatureError, VideoError
+from sttm_lmms.families import family_of
 from sttm_lmms.families.base import Family
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.generation import answer_text, continuation_ids, continuation_score, generate_ids
-from sttm_lmms.runtime.prefix import Prefix, continued, prefill_prefix, visual_counts
-from sttm_lmms.runtime.prompt import Prompt, decoder_inputs
+from sttm_lmms.runtime.prefix import Prefix, Prompt, continued, decoder_inputs, prefill_prefix, visual_counts
 from sttm_lmms.runtime.recent import RecentPrefixes
 from sttm_lmms.runtime.reducer import TokenReducer
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, LogLikelihood, Reply, Request
-from sttm_lmms.runtime.sources import IN_FRONT, Group, SourceReader, Store, source_key, with_key
+from sttm_lmms.runtime.sources import Group, SourceReader, Store, resolved, source_key
 from sttm_lmms.runtime.summary import check_answers_reduced, summarise
-from sttm_lmms.runtime.timing import FirstForward, Phases, Stopwatch, peak_memory
+from sttm_lmms.runtime.timing import Phases, Stopwatch, first_pass_end, peak_memory
 from sttm_lmms.types import PreparedInput, VisionFeatures
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ Reuse = Literal["prefix", "features", "none"]
 OnError = Literal["skip", "raise"]
 R = TypeVar("R", Answer, LogLikelihood)
 Ready = TypeVar("Ready")
+Prompts = Iterator[tuple[int, Prompt | str]]
+"""Prompts by the number of their request; a text says why there is none."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +86,7 @@ class Engine:
         prefetch_workers: int | None = None,
         timing: bool = True,
     ) -> None:
-        from sttm_lmms.families import family_of
-        from sttm_lmms.video import VideoSettings
+        from sttm_lmms.video import VideoSettings  # not above: it loads FFmpeg, which hooks do without
 
         check_choice("reuse", reuse, get_args(Reuse))
         check_choice("on_error", on_error, get_args(OnError))
@@ -93,11 +94,10 @@ class Engine:
         self.config: Method | None = None if config is None else check_method(config)
         self.family = family or family_of(model)
         self.video = video or VideoSettings()
-        self.newline, self.on_error, self.timing = newline, on_error, timing
-        self.reuse = reuse
+        self.newline, self.reuse, self.on_error, self.timing = newline, reuse, on_error, timing
         self._refused: set[Method] = set()
-        if self.config is not None and not self._shares_prefix(self.config):
-            self.reuse = "features" if reuse == "prefix" else reuse
+        if reuse == "prefix" and not self._shares_prefix(self.config):
+            self.reuse = "features"
         self._stopwatch = Stopwatch(model, enabled=timing)
         self._reader = SourceReader(
             model,
@@ -163,9 +163,9 @@ class Engine:
         """
         check_integer("batch_size", batch_size, 1)
 
-        def answers(reducer: TokenReducer, group: Group) -> Iterator[tuple[int, Answer]]:
+        def answers(reducer: TokenReducer, prompts: Prompts) -> Iterator[tuple[int, Answer]]:
             batch: dict[int, Prompt] = {}
-            for index, prompt in self._prompts(group, partial(self._prompt, reducer)):
+            for index, prompt in prompts:
                 if isinstance(prompt, str):
                     yield index, Answer(error=prompt)
                     continue
@@ -194,8 +194,8 @@ class Engine:
     ) -> Iterator[tuple[int, LogLikelihood]]:
         """As :meth:`loglikelihood`, video by video: ``(index of the request, score)``."""
 
-        def scores(reducer: TokenReducer, group: Group) -> Iterator[tuple[int, LogLikelihood]]:
-            for index, prompt in self._prompts(group, partial(self._prompt, reducer)):
+        def scores(reducer: TokenReducer, prompts: Prompts) -> Iterator[tuple[int, LogLikelihood]]:
+            for index, prompt in prompts:
                 if isinstance(prompt, str):
                     yield index, LogLikelihood(error=prompt)
                 else:
@@ -206,6 +206,7 @@ class Engine:
 
     def prepare(self, request: Request) -> PreparedInput:
         """The decoder's input for a request, unreduced."""
+        request = resolved(request, {}, self.config, self.video)
         return self._prepare(request, self._features(request, Phases(self._stopwatch)))
 
     # -- groups of requests that show the same visuals ----------------------------------------------------------
@@ -217,16 +218,19 @@ class Engine:
         requests = list(requests)  # keeps alive what `known` names by id
         known: dict[int, Hashable] = {}
         for index, given in enumerate(requests):
-            request = with_key(given, known)
-            key = (source_key(request, self._video(request)), self._config(request))
+            request = resolved(given, known, self.config, self.video)
+            key = source_key(request), request.config
             groups.setdefault(key if request.sources else ("text", index), []).append((index, request))
-        yield from self._reader.ahead(groups.values(), self._video)
+        yield from self._reader.ahead(groups.values())
 
-    def _run(self, group: Group, ask: Callable[[TokenReducer, Group], Iterator[tuple[int, R]]]) -> list[tuple[int, R]]:
+    def _run(
+        self, group: Group, ask: Callable[[TokenReducer, Prompts], Iterator[tuple[int, R]]]
+    ) -> list[tuple[int, R]]:
         """All replies to a group. A list, because no hooks and no lock may be left while the caller
         is at work."""
-        with self._lock, TokenReducer(self.model, self._config(group[0][1]), spans=(), timing=self.timing) as reducer:
-            return list(ask(reducer, group))
+        config = group[0][1].config
+        with self._lock, TokenReducer(self.model, config, spans=(), timing=self.timing) as reducer:
+            return list(ask(reducer, self._prompts(group, partial(self._prompt, reducer))))
 
     def _yield_and_count(
         self, replies: list[tuple[int, R]], progress: Callable[[int], None] | None
@@ -237,16 +241,6 @@ class Engine:
             if progress:
                 progress(1)
             yield index, reply
-
-    def _config(self, request: Request) -> Any:
-        """Settings of the reduction; None for a request without a video, where there is nothing to
-        reduce."""
-        if not any(kind == "video" for kind, _ in request.sources):
-            return None
-        return self.config if request.config is None else request.config
-
-    def _video(self, request: Request) -> VideoSettings:
-        return self.video if request.video is None else request.video
 
     def _shares_prefix(self, config: Method | None) -> bool:
         """Whether questions may continue one prefix; warns once if the method cannot share it."""
@@ -280,17 +274,17 @@ class Engine:
             yield index, make(request, features, phases)
 
     def _features(self, request: Request, phases: Phases) -> list[VisionFeatures]:
-        return self._reader.features(request, self._video(request), phases, reuse=self.reuse != "none")
+        return self._reader.features(request, phases, reuse=self.reuse != "none")
 
     def _prepare(self, request: Request, features: Sequence[VisionFeatures]) -> PreparedInput:
-        config = self._config(request)
+        reduced = request.config is not None
         # A mode that was asked for goes on in any family, so that one without newline tokens can
         # refuse it.
-        newline = self.newline or self.family.newline_mode(self.model.config, None, reduced=config is not None)
+        newline = self.newline or self.family.newline_mode(self.model.config, None, reduced=reduced)
         with torch.inference_mode():
             prepared = self.family.prepare(self.model, self.processor, request.messages, features, newline=newline)
         videos = sum(feature.kind == "video" for feature in features)
-        if config is not None and len(prepared.spans) < videos:
+        if reduced and len(prepared.spans) < videos:
             raise ValueError(
                 f"newline={self.newline!r} puts tokens between the rows or frames of a video, so it cannot be reduced; "
                 "use newline=no_token (the published setting) or one_token"
@@ -302,7 +296,7 @@ class Engine:
     ) -> Prompt:
         prepared = self._prepare(request, features)
         length = prepared.input_ids.shape[1]
-        if not prepared.visual_tokens or not self._shares_prefix(self._config(request)):
+        if not prepared.visual_tokens or not self._shares_prefix(request.config):
             self.counters.prefills += 1
             return Prompt(request, length, phases, prepared.input_ids[0], whole=prepared)
         key = self._prefix_key(request, prepared)
@@ -319,7 +313,7 @@ class Engine:
         """The same for all requests that begin with the same text and visuals and reduce them
         alike."""
         begin = prepared.input_ids[0, : prepared.prefix_length]
-        return source_key(request, self._video(request)), self._config(request), tuple(begin.tolist())
+        return source_key(request), request.config, tuple(begin.tolist())
 
     def _prefill(
         self, reducer: TokenReducer, prepared: PreparedInput, phases: Phases, length: int | None = None
@@ -338,13 +332,13 @@ class Engine:
         of the request."""
         prompts = list(batch.values())
         settings, report, mark = prompts[0].request.generation, reducer.report, self._stopwatch.mark
-        seen, stored = report.kv_seen, report.kv_stored
-        with decoder_inputs(reducer, prompts) as inputs, FirstForward(self.model, mark) as first:
+        kv_before = report.kv_counts
+        with decoder_inputs(reducer, prompts) as inputs, first_pass_end(self.model, mark) as first_end:
             began = mark()
             penalised = self.family.penalises_prompt()
             rows = generate_ids(self.model, self.processor, settings, penalise_prompt=penalised, **inputs)
             ended = mark()
-        kv_share = _share(report.kv_seen - seen, report.kv_stored - stored)
+        kv_share = report.kv_share_since(kv_before)
         for (index, prompt), ids in zip(batch.items(), rows, strict=True):
             if prompt.prefix is not None:
                 tokens = visual_counts(prompt.prefix.visual_tokens, prompt.prefix.reductions)
@@ -354,7 +348,7 @@ class Engine:
                 tokens = visual_counts(prompt.whole.visual_tokens, reductions)
                 prompt.phases.include(report.last_prefill if reductions else None)
             prompt.phases.add("decode", began, ended)
-            prompt.phases.add("prefill", began, first.ended or ended, within="decode")
+            prompt.phases.add("prefill", began, *(first_end or [ended]), within="decode")
             yield (
                 index,
                 Answer(
@@ -363,7 +357,7 @@ class Engine:
                     output_tokens=len(ids),
                     reused=prompt.reused,
                     kv_share=kv_share,
-                    timing=_timing(prompt.phases),
+                    timing=prompt.phases.seconds_of_answer(),
                     **tokens,
                 ),
             )
@@ -375,8 +369,7 @@ class Engine:
         targets = continuation_ids(self.processor, text).to(prompt.question)
         if not len(targets):
             return LogLikelihood(0.0, True, 0)
-        report = reducer.report
-        seen, stored = report.kv_seen, report.kv_stored
+        kv_before = reducer.report.kv_counts
         prefix, question = prompt.prefix, prompt.question
         if prefix is None:
             assert prompt.whole is not None
@@ -400,19 +393,6 @@ class Engine:
             len(targets),
             input_tokens=prompt.length,
             reused=prompt.reused,
-            kv_share=_share(report.kv_seen - seen, report.kv_stored - stored),
+            kv_share=reducer.report.kv_share_since(kv_before),
             **visual_counts(prefix.visual_tokens, prefix.reductions),
         )
-
-
-def _share(seen: float, stored: float) -> float:
-    """KV entries attended to / all of them; 1 where nothing was taken away."""
-    return seen / stored if stored else 1.0
-
-
-def _timing(phases: Phases) -> dict[str, float]:
-    """Seconds of each phase, and those that are sums of them."""
-    seconds = phases.seconds()
-    seconds["ttft"] = seconds["prefill"]
-    seconds["end_to_end"] = sum(seconds[phase] for phase in (*IN_FRONT, "prefill", "decode"))
-    return seconds

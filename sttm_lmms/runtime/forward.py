@@ -17,7 +17,7 @@ import torch
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Method, Stage
 from sttm_lmms.runtime.decode_step import StepView
-from sttm_lmms.runtime.deepstack import Additions, added_layers
+from sttm_lmms.runtime.deepstack import added_layers, hook_deepstack, take_deepstack
 from sttm_lmms.runtime.layer_inputs import LayerInputs
 from sttm_lmms.runtime.probe import AttentionInputs, hook_mlp
 from sttm_lmms.runtime.report import Report, StageEvent
@@ -75,7 +75,6 @@ class Forward:
     """A prefill, or a pass that continues a cache.
 
     Args:
-        decoder: the text decoder.
         plan: where the method acts.
         inputs: of the layers.
         videos: the videos among the new tokens.
@@ -85,7 +84,6 @@ class Forward:
 
     def __init__(
         self,
-        decoder: Any,
         plan: Plan,
         inputs: LayerInputs,
         videos: Sequence[VideoTokens],
@@ -93,13 +91,13 @@ class Forward:
         stopwatch: Stopwatch,
     ) -> None:
         self.inputs, self.videos = inputs, videos
-        self.began = stopwatch.mark()
-        self.events: list[list[StageEvent]] = [[] for _ in videos]
-        self._decoder, self._layers, self._plan = decoder, decoder.layers, plan
+        self._began = stopwatch.mark()
+        self._events: list[list[StageEvent]] = [[] for _ in videos]
+        self._decoder, self._layers, self._plan = inputs.decoder, inputs.decoder.layers, plan
         self._stages = plan.stages if videos else frozenset()
         self._report, self._stopwatch = report, stopwatch
         self._edits = self._check_edits()
-        self._held = inputs.held(len(decoder.layers) - 1)
+        self._held = inputs.held(len(self._layers) - 1)
         self._attention: dict[int, AttentionInputs] = {}
         self._handles: list[Any] = []
 
@@ -108,8 +106,10 @@ class Forward:
         hidden, inputs = kwargs["inputs_embeds"], self.inputs
         added = added_layers(kwargs)
         if any(stage.layer < added for stage in self._stages):
-            additions, kwargs = Additions.take(kwargs)
-            self._handles += additions.hook(inputs, self.videos, self._layers[:added])
+            # The decoder would add full-length features to hidden states that are shorter by then.
+            deepstack, kwargs = take_deepstack(kwargs)
+            self._handles += hook_deepstack(deepstack, inputs, self.videos, self._layers[:added])
+        # In front of layer 0 no hook is needed: its input is the decoder's own argument.
         if 0 in self._edits:
             self._edit_cache(0)
         if Stage(0) in self._stages:
@@ -124,14 +124,14 @@ class Forward:
         """Write down what the pass did."""
         inputs, sequence = self.inputs, self.inputs.sequence
         if self.videos:
-            self._report.add_prefill(self, self._stopwatch, len(self._layers))
+            self._report.add_prefill(self.videos, self._events, self._began, self._stopwatch, len(self._layers))
         if self._edits:
             self._count_kv()
         inputs.note_in_sequence()
         if self.videos and not inputs.reductions:
             sequence.merged.pop()  # nothing was reduced, so the cache can be cut anywhere
         if self.videos and self._plan.edits:
-            sequence.videos += tuple(video.entries(self._held) for video in self.videos)
+            sequence.videos += tuple(video.cached(self._held) for video in self.videos)
         if self._edits:  # what was dropped or turned cannot be brought back
             sequence.merged = [(0, inputs.past + inputs.length)]
 
@@ -149,12 +149,15 @@ class Forward:
     def _hook_layers(self) -> None:
         """Hooks on the layers that need other inputs than the decoder gives them, and where the
         method acts."""
+        # From the first layer whose inputs differ from those of the decoder, all layers are hooked:
+        # the decoder computes one mask and one rotary table, and hands them to every layer.
         firsts = [group.first for group in self.inputs.sequence.groups[1:]] + sorted(self._edits - {0})
         firsts += [max(1, s.layer) if s.site == "layer" else s.layer for s in self._stages if s != Stage(0)]
         if self.inputs.changes_layer_0:
             firsts.append(0)
         for index in range(min(firsts, default=len(self._layers)), len(self._layers)):
             hook = partial(self._before_layer, index)
+            # Before other hooks, which then see what the layer really gets.
             self._handles.append(self._layers[index].register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
         for stage in self._stages:
             if stage.site == "mlp":
@@ -165,6 +168,7 @@ class Forward:
             self._read_attention(layer - 1)
 
     def _read_attention(self, layer: int) -> None:
+        # Two stages may ask for the attention of one layer; layer 0 has none before it.
         if layer >= 0 and layer not in self._attention:
             self._attention[layer] = AttentionInputs(self._layers[layer])
 
@@ -191,10 +195,11 @@ class Forward:
         method, began = self._plan.method, self._stopwatch.mark()
         assert method is not None
         before = [len(video.tokens.cells) for video in self.videos]
-        batch = replace(self.inputs.batch, hidden=hidden)
-        after, results = reduce_videos(
+        batch = self.inputs.batch
+        hidden, after, results = reduce_videos(
             method,
             stage,
+            hidden,
             batch,
             self.videos,
             layers=len(self._layers),
@@ -202,18 +207,20 @@ class Forward:
             cache=self.inputs.cache,
         )
         ended = self._stopwatch.mark()
-        for events, count, kept in zip(self.events, before, results, strict=True):
+        for events, count, kept in zip(self._events, before, results, strict=True):
             if kept is not None:
                 events.append(StageEvent(stage.layer, stage.site, count, len(kept), began, ended))
         if after is not batch:
-            self.inputs.batch = replace(after, hidden=after.hidden[:, :0])
+            self.inputs.batch = after
             self.inputs.reductions += 1
-        return after.hidden
+        return hidden
 
     def _reduce_attention_input(self, layer: Any, hidden: torch.Tensor, stage: Stage) -> torch.Tensor:
         """The method sees the normed input of attention. What it returns feeds attention, while the
         residual stream goes on with the survivors' own rows."""
         inputs, before = self.inputs, self.inputs.batch
+        # An index of this stage alone, counted in the tokens that entered the layer: it picks rows
+        # of the residual stream.
         inputs.batch = replace(before, index=None)
         reduced = self._reduce(layer.input_layernorm(hidden), stage)
         rows = inputs.batch.index
@@ -222,6 +229,7 @@ class Forward:
             return hidden
         if before.index is not None:
             inputs.batch = replace(inputs.batch, index=before.index.gather(1, rows))
+        # The layer norms its input again; what the method made of it takes the place of that.
         self._handles.append(layer.input_layernorm.register_forward_hook(lambda *_: reduced))
         return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
 
@@ -237,6 +245,7 @@ class Forward:
             raise UnsupportedModelError(f"{method.name} counts places in the sequence: no padded batches")
         if "flash" in self._decoder.config._attn_implementation:
             raise UnsupportedModelError(f"{method.name} needs a mask; use attn_implementation=sdpa")
+        # What the last token of the prompt sees stands for what decode steps see.
         last = torch.tensor(prompt - 1)
         seen = int(torch.as_tensor(visible(torch.tensor(0), torch.tensor(0), last, torch.arange(prompt))).sum())
         self._report.count_kv(len(self._layers) * seen, len(self._layers) * prompt)
@@ -264,7 +273,7 @@ class Forward:
         assert method is not None
         attention = self._attention.get(layer - 1)
         view = StepView(self._decoder, inputs.cache, layer, attention, inputs.attend)
-        method.edit_cache(view, inputs.sequence.videos[0][0])
+        method.edit_cache(view, inputs.sequence.videos[0].state)
 
     def _count_kv(self) -> None:
         """Count what this decode step saw of the KV cache, and what there would be without

@@ -4,15 +4,19 @@ decoder."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
+from sttm_lmms.decoder import CACHE
 from sttm_lmms.errors import UnsupportedModelError
+from sttm_lmms.runtime.positions import axes_of
 from sttm_lmms.runtime.spans import check_image_positions, knows_videos_of, locate_spans
 from sttm_lmms.types import VideoSpan
 
@@ -73,23 +77,16 @@ class ModelInputs:
         """Register the hooks; returns their handles."""
         handles: list[Any] = []
         for depth, module in enumerate(self.modules):
-
-            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], depth: int = depth) -> None:
-                self._note(depth, args, kwargs)
-
-            def after(*_: Any, depth: int = depth) -> None:
-                self._forget(depth)
-
             handles += [
-                module.register_forward_pre_hook(before, with_kwargs=True),
-                module.register_forward_hook(after, always_call=True),
+                module.register_forward_pre_hook(partial(self._note, depth), with_kwargs=True),
+                module.register_forward_hook(partial(self._forget, depth), always_call=True),
             ]
         return handles
 
-    def _note(self, depth: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(self, depth: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if kwargs.get("labels") is not None:
             raise UnsupportedModelError("reduced sequences are shorter than `labels`; reduce_tokens is for inference")
-        self._forget(depth)
+        self._forget(depth)  # of a call that an error ended before this one
         first = args[0] if args and isinstance(args[0], torch.Tensor) and not args[0].is_floating_point() else None
         ids = kwargs.get("input_ids")
         given = Given(
@@ -106,7 +103,7 @@ class ModelInputs:
         """Depth of each module that is running -> what it was given."""
         return getattr(self._noted, "calls", {})
 
-    def _forget(self, depth: int) -> None:
+    def _forget(self, depth: int, *_: object) -> None:
         self._noted.calls = {at: given for at, given in self._calls.items() if at < depth}
 
     def take(self, kwargs: dict[str, Any]) -> Given:
@@ -114,6 +111,9 @@ class ModelInputs:
         calls = list(self._calls.values())
         self._noted.calls = {}
         own = kwargs.get("input_ids")
+        # Ids of the innermost module are nearest to what the decoder gets. Positions are the
+        # caller's own only if the outermost one was given them: a model makes positions for its
+        # decoder.
         ids = [call.input_ids for call in calls if call.input_ids is not None]
         return Given(
             input_ids=own if own is not None else ids[-1] if ids else None,
@@ -144,6 +144,7 @@ class ModelInputs:
                 "videos cannot be found in `inputs_embeds` alone (`generate` hands on nothing else where both are "
                 "given); call the model with input_ids and pixel values, or give reduce_tokens(..., spans=)"
             )
+        # The whole prompt is searched, so that a video that began in an earlier pass is noticed.
         prompt = _Prompt(input_ids.cpu(), None if position_ids is None else axes_of(position_ids).cpu())
         before = self._prompts.get(cache) if cache is not None and past else None
         if before is not None and prompt.repeats(before.first(past)):
@@ -168,6 +169,39 @@ class ModelInputs:
         if past:
             check_image_positions(self.config, prompt.input_ids[:, start:], prompt.positions)
         return [_moved(span, -start) for span in spans if span.start >= start]
+
+
+def with_embeds_and_cache(decoder: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A decoder's arguments with embeddings and a cache, which it would make of the others
+    itself."""
+    kwargs = dict(kwargs)
+    if kwargs.get("inputs_embeds") is None:
+        kwargs["inputs_embeds"] = decoder.embed_tokens(kwargs.pop("input_ids"))
+    use_cache = kwargs.get("use_cache")
+    given = kwargs.pop("past_key_values", None)  # transformers 5.24 takes this name, too
+    kwargs[CACHE] = kwargs.get(CACHE) if given is None else given
+    if kwargs[CACHE] is None and (decoder.config.use_cache if use_cache is None else use_cache):
+        kwargs[CACHE] = DynamicCache(config=decoder.config)
+    return kwargs
+
+
+def check_mask(kwargs: Mapping[str, Any], past: int, *, stock: bool) -> None:
+    """Raise ``UnsupportedModelError`` for an ``attention_mask`` that a reduced sequence cannot
+    honour.
+
+    Args:
+        past: tokens of the sequence before the pass.
+        stock: the pass needs no hooks.
+    """
+    mask, length = kwargs.get("attention_mask"), past + kwargs["inputs_embeds"].shape[1]
+    flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
+    if mask is not None and not flat and not stock:
+        raise UnsupportedModelError("reduced tokens need a 2-D attention_mask [B, L] (1 = real token) or none")
+    columns = mask.shape[1] if isinstance(mask, torch.Tensor) and flat else length
+    if columns != length and (past > 0 or not stock):
+        raise UnsupportedModelError(
+            f"attention_mask has {columns} columns, but the KV cache has seen {past} tokens and {length - past} are new"
+        )
 
 
 @dataclass(frozen=True)
@@ -214,101 +248,3 @@ def _modules_around(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
 def _moved(span: VideoSpan, by: int) -> VideoSpan:
     pieces = span.pieces and tuple((start + by, length) for start, length in span.pieces)
     return replace(span, start=span.start + by, pieces=pieces)
-
-
-def axes_of(position_ids: torch.Tensor) -> torch.Tensor:
-    """``[1 or 3, B, L]``: rotary positions as the decoder reads ``[B, L]``, ``[1, B, L]``,
-    ``[3, B, L]`` and ``[4, B, L]`` (the first of four counts text)."""
-    return position_ids[None] if position_ids.ndim == 2 else position_ids[-3:]
-
-
-def mrope_positions_of(
-    given: torch.Tensor | None,
-    own: bool,
-    following: torch.Tensor | None,
-    usual: torch.Tensor,
-    mask: torch.Tensor | None,
-) -> torch.Tensor:
-    """Rotary positions ``[3, B, L]`` of the new tokens of a decoder with three axes.
-
-    Args:
-        given: ``position_ids`` as they reach the decoder.
-        own: the caller gave them; a model around the decoder may have made them from another
-            prompt's offset.
-        following: ``[3, B, 1]``, the position of text behind what is cached; None where that is not
-            known.
-        usual: ``[B, L]``, the tokens counted from the beginning of the sequence.
-        mask: ``[B, L]`` bool, False at padding; None without padding.
-    """
-    rows, length = usual.shape
-    if given is not None and (following is None or (own and not _from_offset(given))):
-        return axes_of(given).to(usual.device).expand(3, rows, length).clamp(min=0)
-    if following is None:
-        return usual.expand(3, rows, length)
-    ahead = torch.arange(length, device=usual.device) if mask is None else mask.long().cumsum(-1) - 1
-    return (following.to(usual.device) + ahead).clamp(min=0)
-
-
-def linear_positions_of(
-    given: torch.Tensor | None, keeps: bool, usual: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Rotary positions ``[B, L]`` of the new tokens of a decoder with one axis; arguments as above.
-
-    Args:
-        given: the caller's ``position_ids``, None if there are none.
-        keeps: survivors keep their positions. Otherwise the short sequence is counted anew, so that
-            other positions than the usual ones would be lost.
-
-    Raises:
-        UnsupportedModelError: positions that would be lost.
-    """
-    if given is None:
-        return usual
-    if given.ndim != 2:
-        raise UnsupportedModelError(f"this decoder has one position a token; position_ids are {list(given.shape)}")
-    given = given.to(usual.device).expand(usual.shape)
-    differs = given != usual
-    if mask is not None:
-        differs &= mask
-    if not bool(differs.any()):
-        return usual
-    if keeps:
-        return given.clamp(min=0)
-    raise UnsupportedModelError(_NOT_COUNTING)
-
-
-def step_positions_of(given: torch.Tensor, usual: torch.Tensor, count: int, mrope: bool, keeps: bool) -> torch.Tensor:
-    """Rotary positions of a decode step, ``[B, 1]`` or ``[3, B, 1]``, from the caller's
-    ``position_ids``.
-
-    Args:
-        usual: the positions that go on from the cache.
-        count: tokens of the unreduced sequence before this one.
-        mrope: the decoder has three axes.
-        keeps: as of :func:`linear_positions_of`.
-
-    Raises:
-        UnsupportedModelError: positions that would be lost.
-    """
-    given = given.to(usual.device)
-    if mrope:
-        return usual if _from_offset(given) else axes_of(given).expand_as(usual)
-    if keeps:
-        return given.expand_as(usual)
-    # On other devices the host would wait for every token, so what `generate` makes is taken for
-    # granted.
-    if given.device.type == "cpu" and bool((given != count).any()):
-        raise UnsupportedModelError(_NOT_COUNTING)
-    return usual
-
-
-_NOT_COUNTING = (
-    "position_ids do not count the tokens of the sequence, and this method numbers the tokens that are left anew; "
-    "leave position_ids out, or use a method that keeps positions"
-)
-
-
-def _from_offset(given: torch.Tensor) -> bool:
-    """Whether ``generate`` made these of text positions and the offset of the model's last prompt,
-    which may have been another one than this cache's: it gives them one axis."""
-    return given.ndim == 3 and len(given) == 1

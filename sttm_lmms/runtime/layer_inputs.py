@@ -9,6 +9,7 @@ import torch
 
 from sttm_lmms.decoder import layer_mask, layer_types, rotary_embedding
 from sttm_lmms.methods.base import Method
+from sttm_lmms.runtime.positions import contiguous, extend_mask
 from sttm_lmms.runtime.reduced_cache import CachedSequence, LayerGroup, ReducedCache
 from sttm_lmms.runtime.videos import Batch
 
@@ -22,13 +23,11 @@ class LayerInputs:
         sequence: what is known about the sequence before the pass.
         cache: what the pass appends to; None without a cache.
         past: tokens of the sequence before the pass.
-        length: of the new tokens before reduction.
         mask: ``[B, L]`` bool padding mask of the new tokens, None without padding.
         positions: rotary positions of the new tokens at full length, ``[B, L]`` or ``[3, B, L]``.
-        batch: the new tokens.
 
     Attributes:
-        batch: the new tokens as they are now (``hidden`` is not kept).
+        batch: the new tokens as they are now.
         reductions: how often they became fewer.
         visible: mask function that narrows what queries see, see
             :meth:`~sttm_lmms.methods.base.Method.visible`.
@@ -43,14 +42,14 @@ class LayerInputs:
         sequence: CachedSequence,
         cache: ReducedCache | None,
         past: int,
-        length: int,
         mask: torch.Tensor | None,
         positions: torch.Tensor,
-        batch: Batch,
     ) -> None:
         self.decoder, self.method, self.sequence, self.cache = decoder, method, sequence, cache
-        self.past, self.rows, self.length = past, len(batch.padding), length
-        self.mask, self.positions, self.batch = mask, positions, batch
+        self.past, self.mask, self.positions = past, mask, positions
+        self.rows, self.length = positions.shape[-2:]
+        padding = [0] * self.rows if mask is None else (~mask).sum(-1).tolist()
+        self.batch = Batch(None, mask, padding)
         self.reductions = 0
         self.visible: Any = None
         self.attend: dict[int, tuple[torch.Tensor, int]] = {}
@@ -99,6 +98,8 @@ class LayerInputs:
 
     def of_layer(self, layer: int, hidden: torch.Tensor) -> dict[str, Any]:
         """What ``layer`` gets instead of its own arguments; empty where its own are right."""
+        # Layers hold the same tokens as the one before until a reduction, of this pass or of an
+        # earlier one, lies between: they share one mask and one rotary table.
         key = (self.sequence.group_of(layer).first, self.reductions)
         if key != self._key:
             self._key = key
@@ -114,7 +115,7 @@ class LayerInputs:
         if layer in self.attend:
             return {**kwargs, "attention_mask": self.attend[layer][0].to(hidden.device)}
         if not kwargs and self.visible is None:
-            return {}
+            return {}  # the decoder computed the right ones itself
         if kind not in self._masks:
             mask = self._groups[-1].mask
             self._masks[kind] = layer_mask(self.decoder, hidden, mask, self.cache, layer, self.visible)
@@ -153,33 +154,3 @@ class LayerInputs:
         if index is None and not self.in_prompt and getattr(self.method, "decode_positions", "") == "reference":
             return positions
         return contiguous(held, mask, self.rows, length, positions.device)
-
-
-def extend_mask(
-    past: torch.Tensor | None, new: torch.Tensor | None, past_length: int, rows: int, length: int
-) -> torch.Tensor | None:
-    """Padding mask ``[B, past_length + length]`` from its two parts; a part that is None has no
-    padding.
-
-    ``past`` may be longer than ``past_length``, where the cache was cut back.
-    """
-    if past is None and new is None:
-        return None
-    device = (past if new is None else new).device  # type: ignore[union-attr]
-    if past is None:
-        past = torch.ones(rows, past_length, dtype=torch.bool, device=device)
-    if new is None:
-        new = torch.ones(rows, length, dtype=torch.bool, device=device)
-    return torch.cat([past[:, :past_length].to(device), new], dim=1)
-
-
-def contiguous(past: int, mask: torch.Tensor | None, rows: int, length: int, device: torch.device) -> torch.Tensor:
-    """``[B, length]`` int64: positions of the last ``length`` of ``past + length`` tokens; padding
-    does not count.
-
-    ``mask`` is ``[B, past + length]`` bool, None without padding. Padding in front of a row has
-    position 0.
-    """
-    if mask is None:
-        return torch.arange(past, past + length, device=device).expand(rows, length)
-    return (mask.to(device=device, dtype=torch.long).cumsum(dim=-1)[:, -length:] - 1).clamp(min=0)

@@ -70,6 +70,7 @@ class AttentionInputs:
         scaling = getattr(self.attention, "scaling", self.attention.head_dim**-0.5)
         scores = (query @ key.transpose(-1, -2)).float() * scaling  # [heads, Q, K]
         place = torch.arange(key.shape[1], device=scores.device)
+        # Queries are among the new tokens, behind all cached ones.
         hidden_from = place > queries[:, None] + key.shape[1] - len(hidden)
         scores = scores.masked_fill(hidden_from | (place < padding), -torch.inf)
         return scores.softmax(-1).mean(0)[:, padding:]
@@ -162,6 +163,8 @@ def hook_mlp(layer: Any, stage: Stage, reduce: Callable[[torch.Tensor], torch.Te
         if not short:
             return None
         short.append(output)
+        # Broadcasts against the full-length residual, so that the layer's own addition runs
+        # through.
         return output.new_zeros(1, 1, output.shape[-1])
 
     def after_layer(_: nn.Module, __: Any, output: Any) -> Any:

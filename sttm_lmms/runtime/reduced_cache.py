@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
@@ -34,6 +34,20 @@ class LayerGroup:
     mask: torch.Tensor | None = None
 
 
+class CachedVideo(NamedTuple):
+    """A video behind a cache, for methods that edit the cache.
+
+    Attributes:
+        state: what the method remembers of it.
+        entries: its entries in the layers from the last reduction on.
+        visual_tokens: its tokens before reduction.
+    """
+
+    state: dict[str, Any]
+    entries: range
+    visual_tokens: int
+
+
 class CachedSequence:
     """The sequence behind a cache, as it was before reduction. All counts and indices are in its
     tokens.
@@ -48,8 +62,7 @@ class CachedSequence:
             continues).
         merged: ``(start, end)`` of each stretch that cannot be cut in two, because its tokens were
             merged.
-        videos: for methods that edit the cache: ``(state, entries, visual tokens before)`` of each
-            video.
+        videos: those of methods that edit the cache.
         new_tokens: length of the forward pass that is running, before reduction; None outside of
             one.
         length: tokens after the last pass or roll-back that ended.
@@ -67,7 +80,7 @@ class CachedSequence:
         self.positions: torch.Tensor | None = None
         self.prompt_length: int | None = None
         self.merged: list[tuple[int, int]] = []
-        self.videos: tuple[tuple[dict[str, Any], range, int], ...] = ()
+        self.videos: tuple[CachedVideo, ...] = ()
         self.new_tokens: int | None = None
         self.length, self.started = 0, False
         self._next: torch.Tensor | None = None
@@ -185,6 +198,8 @@ class ReducedCache(Cache):
         while len(cache.layers) < layers:
             cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
         if not isinstance(cache, ReducedCache):
+            # The object itself changes its class: a wrapper would be unknown to whoever holds the
+            # cache.
             kind = type(cache)
             cache.__class__ = (
                 ReducedDynamicCache if kind is DynamicCache else type(f"Reduced{kind.__name__}", (cls, kind), {})
@@ -236,6 +251,7 @@ class ReducedCache(Cache):
     def _note(self, layer: int, tokens: int) -> None:
         """``layer`` is given that many of the new tokens."""
         self._check_hooked()
+        # A layer that gets fewer than the pass has lacks those that were reduced in front of it.
         missing = (self.sequence.new_tokens or tokens) - tokens
         if missing:
             self.removals[layer].append((self.sequence.merged[-1][0], missing))
@@ -304,7 +320,7 @@ class ReducedCache(Cache):
         other.removals = [list(removals) for removals in self.removals]
         other.sequence = copy.copy(self.sequence)
         other.sequence.merged = list(self.sequence.merged)
-        other.sequence.videos = tuple((dict(state), entries, before) for state, entries, before in self.sequence.videos)
+        other.sequence.videos = tuple(video._replace(state=dict(video.state)) for video in self.sequence.videos)
         return other
 
 

@@ -18,28 +18,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from sttm_lmms.decoder import CACHE, RECURRENT, check_cache, find_decoder, head_dim, layer_types, uses_mrope
 from sttm_lmms.errors import NothingReducedError, UnsupportedModelError
 from sttm_lmms.methods import check_method
 from sttm_lmms.methods.base import Method
-from sttm_lmms.runtime import decode_step
+from sttm_lmms.runtime.decode_step import DecodeSteps
 from sttm_lmms.runtime.exclusive import EAGER_MODE, Turns
 from sttm_lmms.runtime.forward import Forward, Plan
-from sttm_lmms.runtime.inputs import (
-    Given,
-    ModelInputs,
-    linear_positions_of,
-    mrope_positions_of,
-    step_positions_of,
-)
-from sttm_lmms.runtime.layer_inputs import LayerInputs, contiguous, extend_mask
+from sttm_lmms.runtime.inputs import Given, ModelInputs, check_mask, with_embeds_and_cache
+from sttm_lmms.runtime.layer_inputs import LayerInputs
+from sttm_lmms.runtime.positions import new_padding, positions_of, step_positions_of
 from sttm_lmms.runtime.reduced_cache import CachedSequence, LayerGroup, ReducedCache, reduced
 from sttm_lmms.runtime.report import Report
 from sttm_lmms.runtime.spans import check_spans, expand_spans
 from sttm_lmms.runtime.timing import Stopwatch
-from sttm_lmms.runtime.videos import Batch, VideoTokens
+from sttm_lmms.runtime.videos import VideoTokens
 from sttm_lmms.types import Deepstack, VideoSpan
 
 _ENTERING = threading.Lock()
@@ -112,9 +107,7 @@ class TokenReducer:
         self._spans, self._unpadded = spans, False
         self._deepstack: Deepstack | None = None
         self._mrope = uses_mrope(self.decoder)
-        devices = {parameter.device for parameter in self.decoder.layers.parameters()}
-        self._plain = decode_step.is_plain(self.decoder, layers_on_one_device=len(devices) == 1)
-        self._steps = decode_step.DecodeSteps(self.decoder, self.method)
+        self._steps = DecodeSteps(self.decoder, self.method)
         self._inputs, self._expecting = ModelInputs(model, self.decoder), False
         self._handles: list[Any] = []
         # The pass that is running:
@@ -137,7 +130,7 @@ class TokenReducer:
                     return self
             if other._thread is threading.current_thread() or not (self._brief and other._brief):
                 raise UnsupportedModelError("this model's tokens are already being reduced; leave that context first")
-            other._left.wait()
+            other._left.wait()  # it ends by itself, so nobody waits for a user
 
     def __exit__(self, *_: object) -> None:
         self._turns.take()  # waits for a pass that runs in another thread
@@ -160,6 +153,7 @@ class TokenReducer:
         self._handles += [
             *self._inputs.attach(),
             self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            # Called after errors as well, so that a pass that failed leaves no hooks on the layers.
             self.decoder.register_forward_hook(self._after_decoder, always_call=True),
         ]
         # Flex attention is compiled itself, and needs far too much memory uncompiled.
@@ -206,23 +200,28 @@ class TokenReducer:
         if args:
             raise UnsupportedModelError("the decoder was called with positional arguments; name them")
         given = self._inputs.take(kwargs)
-        kwargs = self._normalise(decoder, kwargs)
+        kwargs = with_embeds_and_cache(decoder, kwargs)
         cache, embeds = kwargs[CACHE], kwargs["inputs_embeds"]
         known = self._known(cache)
         past = int(cache.get_seq_length()) if cache is not None else 0  # a tensor in static caches
-        if known is not None and embeds.shape[1] == 1 and self._plain and self._steps.covers(known.sequence):
+        # The cheap step: one token and no padding, so that the host knows all lengths.
+        if known is not None and embeds.shape[1] == 1 and self._steps.covers(known.sequence):
             return (), self._decode_step(kwargs, given, known)
         spans = self._find_spans(kwargs, given, past)
         if past == 0:
             self.report.prefills += 1
-            if self._deepstack is not None:
+            if self._deepstack is not None:  # a model given embeddings alone hands on none
                 kwargs.update(self._deepstack.inputs(*embeds.shape[:2]))
+        # Text only, in a cache that was never reduced: stock code runs it as it is. The baseline
+        # goes through the hooks all the same, so that its times and positions are comparable.
         stock = known is None and not spans and self.method is not None
         if not stock:
             check_cache(cache)
-        self._check_inputs(kwargs, given, past, stock=stock, has_video=bool(spans))
+        check_mask(kwargs, past, stock=stock)
+        if spans:
+            self._check_prompt_of_videos(given)
         if stock:
-            return (), kwargs  # text only, in a cache that was never reduced: nothing to do
+            return (), kwargs
         return (), self._general_pass(kwargs, given, known, past, spans)
 
     def _after_decoder(self, _: nn.Module, __: object, output: object) -> None:
@@ -234,7 +233,7 @@ class TokenReducer:
                 self._sequence.end()
             if forward is not None and output is not None:
                 forward.finish()
-                if self._plain and forward.inputs.cache is not None:
+                if forward.inputs.cache is not None:
                     self._steps.prepare(forward.inputs.cache, output[0])  # type: ignore[index]
         finally:
             self._end_pass()
@@ -273,7 +272,7 @@ class TokenReducer:
     def _decode_step(self, kwargs: dict[str, Any], given: Given, cache: ReducedCache) -> dict[str, Any]:
         """Arguments of the decoder for one token of sequences without padding."""
         past = cache.get_seq_length()
-        self._check_inputs(kwargs, given, past, stock=False, has_video=False)
+        check_mask(kwargs, past, stock=False)
         positions, hooks = self._steps.step(cache, kwargs["inputs_embeds"])
         if given.positions and not self._expecting:
             ids = kwargs["position_ids"]
@@ -301,59 +300,36 @@ class TokenReducer:
         if known is None and kwargs[CACHE] is not None:
             cache = self._take_over(kwargs[CACHE], kwargs.get("attention_mask"), past)
         sequence = CachedSequence(self.method) if cache is None else cache.sequence
-        mask = self._padding(kwargs.get("attention_mask"), sequence, past, length, embeds.device)
+        # Reading a mask waits for the device: not where it is known to hide nothing.
+        unpadded = self._unpadded if length > 1 else not sequence.padded
+        given_mask = None if unpadded else kwargs.get("attention_mask")
+        mask = new_padding(given_mask, sequence, past, length, embeds.device)
+        if mask is not None and length > 1 and past > 0 and RECURRENT in layer_types(self.decoder):
+            raise UnsupportedModelError(
+                "padding behind cached tokens lets the state of recurrent layers decay; continue prompts of one length "
+                "together, or one by one"
+            )
         if spans and mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise UnsupportedModelError("reduced batches need padding on the left (tokenizer.padding_side='left')")
-        padding = [0] * rows if mask is None else (~mask).sum(-1).tolist()
-        positions = self._positions(kwargs, given, sequence, mask, past)
+        positions = positions_of(
+            kwargs.get("position_ids"),
+            sequence,
+            mask,
+            past,
+            embeds,
+            own=given.positions and not self._expecting,
+            mrope=self._mrope,
+            keeps=self._keeps_positions,
+        )
         self._begin(sequence, past, length)
         if spans:  # rows of different lengths do not end at one place in front of the videos
             start = min(span.start for span in spans) if rows == 1 else 0
             sequence.merged.append((past + start, past + max(span.end for span in spans)))
-        batch = Batch(embeds[:, :0], None, mask, padding)
-        inputs = LayerInputs(self.decoder, self.method, sequence, cache, past, length, mask, positions, batch)
-        videos = [VideoTokens.of(span, padding[span.row], embeds, head_dim(self.decoder)) for span in spans]
-        self._forward = Forward(self.decoder, self._plan, inputs, videos, self.report, self._stopwatch)
+        inputs = LayerInputs(self.decoder, self.method, sequence, cache, past, mask, positions)
+        padding, channels = inputs.batch.padding, head_dim(self.decoder)
+        videos = [VideoTokens.of(span, padding[span.row], embeds, channels) for span in spans]
+        self._forward = Forward(self._plan, inputs, videos, self.report, self._stopwatch)
         return self._forward.start(kwargs)
-
-    # -- what a pass is given ----------------------------------------------------------------------------------
-
-    def _normalise(self, decoder: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Make embeddings and cache explicit, as the decoder itself would."""
-        kwargs = dict(kwargs)
-        if kwargs.get("inputs_embeds") is None:
-            kwargs["inputs_embeds"] = decoder.embed_tokens(kwargs.pop("input_ids"))
-        use_cache = kwargs.get("use_cache")
-        given = kwargs.pop("past_key_values", None)  # transformers 5.24 takes this name, too
-        kwargs[CACHE] = kwargs.get(CACHE) if given is None else given
-        if kwargs[CACHE] is None and (decoder.config.use_cache if use_cache is None else use_cache):
-            kwargs[CACHE] = DynamicCache(config=decoder.config)
-        return kwargs
-
-    def _check_inputs(self, kwargs: dict[str, Any], given: Given, past: int, *, stock: bool, has_video: bool) -> None:
-        """Refuse what a reduced sequence cannot honour; ``stock`` means that the pass needs no
-        hooks."""
-        mask, length = kwargs.get("attention_mask"), past + kwargs["inputs_embeds"].shape[1]
-        flat = isinstance(mask, torch.Tensor) and mask.ndim == 2
-        if mask is not None and not flat and not stock:
-            raise UnsupportedModelError("reduced tokens need a 2-D attention_mask [B, L] (1 = real token) or none")
-        columns = mask.shape[1] if isinstance(mask, torch.Tensor) and flat else length
-        if columns != length and (past > 0 or not stock):
-            raise UnsupportedModelError(
-                f"attention_mask has {columns} columns, but the KV cache has seen {past} tokens and "
-                f"{length - past} are new"
-            )
-        if has_video and given.chosen_logits:
-            raise UnsupportedModelError(
-                "logits_to_keep names places of the full sequence, of which tokens are taken out; give a number (the "
-                "logits of that many last tokens) instead of a tensor"
-            )
-        if has_video and given.last_logits > 1 and self._plan.needs_end_of_prompt and not self._expecting:
-            raise UnsupportedModelError(
-                f"{self._plan.method} has to know where the prompt ends, but the last {given.last_logits - 1} tokens "
-                "may be candidates (prompt lookup, assisted decoding) or an answer (logits_to_keep); feed them after "
-                "the prompt"
-            )
 
     def _find_spans(self, kwargs: dict[str, Any], given: Given, past: int) -> Sequence[VideoSpan]:
         embeds = kwargs["inputs_embeds"]
@@ -366,6 +342,20 @@ class TokenReducer:
             return ()
         return self._inputs.find_spans(given, kwargs.get("position_ids"), kwargs[CACHE], past)
 
+    def _check_prompt_of_videos(self, given: Given) -> None:
+        """Refuse what a caller may ask for, and a prompt with fewer tokens cannot give."""
+        if given.chosen_logits:
+            raise UnsupportedModelError(
+                "logits_to_keep names places of the full sequence, of which tokens are taken out; give a number (the "
+                "logits of that many last tokens) instead of a tensor"
+            )
+        if given.last_logits > 1 and self._plan.needs_end_of_prompt and not self._expecting:
+            raise UnsupportedModelError(
+                f"{self._plan.method} has to know where the prompt ends, but the last {given.last_logits - 1} tokens "
+                "may be candidates (prompt lookup, assisted decoding) or an answer (logits_to_keep); feed them after "
+                "the prompt"
+            )
+
     def _take_over(self, cache: Cache, mask: torch.Tensor | None, past: int) -> ReducedCache:
         """A cache that is empty or holds unreduced tokens alone, made ready for fewer tokens in
         some layers."""
@@ -374,48 +364,3 @@ class TokenReducer:
             taken.sequence.mask = mask[:, :past].bool()
             taken.sequence.groups = (LayerGroup(0, taken.sequence.mask),)
         return taken
-
-    def _padding(
-        self, given: torch.Tensor | None, sequence: CachedSequence, past: int, length: int, device: torch.device
-    ) -> torch.Tensor | None:
-        """``[B, L]`` bool, False at padding among the new tokens; None without padding."""
-        if given is None or (self._unpadded and length > 1) or (length == 1 and not sequence.padded):
-            return None
-        given = given.to(device, torch.bool)
-        mask = given[:, -length:]
-        if length == 1:
-            return mask
-        if past > 0:
-            before = given[:, :past]
-            if bool((~before if sequence.mask is None else before != sequence.mask.to(device)).any()):
-                raise UnsupportedModelError(
-                    "attention_mask hides other cached tokens than when they were cached; where prompts of several "
-                    "rows are padded anew, begin with a new cache"
-                )
-        if bool(mask.all()):
-            return None
-        if past > 0 and RECURRENT in layer_types(self.decoder):
-            raise UnsupportedModelError(
-                "padding behind cached tokens lets the state of recurrent layers decay; continue prompts of one length "
-                "together, or one by one"
-            )
-        return mask
-
-    def _positions(
-        self,
-        kwargs: dict[str, Any],
-        given: Given,
-        sequence: CachedSequence,
-        mask: torch.Tensor | None,
-        past: int,
-    ) -> torch.Tensor:
-        """Rotary positions of the new tokens before reduction, ``[B, L]``, or ``[3, B, L]`` for
-        M-RoPE."""
-        embeds, ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
-        rows, length = embeds.shape[:2]
-        usual = contiguous(past, extend_mask(sequence.mask, mask, past, rows, length), rows, length, embeds.device)
-        own = given.positions and not self._expecting
-        if not self._mrope:
-            return linear_positions_of(ids if own else None, self._keeps_positions, usual, mask)
-        following = None if sequence.positions is None else sequence.next_position(past)
-        return mrope_positions_of(ids, own, following, usual, mask)

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from sttm_lmms.errors import NothingReducedError
 from sttm_lmms.runtime.timing import Mark, Phases, Stopwatch
+from sttm_lmms.runtime.videos import VideoTokens
 from sttm_lmms.types import MergedTokens
-
-if TYPE_CHECKING:
-    from sttm_lmms.runtime.forward import Forward
 
 
 def check_reduced(asked: str, reduced: int, seen: str) -> None:
@@ -150,17 +148,34 @@ class Report:
     def kv_share(self) -> float:
         """KV entries attended to / entries there would be, for methods that edit the cache; 1
         without edits."""
-        return self.kv_seen / self.kv_stored if self.kv_stored else 1.0
+        return self.kv_share_since((0.0, 0.0))
+
+    @property
+    def kv_counts(self) -> tuple[float, float]:
+        """:attr:`kv_seen` and :attr:`kv_stored` now, for :meth:`kv_share_since`."""
+        return self.kv_seen, self.kv_stored
+
+    def kv_share_since(self, counts: tuple[float, float]) -> float:
+        """:attr:`kv_share` of what came after :attr:`kv_counts` were ``counts``."""
+        seen, stored = self.kv_seen - counts[0], self.kv_stored - counts[1]
+        return seen / stored if stored else 1.0
 
     @property
     def latest(self) -> list[Reduction]:
         """The reductions of the most recent prefill that had a video."""
         return [event for event in self.events if event.merged is not None]
 
-    def add_prefill(self, run: Forward, stopwatch: Stopwatch, layers: int) -> None:
-        """Append the videos of a prefill that just ended in a decoder of ``layers`` layers. Maps of
-        earlier ones are dropped to bound memory."""
-        for event in self.events:
+    def add_prefill(
+        self,
+        videos: Sequence[VideoTokens],
+        stages_of: Sequence[Sequence[StageEvent]],
+        began: Mark,
+        stopwatch: Stopwatch,
+        layers: int,
+    ) -> None:
+        """Append the videos of a prefill that just ended in a decoder of ``layers`` layers, and
+        what each of its stages did to each video."""
+        for event in self.events:  # maps of a whole run would fill the memory
             event.merged = event.index = None
         self.events += [
             Reduction(
@@ -175,13 +190,15 @@ class Report:
                 index=video.tokens.flat_cells(),
                 stopwatch=stopwatch,
             )
-            for video, events in zip(run.videos, run.events, strict=True)
+            for video, events in zip(videos, stages_of, strict=True)
         ]
         self.last_prefill = phases = Phases(stopwatch)
-        stages = list({(event.layer, event.site): event for events in run.events for event in events}.values())
+        stages = list({(event.layer, event.site): event for events in stages_of for event in events}.values())
         if stages:
-            phases.add("prefill_after", run.began, stopwatch.mark())
-            phases.add("prefill_before", run.began, stages[0].began, within="prefill_after")
+            # The rest of the pass is all of it, without what came before the first stage and the
+            # stages.
+            phases.add("prefill_after", began, stopwatch.mark())
+            phases.add("prefill_before", began, stages[0].began, within="prefill_after")
         for stage in stages:
             phases.add("merge", stage.began, stage.ended, within="prefill_after")
 

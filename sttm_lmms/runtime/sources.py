@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,19 +13,16 @@ from torch import nn
 
 from sttm_lmms.errors import FeatureError, VideoError
 from sttm_lmms.families.base import Family
+from sttm_lmms.methods.base import Method
 from sttm_lmms.runtime.identity import content_key, is_array
 from sttm_lmms.runtime.prefetch import Job, Prefetcher
 from sttm_lmms.runtime.recent import Recent
 from sttm_lmms.runtime.requests import Counters, Failure, Request
-from sttm_lmms.runtime.timing import ForwardMarks, Phases, Stopwatch
+from sttm_lmms.runtime.timing import IN_FRONT, Phases, Stopwatch, pass_marks
 from sttm_lmms.types import VisionFeatures
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
-
-
-IN_FRONT = ("video_decode", "preprocess", "vision")
-"""Phases in front of the decoder."""
 
 
 class Store(Protocol):
@@ -54,9 +51,21 @@ def with_key(request: Request, known: dict[int, Hashable]) -> Request:
     return replace(request, visuals_key=tuple((kind, known[id(source)]) for kind, source in request.sources))
 
 
-def source_key(request: Request, video: VideoSettings) -> Hashable:
-    """Equal for requests :func:`with_key` that show the same visuals in the same way."""
-    return request.visuals_key, request.video_id, video
+def resolved(request: Request, known: dict[int, Hashable], config: Method | None, video: VideoSettings) -> Request:
+    """``request`` :func:`with_key`, and with ``config`` and ``video`` where it leaves them to the
+    engine."""
+    shows_video = any(kind == "video" for kind, _ in request.sources)
+    own = config if request.config is None else request.config
+    return replace(
+        with_key(request, known),
+        config=own if shows_video else None,  # else there is nothing to reduce
+        video=request.video or video,
+    )
+
+
+def source_key(request: Request) -> Hashable:
+    """Equal for :func:`resolved` requests that show the same visuals in the same way."""
+    return request.visuals_key, request.video_id, request.video
 
 
 class SourceReader:
@@ -93,24 +102,25 @@ class SourceReader:
         source = getattr(error, "path", "") or str(error)
         self.failures.append(Failure(source, str(error), questions))
 
-    def ahead(self, groups: Iterable[Group], video_of: Callable[[Request], VideoSettings]) -> Iterator[Group]:
+    def ahead(self, groups: Iterable[Group]) -> Iterator[Group]:
         """``groups``, each of which shows the same visuals, while the videos of the next ones are
         being read."""
 
         def job(group: Group) -> Job[tuple[list[Loaded], dict[str, float]]] | None:
             request = group[0][1]
-            key = source_key(request, video_of(request))
+            key = source_key(request)
             if key in self._recent or all(kind != "video" for kind, _ in request.sources):
                 return None
-            return key, lambda: self._read_ahead(request, video_of(request))
+            return key, lambda: self._read_ahead(request)
 
         return self._prefetcher.ahead(groups, job)
 
     @torch.inference_mode()
-    def features(self, request: Request, video: VideoSettings, phases: Phases, *, reuse: bool) -> list[VisionFeatures]:
+    def features(self, request: Request, phases: Phases, *, reuse: bool) -> list[VisionFeatures]:
         """Vision features of each visual of ``request``.
 
         Args:
+            request: as :func:`resolved`.
             phases: gets the time of ``video_decode``, ``preprocess`` and ``vision``. Work that was
                 done ahead counts as what it took, not as what was waited for it.
             reuse: whether features are remembered, and remembered ones are taken.
@@ -122,8 +132,7 @@ class SourceReader:
         phases.add_seconds(seconds)
         if not request.sources:
             return []
-        request = with_key(request, {})
-        key = source_key(request, video)
+        key = source_key(request)
         if reuse and (found := self._recent.get(key)) is not None:
             return found
         if self._store is None:
@@ -132,7 +141,7 @@ class SourceReader:
         if (ahead := self._prefetcher.take(key)) is not None:
             visuals, seconds = ahead()
         else:
-            visuals = self._load(request, video, seconds)
+            visuals = self._load(request, seconds)
         features = [self._encode(*loaded, phases) for loaded in visuals]
         phases.add_seconds(seconds)
         if reuse:
@@ -144,10 +153,11 @@ class SourceReader:
         mark = self._stopwatch.mark
         began = mark()
         if not isinstance(visual, VisionFeatures):
-            with ForwardMarks(self._family.tower(self._model), mark) as tower:
+            with pass_marks(self._family.tower(self._model), mark) as passes:
                 visual = self._family.vision_features(self._model, self._processor, visual, chunks)
             self.counters.vision_passes += 1
-            for times in tower.passes:
+            # What is not the tower itself (patches, copies to the device) counts as preprocessing.
+            for times in passes:
                 phases.add("vision", *times, within="preprocess")
         seen = mark()
         features = self._family.project(self._model, visual)
@@ -156,9 +166,7 @@ class SourceReader:
         phases.add("vision", seen, ended)
         return features
 
-    def _load(
-        self, request: Request, video: VideoSettings, seconds: dict[str, float], *, preprocess: bool = False
-    ) -> Iterator[Loaded]:
+    def _load(self, request: Request, seconds: dict[str, float], *, preprocess: bool = False) -> Iterator[Loaded]:
         """Each visual in front of the vision tower (or behind it, out of the store), when it is
         asked for.
 
@@ -167,26 +175,27 @@ class SourceReader:
         """
         for (kind, source), (_, key) in zip(request.sources, request.visuals_key or (), strict=True):
             began = time.perf_counter()
-            visual = self._open(kind, source, request, video)
+            visual = self._open(kind, source, request)
             read = time.perf_counter()
             ahead = preprocess and kind == "video" and not isinstance(visual, VisionFeatures)
             chunks = list(self._family.chunks(self._processor, visual)) if ahead else None
-            _check_unchanged(source, key)
+            _check_unchanged(source, key)  # read in a thread, perhaps long after the key was made
             seconds["video_decode"] += read - began
             seconds["preprocess"] += time.perf_counter() - read
             yield visual, chunks
 
     @torch.inference_mode()  # a thread has a mode of its own
-    def _read_ahead(self, request: Request, video: VideoSettings) -> tuple[list[Loaded], dict[str, float]]:
+    def _read_ahead(self, request: Request) -> tuple[list[Loaded], dict[str, float]]:
         """All visuals of a request through the processor, and the seconds that it took."""
         seconds = dict.fromkeys(IN_FRONT, 0.0)
-        return list(self._load(request, video, seconds, preprocess=True)), seconds
+        return list(self._load(request, seconds, preprocess=True)), seconds
 
-    def _open(self, kind: str, source: Any, request: Request, video: VideoSettings) -> Any:
+    def _open(self, kind: str, source: Any, request: Request) -> Any:
         if kind == "image":
             return source
         if self._store is None:
-            return self._family.read_video(source, video, self._processor)
+            assert request.video is not None
+            return self._family.read_video(source, request.video, self._processor)
         from sttm_lmms.video.source_file import is_source
 
         if request.video_id is None and not isinstance(source, (str, Path)):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from sttm_lmms.errors import UnsupportedModelError
+from sttm_lmms.families import FAMILIES, REFUSED, family_of_config
+from sttm_lmms.families.base import runs
 from sttm_lmms.types import VideoSpan
 
 
@@ -24,8 +26,6 @@ def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
         UnsupportedModelError: the model type is unknown, or the tokens of a video do not form its
             grid.
     """
-    from sttm_lmms.families import FAMILIES, REFUSED, family_of_config
-
     family = family_of_config(config)
     if family is None:
         known = dict.fromkeys(name for known in FAMILIES.values() for name in known.model_types)
@@ -40,8 +40,6 @@ def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
 
 def knows_videos_of(config: Any) -> bool:
     """Whether :func:`locate_spans` finds videos in the inputs of a model with this config."""
-    from sttm_lmms.families import family_of_config
-
     return hasattr(config, "model_type") and family_of_config(config) is not None
 
 
@@ -56,9 +54,6 @@ def check_image_positions(config: Any, input_ids: torch.Tensor, positions: torch
     Raises:
         UnsupportedModelError: an image of several tokens has the same position on all axes.
     """
-    from sttm_lmms.families import family_of_config
-    from sttm_lmms.families.base import runs
-
     family = family_of_config(config)
     if family is None or not family.mrope:
         return

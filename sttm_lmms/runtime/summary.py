@@ -8,8 +8,9 @@ from typing import Any
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.runtime.report import check_reduced
 from sttm_lmms.runtime.requests import Answer, Counters, Failure, Reply
+from sttm_lmms.runtime.timing import IN_FRONT
 
-PHASES = ("video_decode", "preprocess", "vision", "prefill_before", "merge", "prefill_after", "prefill")
+PHASES = (*IN_FRONT, "prefill_before", "merge", "prefill_after", "prefill")
 
 
 def summarise(
@@ -80,7 +81,7 @@ def _answered(replies: Iterable[Reply]) -> list[Reply]:
 
 
 def _with_end_to_end(timing: Mapping[str, float]) -> dict[str, float]:
-    seen = sum(timing.get(phase, 0.0) for phase in ("video_decode", "preprocess", "vision"))
+    seen = sum(timing.get(phase, 0.0) for phase in IN_FRONT)
     return {**timing, **({"ttft_end_to_end": seen + timing["ttft"]} if "ttft" in timing else {})}
 
 

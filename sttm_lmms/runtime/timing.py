@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,10 @@ from torch import nn
 
 Mark = Any
 """A point in time on a :class:`Stopwatch`: seconds, or an event in a CUDA stream."""
+
+
+IN_FRONT = ("video_decode", "preprocess", "vision")
+"""Phases in front of the decoder."""
 
 
 class Stopwatch:
@@ -27,14 +31,14 @@ class Stopwatch:
     """
 
     def __init__(self, model: nn.Module, enabled: bool = True) -> None:
-        devices = devices_of(model) if enabled else []
-        self._stream = devices[0] if len(devices) == 1 and devices[0].type == "cuda" else None
-        self._wait = synchronizer(model) if enabled and self._stream is None else _nothing
+        self._devices = devices_of(model) if enabled else []
+        one_cuda = len(self._devices) == 1 and self._devices[0].type == "cuda"
+        self._stream = self._devices[0] if one_cuda else None
 
     def mark(self) -> Mark:
         """Now, in the order of the device's work."""
         if self._stream is None:
-            self._wait()
+            wait_for(self._devices)
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._stream))
@@ -80,89 +84,67 @@ class Phases:
             found[phase] = found.get(phase, 0.0) + sign * self._stopwatch.seconds(began, ended)
         return found
 
+    def seconds_of_answer(self) -> dict[str, float]:
+        """Seconds by phase, with ``ttft`` (the decoder's part, as in the paper) and
+        ``end_to_end``."""
+        found = self.seconds()
+        whole = sum(found[phase] for phase in (*IN_FRONT, "prefill", "decode"))
+        return {**found, "ttft": found["prefill"], "end_to_end": whole}
+
 
 def devices_of(model: nn.Module) -> list[torch.device]:
     """The devices that hold parameters of ``model``, without those of offloaded ones."""
     return sorted({p.device for p in model.parameters() if p.device.type != "meta"}, key=str)
 
 
-def synchronizer(model: nn.Module) -> Callable[[], None]:
-    """A function that waits until ``model``'s devices have finished their work (nothing to wait for
-    on a CPU).
-
-    Only devices that hold parameters are asked: asking another one would open a context on it, in
-        every process.
-    """
-    devices = _cuda_devices(model)
-    if devices:
-        return partial(_synchronize_cuda, devices)
-    if any(parameter.device.type == "mps" for parameter in model.parameters()):
-        return torch.mps.synchronize
-    return _nothing
+def wait_for(devices: Sequence[torch.device]) -> None:
+    """Wait until these devices have finished their work; nothing to wait for on a CPU."""
+    # No other devices: asking one opens a context on it, in every process.
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
 
-class FirstForward:
-    """Context that notes when the first forward pass of ``model`` inside it has ended: the time to
-    first token."""
+@contextmanager
+def pass_marks(module: nn.Module, mark: Callable[[], Mark]) -> Iterator[list[tuple[Mark, Mark]]]:
+    """A list that gets the beginning and the end of each forward pass of ``module``."""
+    passes: list[tuple[Mark, Mark]] = []
+    began: list[Mark] = []
 
-    def __init__(self, model: nn.Module, mark: Callable[[], Mark]) -> None:
-        self._model, self._mark = model, mark
-        self.ended: Mark | None = None
+    def begin(*_: object) -> None:
+        began.append(mark())
 
-    def __enter__(self) -> FirstForward:
-        self._handle = self._model.register_forward_hook(self._note)
-        return self
+    def end(*_: object) -> None:
+        passes.append((began.pop(), mark()))
 
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def _note(self, *_: Any) -> None:
-        if self.ended is None:
-            self.ended = self._mark()
-
-
-class ForwardMarks:
-    """Context that notes the beginning and the end of each forward pass of ``module`` in
-    ``passes``."""
-
-    def __init__(self, module: nn.Module, mark: Callable[[], Mark]) -> None:
-        self._module, self._mark = module, mark
-        self._began: Mark = None
-        self.passes: list[tuple[Mark, Mark]] = []
-
-    def __enter__(self) -> ForwardMarks:
-        self._handles = [
-            self._module.register_forward_pre_hook(self._begin),
-            self._module.register_forward_hook(self._end),
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
+    handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    try:
+        yield passes
+    finally:
+        for handle in handles:
             handle.remove()
 
-    def _begin(self, *_: Any) -> None:
-        self._began = self._mark()
 
-    def _end(self, *_: Any) -> None:
-        self.passes.append((self._began, self._mark()))
+@contextmanager
+def first_pass_end(model: nn.Module, mark: Callable[[], Mark]) -> Iterator[list[Mark]]:
+    """A list that gets the end of the first forward pass of ``model``: the time to first token."""
+    ended: list[Mark] = []
+
+    def note(*_: object) -> None:
+        if not ended:  # a mark at each decode step would cost time
+            ended.append(mark())
+
+    handle = model.register_forward_hook(note)
+    try:
+        yield ended
+    finally:
+        handle.remove()
 
 
 def peak_memory(model: nn.Module) -> int | None:
     """Most bytes allocated since the last reset, summed over the CUDA devices that hold parameters;
     None without."""
-    devices = _cuda_devices(model)
+    devices = [device for device in devices_of(model) if device.type == "cuda"]
     return sum(torch.cuda.max_memory_allocated(device) for device in devices) if devices else None
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=lambda device: device.index)
-
-
-def _synchronize_cuda(devices: Sequence[torch.device]) -> None:
-    for device in devices:
-        torch.cuda.synchronize(device)
-
-
-def _nothing() -> None:
-    return None

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 
 from sttm_lmms.methods.base import Method, Stage
 from sttm_lmms.runtime.probe import AttentionInputs, VideoProbe
+from sttm_lmms.runtime.reduced_cache import CachedVideo
 from sttm_lmms.types import Kept, MergedTokens, Tokens, VideoSpan
 
 
@@ -64,6 +65,8 @@ class VideoTokens:
         else:
             lengths = [len(kept)]
         self.pieces = [(start, length) for (start, _), length in zip(self.pieces, lengths, strict=True)]
+        # Cells dropped at an earlier stage stay dropped; the others follow the token they had
+        # joined.
         owner = kept.owner
         gone = self.owner < 0
         self.owner = torch.where(gone, self.owner, owner[self.owner.clamp(min=0)])
@@ -76,11 +79,10 @@ class VideoTokens:
         self.info.update(kept.info)
         return kept
 
-    def entries(self, before: int) -> tuple[dict[str, Any], range, int]:
-        """State, entries in a layer of the KV cache that held ``before`` tokens, and visual tokens
-        before reduction."""
+    def cached(self, before: int) -> CachedVideo:
+        """The video in a layer of the KV cache that held ``before`` tokens."""
         (start, _), (last, length) = self.pieces[0], self.pieces[-1]
-        return self.state, range(before + start, before + last + length), self.span.length
+        return CachedVideo(self.state, range(before + start, before + last + length), self.span.length)
 
     def _grouped(self, kept: Kept) -> tuple[Kept, list[int]]:
         ends = torch.tensor(self.piece_ends, device=kept.index.device)
@@ -103,17 +105,15 @@ class VideoTokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of sequences; rows are padded on the left to the longest one.
+    """Which tokens a batch holds by now; rows are padded on the left to the longest one.
 
     Attributes:
-        hidden: ``[B, S, C]``.
         index: ``[B, S]`` int64, place in the unreduced sequence of each token (of a merged token's
             representative); None as long as nothing was reduced.
         mask: ``[B, S]`` bool, False at padding; None without padding.
         padding: padding tokens in front of each row.
     """
 
-    hidden: torch.Tensor
     index: torch.Tensor | None
     mask: torch.Tensor | None
     padding: list[int]
@@ -122,74 +122,92 @@ class Batch:
 def reduce_videos(
     method: Method,
     stage: Stage,
+    hidden: torch.Tensor,
     batch: Batch,
     videos: Sequence[VideoTokens],
     *,
     layers: int,
     attention: AttentionInputs | None = None,
     cache: Cache | None = None,
-) -> tuple[Batch, list[Kept | None]]:
+) -> tuple[torch.Tensor, Batch, list[Kept | None]]:
     """Hand every video of a batch to the method at one of its stages and close the gaps; all else
     stays as it is.
 
     Args:
+        hidden: ``[B, S, C]``, the tokens of ``batch``.
         layers: of the decoder.
         attention, cache: of the layer whose attention the method may ask for.
 
     Returns:
-        The batch (the same object if no video was reduced) and what became of each video.
+        Hidden states and batch (the same objects if no video was reduced), and what became of each
+        video.
     """
     results: list[Kept | None] = []
     for video in videos:
         row = video.span.row
         padding = batch.padding[row]
-        tokens = replace(video.tokens, features=video.select(batch.hidden[row, padding:]))
+        tokens = replace(video.tokens, features=video.select(hidden[row, padding:]))
         probe = VideoProbe(layers, attention, cache, row, padding, tuple(video.pieces))
         results.append(method.reduce(tokens, stage.layer, probe, video.state))
     if all(kept is None for kept in results):
-        return batch, results
+        return hidden, batch, results
     rows = []
     for row, padding in enumerate(batch.padding):
-        hidden = batch.hidden[row, padding:]
+        states = hidden[row, padding:]
         if batch.index is None:
-            index = torch.arange(padding, padding + len(hidden), device=hidden.device)
+            index = torch.arange(padding, padding + len(states), device=states.device)
         else:
             index = batch.index[row, padding:]
-        mine = sorted((n for n, v in enumerate(videos) if v.span.row == row), key=lambda n: videos[n].pieces[0][0])
-        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        end = shift = 0
-        for number in mine:
-            video, kept = videos[number], results[number]
-            old, features, places = list(video.pieces), video.select(hidden), video.select(index)
-            if kept is not None:
-                kept = results[number] = video.take(kept)
-                features, places = kept.features, places[kept.index]
-            begin = 0
-            for piece, (start, length) in enumerate(old):
-                new = video.pieces[piece][1]
-                parts.append((hidden[end:start], index[end:start]))
-                parts.append((features[begin : begin + new], places[begin : begin + new]))
-                video.pieces[piece] = (start + shift, new)
-                end, begin, shift = start + length, begin + new, shift + new - length
-        parts.append((hidden[end:], index[end:]))
-        rows.append((torch.cat([h for h, _ in parts]), torch.cat([i for _, i in parts])))
-    return _padded(rows), results
+        mine = [number for number, video in enumerate(videos) if video.span.row == row]
+        mine.sort(key=lambda number: videos[number].pieces[0][0])
+        rows.append(_close_gaps(states, index, mine, videos, results))
+    return *_padded(rows), results
 
 
-def _padded(rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+def _close_gaps(
+    states: torch.Tensor,
+    index: torch.Tensor,
+    numbers: Sequence[int],
+    videos: Sequence[VideoTokens],
+    results: list[Kept | None],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One row ``[S, C]`` and ``[S]`` with what was kept of its videos in their places; the videos
+    and results are brought up to date."""
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    end = shift = 0  # of what has been copied, and how far tokens behind it move
+    for number in numbers:
+        video, kept = videos[number], results[number]
+        old, features, places = list(video.pieces), video.select(states), video.select(index)
+        if kept is not None:
+            kept = results[number] = video.take(kept)
+            features, places = kept.features, places[kept.index]
+        begin = 0
+        for piece, (start, length) in enumerate(old):
+            new = video.pieces[piece][1]
+            # Text in front of the piece (timestamps, separators), then the piece's own survivors.
+            parts.append((states[end:start], index[end:start]))
+            parts.append((features[begin : begin + new], places[begin : begin + new]))
+            video.pieces[piece] = (start + shift, new)
+            end, begin, shift = start + length, begin + new, shift + new - length
+    parts.append((states[end:], index[end:]))
+    return torch.cat([state for state, _ in parts]), torch.cat([place for _, place in parts])
+
+
+def _padded(rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, Batch]:
+    """Hidden states and indices of rows of any lengths as one batch."""
     lengths = [len(index) for _, index in rows]
     longest = max(lengths)
     padding = [longest - length for length in lengths]
     if not any(padding):
         hidden = rows[0][0][None] if len(rows) == 1 else torch.stack([h for h, _ in rows])
-        return Batch(hidden, torch.stack([i for _, i in rows]), None, padding)
+        return hidden, Batch(torch.stack([i for _, i in rows]), None, padding)
     first = rows[0][0]
     hidden = first.new_zeros(len(rows), longest, first.shape[-1])
     index = torch.zeros(len(rows), longest, dtype=torch.long, device=first.device)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=first.device)
     for row, (features, places) in enumerate(rows):
         hidden[row, padding[row] :], index[row, padding[row] :], mask[row, padding[row] :] = features, places, True
-    return Batch(hidden, index, mask, padding)
+    return hidden, Batch(index, mask, padding)
 
 
 def reduce_grid(method: Method, features: torch.Tensor, head_dim: int | None = None) -> MergedTokens:
@@ -206,6 +224,5 @@ def reduce_grid(method: Method, features: torch.Tensor, head_dim: int | None = N
     stage = stages[0] if isinstance(stages[0], Stage) else Stage(stages[0])
     t, h, w, _ = features.shape
     video = VideoTokens.of(VideoSpan(0, (t, h, w)), 0, features, head_dim)
-    batch = Batch(features.flatten(0, 2)[None], None, None, [0])
-    batch, _ = reduce_videos(method, stage, batch, [video], layers=1)
-    return replace(video.merged(), features=batch.hidden[0])
+    hidden, _, _ = reduce_videos(method, stage, features.flatten(0, 2)[None], Batch(None, None, [0]), [video], layers=1)
+    return replace(video.merged(), features=hidden[0])

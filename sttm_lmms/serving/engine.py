@@ -92,7 +92,7 @@ class VLLMEngine(Engine):
         waiting: dict[int, VLLMPrompt] = {}
         size = 0
         for group in self._groups(requests):
-            check_served(self._config(group[0][1]), self.family.name)
+            check_served(group[0][1].config, self.family.name)
             with self._lock:
                 prompts = list(self._prompts(group, self._merge))
             for index, prompt in prompts:
@@ -130,7 +130,7 @@ class VLLMEngine(Engine):
         if prefix is None:
             mark = self._stopwatch.mark
             began = mark()
-            prefix = merge_prefix(self._config(request), prepared, self.model.config)
+            prefix = merge_prefix(request.config, prepared, self.model.config)
             phases.add("merge", began, mark())
             self._merged.put(key, prefix)
         question = on_host(prepared.inputs_embeds[0, prepared.prefix_length :])

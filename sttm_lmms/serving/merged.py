@@ -46,10 +46,9 @@ def merge_prefix(method: Method | None, prepared: PreparedInput, config: Any) ->
     if method is not None and prepared.spans:
         heads = text.hidden_size // text.num_attention_heads
         videos = [VideoTokens.of(span, 0, embeds, heads) for span in prepared.spans]
-        batch, results = reduce_videos(
-            method, Stage(0), Batch(embeds, None, None, [0]), videos, layers=text.num_hidden_layers
+        embeds, _, results = reduce_videos(
+            method, Stage(0), embeds, Batch(None, None, [0]), videos, layers=text.num_hidden_layers
         )
-        embeds = batch.hidden
         removed = sum(
             video.span.length - len(kept) for video, kept in zip(videos, results, strict=True) if kept is not None
         )

@@ -109,6 +109,8 @@ def fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"\n{path.name} {size}\n".encode())
         with path.open("rb") as file:
+            # Blocks from all over the file: reading gigabytes would take longer than encoding a
+            # video.
             for sample in range(_SAMPLES + 1):
                 file.seek(max(size - _BLOCK, 0) * sample // _SAMPLES)
                 digest.update(file.read(_BLOCK))
@@ -171,7 +173,7 @@ class FeatureStore:
             metadata = self._record(path)["metadata"]
             return source is None or is_source(metadata, source)
         except _BrokenError:
-            return False
+            return False  # made again
 
     def load(self, vid: str) -> VisionFeatures:
         """The features of ``vid`` on the CPU; in the dtype in which they lie there.
@@ -188,7 +190,7 @@ class FeatureStore:
             record = self._record(path)
             with safe_open(path, "pt") as file:
                 features = VisionFeatures(file.get_tensor("features"), record["kind"], record["metadata"])
-        elif (published := path.with_suffix(".pt")).is_file():
+        elif (published := path.with_suffix(".pt")).is_file():  # the paper's own files
             path = published
             features = VisionFeatures(*load_published(path, self.folder / "metadata" / f"{vid}.pkl"))
         else:
@@ -325,7 +327,7 @@ def _write(path: Path, data: bytes) -> None:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the rename: a name may reach the disk before its bytes
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

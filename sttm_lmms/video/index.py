@@ -99,6 +99,8 @@ def build_index(path: str | Path, deadline: Deadline) -> FrameIndex:
         reason = "its packets and its pictures have different times"
     if reason:
         counted = list(decode_times(path, deadline))
+        # Frames may come without times of their own; those of the packets are right if none is
+        # missing.
         if len(counted) != len(shown) or found.backwards:
             shown = counted
     seconds = (None if pts is None or base is None else float(pts * base) for pts in shown)

@@ -164,6 +164,7 @@ class FrameCursor:
                 self._current, self._ahead = self._ahead, None
             return self._current
         except _DamagedError:
+            # Threads decode several packets at a time, and drop whole ones beside a damaged one.
             self._threads = False
             self._reopen()
             return self._from_key(key, pts)
@@ -184,9 +185,11 @@ class FrameCursor:
                 first = next(packets)
             except av.FFmpegError:
                 continue
+            # A packet behind the key frame: this container seeks to somewhere near, so try an
+            # earlier one.
             if first.size and (first.pts is None or first.pts <= wanted):
                 break
-        else:
+        else:  # the beginning of the file needs no seeking
             self._reopen()
             packets = self._container.demux(self._stream)
             first = next(packets)

@@ -56,6 +56,7 @@ def _probe(path: str | Path, deadline: Deadline) -> VideoInfo:
     else:
         duration = float(index.times[-1]) + index.last_seconds
         fps = total / duration
+    # The size as it is shown: how a file is rotated stands in its frames.
     first, _ = next(_reader("pyav", index)(str(path), index, [0], deadline))
     return VideoInfo(str(path), total, fps, duration, first.shape[1], first.shape[0], index)
 
@@ -88,6 +89,7 @@ def read_frames(
     info = video if isinstance(video, VideoInfo) and video.index is not None else probe(_path(video), timeout=timeout)
     assert info.index is not None
     numbers = _check_indices(info, indices)
+    # Readers go through the file once, forwards; the frames are put into the caller's order below.
     unique, inverse = np.unique(numbers, return_inverse=True)
     deadline = Deadline(timeout)
     read = _reader(backend, info.index)(info.path, info.index, unique.tolist(), deadline)

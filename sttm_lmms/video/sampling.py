@@ -57,9 +57,3 @@ def frames_at(info: VideoInfo, seconds: Sequence[float]) -> list[int]:
     rate."""
     assert info.times is not None
     return np.maximum(np.searchsorted(info.times, np.array(seconds) + 1e-6, side="right") - 1, 0).tolist()
-
-
-def frame_times(indices: Sequence[int], fps: float) -> list[float]:
-    """Seconds of each frame as the published pipeline counts them: frame number / average fps of
-    the file."""
-    return [index / fps for index in indices]

@@ -61,8 +61,8 @@ def run(model: Any, method: Method | None, masked: bool, *, cheap: bool = True, 
     """A reduced prefill and its decode steps."""
     spans = [VideoSpan(TEXT, GRID, row) for row in range(rows)]
     with torch.inference_mode(), TokenReducer(model, method, spans=spans) as reducer:
-        assert reducer._plain
-        reducer._plain = cheap
+        assert reducer._steps.possible
+        reducer._steps.possible = cheap
         embeds = prompt(rows)
         output = model(inputs_embeds=embeds, use_cache=True, **inputs(model, rows, 0, PROMPT, masked))
         assert method is None or reducer.report.kept_tokens < reducer.report.visual_tokens
@@ -130,7 +130,7 @@ def test_steps_after_a_question_that_continues_a_prefix(tiny, family: str, layer
     found: dict[bool, list[Any]] = {}
     for cheap in (True, False):
         with torch.inference_mode(), TokenReducer(model, method, spans=()) as reducer:
-            reducer._plain = cheap
+            reducer._steps.possible = cheap
             prefix = prefill_prefix(reducer, prepared)
             reducer.expect((), unpadded=True)
             for _ in range(2):  # the second question finds the prefix as the first one did

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sttm_lmms.runtime.timing import Stopwatch, peak_memory, synchronizer
+from sttm_lmms.runtime.timing import Stopwatch, devices_of, peak_memory, wait_for
 
 
 def model_on(*devices: str) -> SimpleNamespace:
@@ -34,7 +34,7 @@ def asked(monkeypatch) -> list[str]:
     ],
 )
 def test_only_devices_with_parameters_are_waited_for(asked, devices, waited):
-    synchronizer(model_on(*devices))()
+    wait_for(devices_of(model_on(*devices)))
     assert asked == waited
 
 

@@ -14,7 +14,7 @@ from footage import VIDEO
 
 from sttm_lmms import VideoSpan, get_method
 from sttm_lmms.runtime import Engine, GenerationSettings, Request, TokenReducer
-from sttm_lmms.runtime.timing import FirstForward, Phases, Stopwatch
+from sttm_lmms.runtime.timing import Phases, Stopwatch, first_pass_end
 
 GRID, TEXT, LENGTH = (4, 4, 4), 5, 76
 WITHOUT_READS = ("random", "pool", "tome", "fastv")
@@ -149,8 +149,8 @@ def test_the_phases_of_an_answer_are_marked_without_waiting(gpu):
 
 def test_the_time_to_the_first_token_is_a_mark(gpu):
     model, stopwatch = torch.nn.Linear(1, 1), Stopwatch(gpu)
-    with FirstForward(model, stopwatch.mark) as first:
+    with first_pass_end(model, stopwatch.mark) as ends:
         for _ in range(3):
             model(torch.zeros(1))
-    assert first.ended.at == 1
+    assert [end.at for end in ends] == [1]
     assert _Event.waits == 0

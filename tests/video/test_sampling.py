@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttm_lmms.video import VideoInfo, VideoSettings, frame_times, sample_uniform_fps
+from sttm_lmms.video import VideoInfo, VideoSettings, sample_uniform_fps
 
 
 def info(total: int, fps: float) -> VideoInfo:
@@ -60,10 +60,6 @@ def test_known_cases() -> None:
     assert sample_uniform_fps(info(3, 10.0), 25, 128) == [0, 1, 2]
     assert sample_uniform_fps(info(1000, 25.0), 1, 8) == [0, 142, 285, 428, 570, 713, 856, 999]
     assert sample_uniform_fps(info(1000, 25.0), 1, 1) == [0]
-
-
-def test_times() -> None:
-    assert frame_times([0, 25, 99], 25.0) == [0.0, 1.0, 3.96]
 
 
 @pytest.mark.parametrize(
