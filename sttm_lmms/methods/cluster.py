@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,10 @@ from sttm_lmms.methods.ops import blocks, group_means, row_norms
 from sttm_lmms.types import Kept, Tokens
 
 BLOCK = 1 << 24
-"""Similarities that are held at a time."""
+"""Similarities, and numbers of rows, that are held at a time."""
+
+POOL = 512
+"""Rows among which prototypes are looked for one after the other."""
 
 EPS = 1e-6
 
@@ -86,8 +89,8 @@ class ClusterConfig(LayerMethod):
         unit = rotate(features, self._places(tokens)).float()
         unit /= unit.norm(dim=-1, keepdim=True).clamp(min=EPS)
         first = row_norms(features).argmax() if self.first_prototype is None else torch.tensor(self.first_prototype)
-        prototypes = unit[spread_prototypes(unit, first.to(unit.device), count)]
-        group = spherical_kmeans(unit, prototypes, self.max_iters)
+        prototypes, assigned = spread_prototypes(unit, first.to(unit.device), count)
+        group = spherical_kmeans(unit, prototypes, assigned, self.max_iters)
 
         # Groups in the order of their first tokens.
         place = torch.arange(len(tokens), device=group.device)
@@ -125,22 +128,53 @@ def rotate(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     return rotated
 
 
-def spread_prototypes(unit: torch.Tensor, first: torch.Tensor, count: int) -> torch.Tensor:
-    """``[count]`` int64: ``first``, then again and again the row of ``[N, C]`` that is least like
-    the nearest one."""
-    chosen = [first.view(1)]
-    near = unit @ unit.index_select(0, chosen[0])[0]
-    for _ in range(count - 1):
-        chosen.append(near.argmin().view(1))
-        near = torch.maximum(near, unit @ unit.index_select(0, chosen[-1])[0])
-    return torch.cat(chosen)
+class Assigned(NamedTuple):
+    """For each row the prototype with the largest dot product, the first among equals, and that
+    product."""
+
+    similarity: torch.Tensor
+    group: torch.Tensor
 
 
-def spherical_kmeans(unit: torch.Tensor, prototypes: torch.Tensor, rounds: int) -> torch.Tensor:
+def spread_prototypes(unit: torch.Tensor, first: torch.Tensor, count: int) -> tuple[torch.Tensor, Assigned]:
+    """``[count, C]``: row ``first`` of ``[N, C]``, then again and again the one that is least like
+    its nearest prototype; and what that makes of the rows."""
+    chosen = first.view(1)
+    similarity = unit @ unit.index_select(0, chosen)[0]
+    group = torch.zeros_like(similarity, dtype=torch.long)
+    while len(chosen) < count:
+        # One product with many prototypes costs far less than one with each. Rows outside the pool are no less alike
+        # than `bar` and get only more so: as long as one inside is less alike than that, it is the next prototype.
+        order = similarity.argsort(stable=True)[: POOL + 1]
+        pool = order[:POOL].sort().values
+        bar = similarity[order[-1]] if len(order) > POOL else similarity.new_tensor(torch.inf)
+        picks, likeness = _spread(unit.index_select(0, pool), similarity[pool], min(len(pool), count - len(chosen)))
+        new = pool[picks[: max(1, int((likeness < bar).sum()))]]
+        best, whose = _nearest(unit, torch.arange(len(unit), device=unit.device), unit.index_select(0, new))
+        group = torch.where(best > similarity, whose + len(chosen), group)
+        similarity = torch.maximum(similarity, best)
+        chosen = torch.cat((chosen, new))
+    return unit.index_select(0, chosen), Assigned(similarity, group)
+
+
+def _spread(rows: torch.Tensor, near: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[count]`` of the rows ``[P, C]`` one after the other, each the least of ``near``, its
+    similarity to the prototypes before it; and that value, which never falls."""
+    table = rows @ rows.T
+    picks, values = [], []
+    for _ in range(count):
+        value, pick = near.min(0)
+        picks.append(pick)
+        values.append(value)
+        near = torch.maximum(near, table.index_select(0, pick.view(1))[0])
+    return torch.stack(picks), torch.stack(values)
+
+
+def spherical_kmeans(unit: torch.Tensor, prototypes: torch.Tensor, assigned: Assigned, rounds: int) -> torch.Tensor:
     """``[N]`` int64: the prototype of each row of ``[N, C]`` after at most so many rounds; none is
     without rows."""
+    similarity, group = assigned
     for _ in range(rounds):
-        similarity, group = _nearest(unit, prototypes)
         sums = torch.zeros_like(prototypes).index_add_(0, group, unit)
         size = _sizes(group, len(prototypes))
         mean = sums / size.clamp(min=1)[:, None]
@@ -149,25 +183,41 @@ def spherical_kmeans(unit: torch.Tensor, prototypes: torch.Tensor, rounds: int) 
         # one the next.
         empty = size == 0
         spare = similarity.argsort(stable=True)[(empty.cumsum(0) - 1).clamp(min=0)]
-        moved = torch.where(empty[:, None], unit[spare], mean)
-        still = bool((moved - prototypes).abs().amax() <= EPS)
-        prototypes = moved
-        if still:
+        mean = torch.where(empty[:, None], unit[spare], mean)
+        step = (mean - prototypes).abs().amax(1)
+        prototypes = mean
+        similarity, group = _reassign(unit, prototypes, step > 0, Assigned(similarity, group))
+        if bool(step.amax() <= EPS):
             break
-    similarity, group = _nearest(unit, prototypes)
     for lonely in (_sizes(group, len(prototypes)) == 0).nonzero().flatten().tolist():
         movable = _sizes(group, len(prototypes))[group] > 1
         group[similarity.masked_fill(~movable, torch.inf).argmin()] = lonely
     return group
 
 
-def _nearest(unit: torch.Tensor, prototypes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest dot product of each row with a prototype, and whose it is (the first among
-    equals)."""
-    step = max(1, BLOCK // len(prototypes))
-    found = [(unit[block] @ prototypes.T).max(1) for block in blocks(len(unit), step)]
-    similarity, group = (torch.cat(part) for part in zip(*found, strict=True))
-    return similarity, group
+def _reassign(unit: torch.Tensor, prototypes: torch.Tensor, moved: torch.Tensor, before: Assigned) -> Assigned:
+    """The rows' nearest prototypes after some of these have ``moved``: what is similar to the others
+    is known."""
+    similarity, group = (part.clone() for part in before)
+    adrift = moved[group]
+    rows = adrift.nonzero().flatten()
+    similarity[rows], group[rows] = _nearest(unit, rows, prototypes)
+    rows, candidates = (~adrift).nonzero().flatten(), moved.nonzero().flatten()
+    if len(rows) and len(candidates):
+        best, whose = _nearest(unit, rows, prototypes[candidates])
+        whose, known, old = candidates[whose], similarity[rows], group[rows]
+        better = (best > known) | ((best == known) & (whose < old))
+        similarity[rows], group[rows] = torch.where(better, best, known), torch.where(better, whose, old)
+    return Assigned(similarity, group)
+
+
+def _nearest(unit: torch.Tensor, rows: torch.Tensor, prototypes: torch.Tensor) -> Assigned:
+    """The assignment of the rows ``rows`` of ``[N, C]``, block by block."""
+    similarity = torch.empty(len(rows), dtype=unit.dtype, device=unit.device)
+    group = torch.empty_like(rows)
+    for block in blocks(len(rows), max(1, BLOCK // max(len(prototypes), unit.shape[1]))):
+        similarity[block], group[block] = (unit.index_select(0, rows[block]) @ prototypes.T).max(1)
+    return Assigned(similarity, group)
 
 
 def _sizes(group: torch.Tensor, groups: int) -> torch.Tensor:

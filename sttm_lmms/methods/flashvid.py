@@ -146,7 +146,7 @@ class FlashVIDConfig(LayerMethod):
 
     def _reduce_segment(self, features: torch.Tensor, a_frame: int, selected: int) -> _Segment:
         """The tokens that go on of the frames ``[F, n, C]`` of one segment."""
-        frames, size, channels = features.shape
+        frames, size, _ = features.shape
         unit = F.normalize(features, dim=-1)
         root = torch.arange(frames * size, device=features.device).view(frames, size)
         is_selected = torch.zeros(frames, size, dtype=torch.bool, device=features.device)
@@ -157,22 +157,25 @@ class FlashVIDConfig(LayerMethod):
             values, root, left = self._join_in_time(features, unit, is_selected, a_frame)
         elif frames == 1 and self.temporal_threshold < 1 and self.budget is None:
             left = torch.ones_like(left)  # as published: of a single frame selected tokens are clustered, too
-        index, means = [is_selected.flatten().nonzero().flatten()], [features[is_selected]]
+        chosen = is_selected.flatten().nonzero().flatten()
+        index, means, found = [chosen], [features.flatten(0, 1).index_select(0, chosen)], len(chosen)
         token = torch.full((frames * size,), -1, device=features.device)
-        share = clusters / max(1, int(left.sum()))
-        for t in range(frames):
-            own = left[t].nonzero().flatten()
+        # Sizes of all frames at once, so that the host waits for the device once a segment.
+        sizes = left.sum(1).tolist()
+        share = clusters / max(1, sum(sizes))
+        for own in left.flatten().nonzero().flatten().split(sizes):
             number = math.ceil(len(own) * share)
             if not number:
                 continue
+            rows = values.flatten(0, 1).index_select(0, own)
             group = centre = torch.arange(len(own), device=own.device)
             if share < 1:
-                group, centre = density_peaks(values[t, own], number)
-            sums = torch.zeros(len(centre), channels, device=own.device).index_add_(0, group, values[t, own])
-            means.append(sums / torch.bincount(group, minlength=len(centre))[:, None])
-            token[t * size + own] = group + sum(map(len, index))
-            index.append(t * size + own[centre])
-        token[index[0]] = torch.arange(len(index[0]), device=token.device)
+                group, centre = density_peaks(rows, number)
+            means.append(_means(rows, group, len(centre)))
+            token[own] = group + found
+            found += len(centre)
+            index.append(own[centre])
+        token[chosen] = torch.arange(len(chosen), device=token.device)
         return _Segment(torch.cat(index), torch.cat(means), token, root.flatten())
 
     def _join_in_time(
@@ -196,9 +199,9 @@ class FlashVIDConfig(LayerMethod):
             # As published: a token that joins hands on the sum that it holds, but counts as one.
             values[t] /= torch.where(joins[t], 1.0, count[t])[:, None]
             if t:
-                own = joins[t].nonzero().flatten()
-                values[t - 1].index_add_(0, parent[t - 1][own], values[t, own])
-                count[t - 1].index_add_(0, parent[t - 1][own], torch.ones_like(own, dtype=count.dtype))
+                # Those that do not join hand on nothing; which ones these are is known to the device alone.
+                values[t - 1].index_add_(0, parent[t - 1], values[t] * joins[t, :, None])
+                count[t - 1].index_add_(0, parent[t - 1], joins[t].to(count.dtype))
         for t in range(1, frames):
             root[t] = torch.where(joins[t], root[t - 1][parent[t - 1]], root[t])
         return values, root, ~joins & ~is_selected
@@ -209,7 +212,9 @@ class FlashVIDConfig(LayerMethod):
         keep = torch.arange(len(index), device=index.device)
         if self.budget is not None:
             # Those that stand for least go first, of equal ones the last.
-            counts = torch.bincount(token[token >= 0], minlength=len(index))
+            counts = torch.zeros(len(index) + 1, device=index.device).index_add_(
+                0, token + 1, torch.ones_like(token, dtype=torch.float32)
+            )[1:]
             most = max_tokens(self.budget, len(tokens))
             keep = counts.argsort(descending=True, stable=True)[:most].sort().values
         keep = keep[index[keep].argsort(stable=True)]
@@ -227,6 +232,12 @@ class _Segment(NamedTuple):
     features: torch.Tensor
     token: torch.Tensor
     root: torch.Tensor
+
+
+def _means(rows: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
+    """``[groups, C]``: the mean of each group's rows of ``[m, C]``."""
+    sums = torch.zeros(groups, rows.shape[1], device=rows.device).index_add_(0, group, rows)
+    return sums / torch.zeros(groups, device=rows.device).index_add_(0, group, rows.new_ones(len(rows)))[:, None]
 
 
 def select_diverse(unit: torch.Tensor, number: int) -> torch.Tensor:
