@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from sttm_lmms.cli.check_run import ASSUMED_GIB, check_memory, check_run
 from sttm_lmms.cli.installation import Finding, examine
 from sttm_lmms.config import check_number
 
@@ -23,9 +22,7 @@ def check(
     frames: Annotated[int | None, typer.Option(min=1, help="Without a task: memory for videos of N frames.")] = None,
     start_layer: Annotated[int, typer.Option(min=0, help="With --frames: layer in front of which to merge.")] = 2,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that one model is spread over (device_map=auto).")] = 1,
-    gpu_memory: Annotated[
-        float | None, typer.Option(help=f"GiB of each GPU. Default: this machine's, or {ASSUMED_GIB:g}.")
-    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option(help="GiB of each GPU. Default: this machine's, or 80.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data root. Default: $STTM_DATA_ROOT or ./datasets.")] = None,
     model_args: Annotated[str, typer.Option(help="More of what --model_args will hold.")] = "",
     gen_kwargs: Annotated[str, typer.Option(help="What --gen_kwargs will hold.")] = "",
@@ -48,6 +45,8 @@ def check(
     if task is not None:
         if name is None:
             raise ValueError("--task checks a run of a model: give its hub id or folder")
+        from sttm_lmms.cli.check_run import check_run  # needs lmms-eval, which examine() looks for
+
         asked = {"budget": budget, "preset": preset, "revision": revision}
         values = {key: value for key, value in asked.items() if value is not None}
         for line in check_run(name, task, values, model_args, gen_kwargs, include_path, family, gpus, gpu_memory):
@@ -58,6 +57,8 @@ def check(
     findings = list(examine(name, data))
     _print(findings)
     if frames is not None and name is not None:
+        from sttm_lmms.cli.check_memory import check_memory
+
         for line in check_memory(name, revision, frames, budget or 1.0, start_layer, gpus, gpu_memory):
             typer.echo(line)
     if any(finding.status == "problem" for finding in findings):

@@ -8,6 +8,7 @@ product, and everything else (vision tower, merging, CUDA context, fragmentation
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -212,11 +213,7 @@ def _place(name: str, places: Mapping[str, str]) -> str:
 def most_frames(need: Callable[[int], int], limit: int, frames: int) -> int | None:
     """The largest number up to ``frames`` of which ``need`` stays within ``limit`` bytes; None if 1
     does not."""
-    low, high = 0, frames
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if need(middle) <= limit else (low, middle - 1)
-    return low or None
+    return bisect_right(range(1, frames + 1), limit, key=need) or None
 
 
 def suggest_settings(

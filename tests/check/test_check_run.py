@@ -10,7 +10,7 @@ import published
 import pytest
 
 from sttm_lmms.cli import COMMANDS, main
-from sttm_lmms.cli.check_run import long_video, preview_prompt, preview_video
+from sttm_lmms.cli.prompt_preview import long_video, preview_prompt, preview_video
 from sttm_lmms.families import get_family
 from sttm_lmms.testing.tiny import tiny_model
 from sttm_lmms.video import VideoSettings
