@@ -12,6 +12,7 @@ import pandas as pd
 from sttm_lmms.provenance import RunSummary
 from sttm_lmms.report.names import model_names, setting_words
 from sttm_lmms.report.runs import Run, TaskRun
+from sttm_lmms.report.stats import mcnemar_exact
 
 # Field of the provenance -> its name, and whether it alone may explain other answers and other
 # times. Newline tokens are part of a baseline's own setting and 7% of a frame; neither reuse nor
@@ -42,6 +43,37 @@ class Difference(NamedTuple):
     times: bool
 
 
+class Pairs(NamedTuple):
+    """Two runs question by question.
+
+    Attributes:
+        scores: columns ``ours`` and ``theirs``, a row for each question that both answered.
+        same_questions: whether none had another prompt or target.
+        problems: why there are not more rows, in words.
+    """
+
+    scores: pd.DataFrame
+    same_questions: bool
+    problems: list[str]
+
+    @property
+    def comparable(self) -> bool:
+        return self.same_questions and not self.scores.empty
+
+    @property
+    def lost(self) -> int:
+        """Questions on which the other run scored higher."""
+        return int((self.scores["ours"] < self.scores["theirs"]).sum())
+
+    @property
+    def won(self) -> int:
+        return int((self.scores["ours"] > self.scores["theirs"]).sum())
+
+    @property
+    def p(self) -> float:
+        return mcnemar_exact(self.lost, self.won)
+
+
 class NamedRun(NamedTuple):
     """One task of one run, under the names that a table shows."""
 
@@ -58,12 +90,13 @@ class NamedRun(NamedTuple):
 
 
 def name_runs(runs: Sequence[Run]) -> list[NamedRun]:
-    """Every task of every run, named.
+    """Every task of every run, named, the oldest run first.
 
     Two checkpoints never share a name, and two runs whose settings were resolved to other values (a
     preset file that was edited between them) never share a setting.
     """
-    pairs = [(run, task) for run in runs for task in run.tasks]
+    oldest_first = sorted(runs, key=lambda run: (run.date, run.path.as_posix()))
+    pairs = [(run, task) for run in oldest_first for task in run.tasks]
     models = model_names(_checkpoint(run, task) for run, task in pairs)
     named = [
         NamedRun(models[_checkpoint(run, task)], _method(run, task), _setting(run, task), run, task)
@@ -120,30 +153,24 @@ def certificate_problem(one: NamedRun) -> str | None:
     return None
 
 
-def pair(ours: pd.DataFrame | None, theirs: pd.DataFrame | None) -> tuple[pd.DataFrame, list[str]]:
-    """Two runs question by question: the scores of those that both answered, and why there are not
-    more of them.
-
-    Questions whose prompt or target differ are refused.
-
-    Returns:
-        A frame with the columns ``ours`` and ``theirs``, and the reasons in words.
-    """
+def pair(ours: pd.DataFrame | None, theirs: pd.DataFrame | None) -> Pairs:
+    """Join the samples of two runs; questions whose prompt or target differ are left out."""
     if ours is None or theirs is None:
-        return pd.DataFrame(columns=["ours", "theirs"]), ["not paired: samples were not logged (--log_samples)"]
+        none = pd.DataFrame(columns=["ours", "theirs"])
+        return Pairs(none, True, ["not paired: samples were not logged (--log_samples)"])
     both = ours.merge(theirs, how="outer", on=_key(ours, theirs), suffixes=("", "_theirs"), indicator="found")
     common = both[both["found"] == "both"]
-    alike = (common["prompt"] == common["prompt_theirs"]) & (common["target"] == common["target_theirs"])
+    same = (common["prompt"] == common["prompt_theirs"]) & (common["target"] == common["target_theirs"])
     problems = []
-    if others := int((~alike).sum()):
+    if others := int((~same).sum()):
         problems.append(f"prompt or answer key differs from the baseline's on {others} questions")
     if alone := len(both) - len(common):
         problems.append(f"{alone} questions are in only one of the two runs")
-    read = common[alike & common["error"].isna() & common["error_theirs"].isna()]
+    read = common[same & common["error"].isna() & common["error_theirs"].isna()]
     scores = read[["score", "score_theirs"]].dropna().set_axis(["ours", "theirs"], axis=1)
     if scores.empty:
         problems.append("no question in common with the baseline")
-    return scores, problems
+    return Pairs(scores, bool(same.all()), problems)
 
 
 def _key(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:

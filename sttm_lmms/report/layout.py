@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ JSON_COLUMNS = (
 # A heading and what stands below it, made of the rows of one group: the benchmarks of one setting,
 # or a single one. To add a column, add a line here and its numbers in ``table.py``; a column that
 # is empty in all rows is not printed.
-Cells = Mapping[str, Callable[[pd.DataFrame], str]]
+Cells = dict[str, Callable[[pd.DataFrame], str]]
 
 
 def _mean_of(column: str, pattern: str) -> Callable[[pd.DataFrame], str]:
@@ -153,9 +153,9 @@ def _by_setting(table: pd.DataFrame, notes: list[str]) -> tuple[tuple[str, pd.Da
         name=table["model"] + paper.map({True: " (paper)", False: ""}),
         rest=table["rest"].where(table["rest"] != "", unsaid),
     )
-    labels = {"Model": _first("name"), "Method": _first("method"), "Setting": _first("rest")}
-    means = {"Mean": partial(_mean_accuracy, wanted=len(averaged))} if len(averaged) > 1 else {}
-    noted = {"Notes": partial(_note_numbers, notes=notes)}
+    labels: Cells = {"Model": _first("name"), "Method": _first("method"), "Setting": _first("rest")}
+    means: Cells = {"Mean": partial(_mean_accuracy, wanted=len(averaged))} if len(averaged) > 1 else {}
+    noted: Cells = {"Notes": partial(_note_numbers, notes=notes)}
     settings = table.groupby(["source", "model", "method", "setting"], sort=False)
     # Of the paper's rows the summary already says all there is, unless they have times.
     told = table[(~paper | table["ttft_s"].notna()) & (table["benchmark"] != "Mean")].assign(counted=True)
@@ -182,7 +182,7 @@ def _by_budget(table: pd.DataFrame, reference: str, notes: list[str]) -> tuple[t
     }
     tasks = list(dict.fromkeys(table["task"].sort_index()))
     groups = table.groupby(["model", "falling", "method", "rest"], sort=False)
-    noted = {"Notes": partial(_note_numbers, notes=notes)}
+    noted: Cells = {"Notes": partial(_note_numbers, notes=notes)}
     written = _write(groups, labels | _scores(tasks) | EQUAL_BUDGETS | noted)
     return (("All methods", written.rename(columns={DIFFERENCE: DIFFERENCE.format(reference)})),)
 

@@ -145,28 +145,25 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
                 f"{path}: no *{RESULTS} in it; give the folder that lmms-eval got as --output_path, or a results file"
             )
         files.update((file.resolve(), file) for file in found)
-    runs = [_load_leniently(file) for file in sorted(files.values(), key=lambda file: file.as_posix())]
+    runs = [_load(file) for file in sorted(files.values(), key=lambda file: file.as_posix())]
     if all(run.problem for run in runs):
         raise ResultError(runs[0].problem)
     return runs
 
 
-def _load_leniently(path: Path) -> Run:
+def _load(path: Path) -> Run:
     try:
-        return load_run(path, strict=False)
+        return load_run(path)
     except ResultError as error:
         return Run(path, problem=str(error))
 
 
-def load_run(path: Path, *, strict: bool = True) -> Run:
-    """One results file with the samples beside it.
-
-    Args:
-        strict: raise where samples cannot be used, rather than keep the reason in
-            ``TaskRun.problem``.
+def load_run(path: Path) -> Run:
+    """One results file with the samples beside it; ``TaskRun.problem`` says why samples cannot be
+    used.
 
     Raises:
-        ResultError: the file is broken; the message names it.
+        ResultError: the results file is broken; the message names it.
     """
     content = _read_json(path)
     for key in ("results", "configs", "config"):
@@ -175,7 +172,7 @@ def load_run(path: Path, *, strict: bool = True) -> Run:
     config = content["config"]
     stem = path.name.removesuffix(_UNDATED)
     tasks = tuple(
-        _load_task(path, path.with_name(f"{stem}samples_{task}.jsonl"), task, content, strict)
+        _load_task(path, path.with_name(f"{stem}samples_{task}.jsonl"), task, content)
         for task in sorted(content["configs"])
         if isinstance(content["results"].get(task), dict) and isinstance(content["configs"][task], dict)
     )
@@ -195,7 +192,7 @@ def load_run(path: Path, *, strict: bool = True) -> Run:
     )
 
 
-def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, Any], strict: bool) -> TaskRun:
+def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, Any]) -> TaskRun:
     config, results = content["configs"][task], content["results"][task]
     metrics = [str(entry["metric"]) for entry in config.get("metric_list") or [] if "metric" in entry]
     numbers = {key: _number(value) for key, value in results.items() if key.split(",")[0] != "bypass"}
@@ -208,9 +205,7 @@ def _load_task(path: Path, sample_file: Path, task: str, content: Mapping[str, A
     if sample_file.is_file():
         try:
             samples, provenance, totals = _load_samples(sample_file, metric, config, reported.get(metric))
-        except ResultError as error:
-            if strict:
-                raise
+        except ResultError as error:  # the scores of the results file are good without them
             problem = str(error)
     errors = (f"{metric}_stderr_clustered", f"{metric}_stderr_clt", f"{metric}_stderr")
     size = (content.get("n-samples") or {}).get(task) or {}

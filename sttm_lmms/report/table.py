@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -21,7 +22,7 @@ from sttm_lmms.report.compare import (
 from sttm_lmms.report.flops import DecoderShape, prefill_flops
 from sttm_lmms.report.paper import paper_rows
 from sttm_lmms.report.runs import Run
-from sttm_lmms.report.stats import Z95, clustered_interval, mcnemar_exact
+from sttm_lmms.report.stats import Z95, clustered_interval
 
 BENCHMARKS = ("VNBench", "VideoMME", "LongVideoBench", "MLVU", "EgoSchema", "NExT-QA")
 COLUMNS = (
@@ -101,23 +102,20 @@ def build_table(
         shapes: model name -> sizes of its decoder, for ``flops``.
     """
     named = name_runs(runs)
-    newest: dict[tuple[str, ...], list[NamedRun]] = {}
-    for one in sorted(named, key=lambda one: (one.run.date, one.run.path.as_posix())):
-        newest.setdefault(one.row, []).append(one)
-    shown = [same[-1] for same in newest.values()]
-    rows = [_measure(one, find_baseline(one, named), older=len(newest[one.row]) - 1) for one in shown]
+    shown = list({one.row: one for one in named}.values())  # the newest of equal runs
+    times_run = Counter(one.row for one in named)
+    rows = [_measure(one, find_baseline(one, named), older=times_run[one.row] - 1) for one in shown]
     for row in rows:
         row["benchmark"] = (names or {}).get(row["task"], row["benchmark"])
     if reference is not None:
         for one, row in zip(shown, rows, strict=True):
-            row |= _compute(one, (shapes or {}).get(one.model)) | _against(one, reference, shown)
+            row |= _compute(one, (shapes or {}).get(one.model)) | _against_reference(one, reference, shown)
         full = {(row["model"], row["task"]): row["flops"] for row in rows if row["method"] == "none"}
         for row in rows:
             row["flops_factor"] = _ratio(full.get((row["model"], row["task"])), row["flops"])
     columns = [*COLUMNS, *(REFERENCE_COLUMNS if reference else ())]
-    table = _ordered(pd.DataFrame(rows, columns=columns))
-    if paper:
-        table = pd.DataFrame([*table.to_dict("records"), *paper_rows()], columns=columns)
+    printed = paper_rows() if paper else []
+    table = _ordered(pd.DataFrame([*rows, *printed], columns=columns))
     table.attrs["problems"] = [run.problem for run in runs if run.problem]
     return table
 
@@ -139,7 +137,8 @@ def benchmark_order(name: str) -> tuple[int, str]:
 
 
 def _measure(one: NamedRun, baseline: NamedRun | None, *, older: int) -> dict[str, Any]:
-    samples, answered, run = one.task.samples, one.task.answered, one.run
+    """One row of the table, with the columns that need no reference."""
+    samples, answered, run, ran = one.task.samples, one.task.answered, one.run, one.task.provenance
     accuracy, low, high, interval = _accuracy(one)
     if samples is None:
         recorded, questions = run.summary.questions, sum(task.questions for task in run.tasks)
@@ -151,9 +150,10 @@ def _measure(one: NamedRun, baseline: NamedRun | None, *, older: int) -> dict[st
         unscored = int((samples["error"].isna() & samples["score"].isna()).sum())
     # The totals of a run are those of this task only as far as they are about the same questions.
     totals = run.summary if samples is None or recorded >= questions else RunSummary()
-    shares = (answered["kept_tokens"] / answered["visual_tokens"].where(answered["visual_tokens"] > 0)).dropna()
+    shares = answered["kept_tokens"] / answered["visual_tokens"].where(answered["visual_tokens"] > 0)
     ttft = _ttft(one)
     uncertified = certificate_problem(one)
+    comparison, differing = _against_baseline(one, baseline, accuracy, ttft)
     flags = [
         uncertified,
         older and f"{older} older run(s) of this setting left out",
@@ -163,9 +163,8 @@ def _measure(one: NamedRun, baseline: NamedRun | None, *, older: int) -> dict[st
         0 < recorded < questions
         and f"kept tokens and times over {recorded} of {questions} questions: the others came from a cache",
         one.task.problem and f"samples left out: {one.task.problem}",
+        *differing,
     ]
-    comparison, more_flags = _compare(one, baseline, accuracy, ttft)
-    ran = one.task.provenance
     return {
         "source": "run",
         "model": one.model,
@@ -182,76 +181,67 @@ def _measure(one: NamedRun, baseline: NamedRun | None, *, older: int) -> dict[st
         "reported": None if accuracy is not None else _as_reported(one),
         "also": _also(one, accuracy),
         "kept_requested": _requested(one),
-        "kept_mean": _mean(shares) if len(shares) else totals.kept_share_mean,
-        "kept_min": shares.min() if len(shares) else totals.kept_share_min,
-        "kept_max": shares.max() if len(shares) else totals.kept_share_max,
-        "kept_tokens": _mean(answered["kept_tokens"]) or totals.tokens_after,
-        "layer_tokens": _mean(answered["layer_tokens"]) or totals.layer_tokens_mean,
+        "kept_mean": _known(shares.mean(), totals.kept_share_mean),
+        "kept_min": _known(shares.min(), totals.kept_share_min),
+        "kept_max": _known(shares.max(), totals.kept_share_max),
+        "kept_tokens": _known(answered["kept_tokens"].mean(), totals.tokens_after),
+        "layer_tokens": _known(answered["layer_tokens"].mean(), totals.layer_tokens_mean),
         "ttft_s": ttft,
         "failed_videos": failed,
         "machine": " ".join(filter(None, (ran.device, ran.dtype, ran.attention))) if ran else "",
         "run": _run_name(run),
         **comparison,
         "comparable": not uncertified and comparison["comparable"],
-        "flags": "; ".join([str(flag) for flag in flags if flag] + more_flags),
+        "flags": "; ".join(str(flag) for flag in flags if flag),
     }
 
 
-def _compare(
+def _against_baseline(
     one: NamedRun, baseline: NamedRun | None, accuracy: float | None, ttft: float | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The columns that need a baseline, and the flags that come with them."""
+    """The columns that need a baseline, and what else than the method differs from it."""
     if baseline is None:
         return {"comparable": False}, ["no baseline: no run of this model and task without reduction"]
     if baseline is one:
         alone = {"relative": 1.0 if accuracy else None, "speed_up": 1.0 if ttft else None}
         return {**alone, "baseline": _run_name(one.run), "comparable": True}, []
     differing = differences(one, baseline)
-    pairs, problems = pair(one.task.samples, baseline.task.samples)
+    pairs = pair(one.task.samples, baseline.task.samples)
     logged = one.task.samples is not None and baseline.task.samples is not None
-    ours, theirs = (fmean(pairs[name]) if len(pairs) else None for name in ("ours", "theirs"))
-    if not logged:
+    if logged:
+        ours, theirs = pairs.scores["ours"].mean(), pairs.scores["theirs"].mean()
+    else:
         ours, theirs = accuracy, _accuracy(baseline)[0]
-    refused = logged and (pairs.empty or any("differs" in problem for problem in problems))
-    lost, won = _lost_and_won(pairs)
+    tested = {} if pairs.scores.empty else {"lost": pairs.lost, "won": pairs.won, "mcnemar_p": pairs.p}
     return {
         "relative": ours / theirs if ours is not None and theirs else None,
-        "lost": lost if len(pairs) else None,
-        "won": won if len(pairs) else None,
-        "mcnemar_p": mcnemar_exact(lost, won) if len(pairs) else None,
+        **tested,
         "speed_up": None if any(one.times for one in differing) else _ratio(_ttft(baseline), ttft),
         "baseline": _run_name(baseline.run),
-        "comparable": not refused and not any(one.answers for one in differing),
-    }, [one.words for one in differing] + problems
+        "comparable": (pairs.comparable or not logged) and not any(one.answers for one in differing),
+    }, [one.words for one in differing] + pairs.problems
 
 
-def _against(one: NamedRun, reference: str, shown: Iterable[NamedRun]) -> dict[str, Any]:
+def _against_reference(one: NamedRun, reference: str, shown: Iterable[NamedRun]) -> dict[str, Any]:
     """The columns that compare a method with the reference at the same budget; none for the
     reference itself."""
-    budget = _number(one.run.model_args.get("budget"))
-    same = [
-        other
-        for other in shown
-        if (other.method, other.model, other.task.task) == (reference, one.model, one.task.task)
-        and _number(other.run.model_args.get("budget")) == budget
-    ]
+
+    def key(run: NamedRun) -> tuple[str, str, float | None]:
+        return run.model, run.task.task, _number(run.run.model_args.get("budget"))
+
+    same = [other for other in shown if other.method == reference and key(other) == key(one)]
     if not same or one.method in ("none", reference):
         return {}
-    pairs, problems = pair(one.task.samples, same[-1].task.samples)
-    if pairs.empty or any("differs" in problem for problem in problems):
+    pairs = pair(one.task.samples, same[-1].task.samples)
+    if not pairs.comparable:
         return {}
-    lost, won = _lost_and_won(pairs)
     return {
         "reference": reference,
-        "difference": fmean(pairs["ours"]) - fmean(pairs["theirs"]),
-        "reference_won": won,
-        "reference_lost": lost,
-        "reference_p": mcnemar_exact(lost, won),
+        "difference": pairs.scores["ours"].mean() - pairs.scores["theirs"].mean(),
+        "reference_won": pairs.won,
+        "reference_lost": pairs.lost,
+        "reference_p": pairs.p,
     }
-
-
-def _lost_and_won(pairs: pd.DataFrame) -> tuple[int, int]:
-    return int((pairs["ours"] < pairs["theirs"]).sum()), int((pairs["ours"] > pairs["theirs"]).sum())
 
 
 def _compute(one: NamedRun, shape: DecoderShape | None) -> dict[str, float | None]:
@@ -341,10 +331,9 @@ def _number(text: Any) -> float | None:
         return None
 
 
-def _mean(values: pd.Series) -> float | None:
-    """Over those that are known."""
-    known = values.dropna().tolist()
-    return fmean(known) if known else None
+def _known(*values: float | None) -> float | None:
+    """The first one that is a number."""
+    return next((value for value in values if value is not None and pd.notna(value)), None)
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:
@@ -357,11 +346,12 @@ def _run_name(run: Run) -> str:
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """By model; without reduction first; then method by method from much kept to little; then the
-    columns' order."""
+    columns' order. The paper's rows last, in its own order."""
     row = ["model", "method", "setting"]
-    kept = table.assign(kept=table["kept_mean"].astype(float).fillna(0)).groupby(row)["kept"].transform("mean").round(6)
-    keys = table[row].assign(
-        reduced=table["method"] != "none", share=-kept, column=table["benchmark"].map(benchmark_order)
+    runs = table[table["source"] == "run"]
+    kept = runs.assign(kept=runs["kept_mean"].astype(float).fillna(0)).groupby(row)["kept"].transform("mean").round(6)
+    keys = runs[row].assign(
+        reduced=runs["method"] != "none", share=-kept, column=runs["benchmark"].map(benchmark_order)
     )
     order = keys.sort_values(["model", "reduced", "method", "share", "setting", "column"], kind="stable").index
-    return table.loc[order].reset_index(drop=True)
+    return table.loc[[*order, *table.index.difference(runs.index)]].reset_index(drop=True)
