@@ -16,6 +16,7 @@ WRAPPERS = {
     "sttm_qwen3_vl": "models.Qwen3VL",
     "sttm_qwen3_5": "models.Qwen35",
     "sttm_internvl": "models.InternVL",
+    "sttm_smolvlm": "models.SmolVLM",
     "sttm_vllm": "vllm.VLLM",
 }
 """Model id for ``--model`` -> module and class of the chat wrapper; the simple one is called

@@ -54,6 +54,12 @@ class InternVL(STTMWrapper):
     family = "internvl"
 
 
+class SmolVLM(STTMWrapper):
+    """SmolVLM2, one tile a frame and its time in front."""
+
+    family = "smolvlm"
+
+
 class SimpleLlavaVideo(LlavaVideo):
     is_simple = True
 
@@ -79,4 +85,8 @@ class SimpleQwen35(Qwen35):
 
 
 class SimpleInternVL(InternVL):
+    is_simple = True
+
+
+class SimpleSmolVLM(SmolVLM):
     is_simple = True

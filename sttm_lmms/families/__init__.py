@@ -19,6 +19,7 @@ from sttm_lmms.families.qwen2_vl import Qwen2VL
 from sttm_lmms.families.qwen3_5 import Qwen35
 from sttm_lmms.families.qwen3_vl import Qwen3VL
 from sttm_lmms.families.requirements import check_attention, check_device
+from sttm_lmms.families.smolvlm import SmolVLM
 
 __all__ = [
     "ARCHITECTURES",
@@ -34,7 +35,16 @@ __all__ = [
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (LlavaVideo(), LlavaOneVision(), Qwen2VL(), Qwen25VL(), Qwen3VL(), Qwen35(), InternVL())
+    for family in (
+        LlavaVideo(),
+        LlavaOneVision(),
+        Qwen2VL(),
+        Qwen25VL(),
+        Qwen3VL(),
+        Qwen35(),
+        InternVL(),
+        SmolVLM(),
+    )
 }
 
 ARCHITECTURES: dict[str, str] = {

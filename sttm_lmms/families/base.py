@@ -226,7 +226,7 @@ def processor_resize(processor: Any, frames: np.ndarray) -> np.ndarray:
         do_sample_frames=False,
         return_tensors="pt",
     )
-    return batch["pixel_values_videos"][0].permute(0, 2, 3, 1).numpy()
+    return batch[processor.video_processor.model_input_names[0]][0].permute(0, 2, 3, 1).numpy()
 
 
 def frame_pixels(processor: Any, video: Video, frames: int) -> Iterator[torch.Tensor]:
@@ -235,7 +235,7 @@ def frame_pixels(processor: Any, video: Video, frames: int) -> Iterator[torch.Te
     for start in range(0, len(video.frames), frames):
         chunk = torch.from_numpy(video.frames[start : start + frames]).permute(0, 3, 1, 2)
         batch = processor.video_processor(videos=[chunk], do_sample_frames=False, return_tensors="pt")
-        yield batch["pixel_values_videos"][0]
+        yield batch[processor.video_processor.model_input_names[0]][0]
 
 
 def runs(mask: torch.Tensor) -> list[tuple[int, int, int]]:

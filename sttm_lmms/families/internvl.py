@@ -8,22 +8,16 @@ middles of equal parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
-from sttm_lmms.families.assemble import device_of
-from sttm_lmms.families.base import frame_pixels, runs
-from sttm_lmms.families.template import TemplateFamily
+from sttm_lmms.families.frames import FrameFamily, numbered_frames
 from sttm_lmms.types import VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
-    from sttm_lmms.video import Video, VideoInfo, VideoSettings
-
-# Tiles that go through the vision tower at once: bounds its memory, changes nothing else.
-_CHUNK = 16
+    from sttm_lmms.video import VideoInfo, VideoSettings
 
 
 def sample_middles(total_frames: int, count: int) -> list[int]:
@@ -31,7 +25,7 @@ def sample_middles(total_frames: int, count: int) -> list[int]:
     return [int((part + 0.5) * total_frames / count) for part in range(count)]
 
 
-class InternVL(TemplateFamily):
+class InternVL(FrameFamily):
     """OpenGVLab/InternVL3-*-hf and InternVL3_5-*-HF."""
 
     name: ClassVar[str] = "internvl"
@@ -52,28 +46,16 @@ class InternVL(TemplateFamily):
             return sample_middles(info.total_frames, count)
         return frames_at(info, [(part + 0.5) * info.duration / count for part in range(count)])
 
-    def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
-        """``(T, H, W, C)``."""
-        side = math.isqrt(config.image_seq_length)
-        return len(self.sample(info, settings)), side, side, config.text_config.hidden_size
+    def tile_side(self, config: Any) -> int:
+        return math.isqrt(config.image_seq_length)
 
-    @torch.no_grad()
-    def vision_features(
-        self, model: Any, processor: Any, visual: Any, chunks: Iterable[Any] | None = None
-    ) -> VisionFeatures:
-        """Projected tokens ``[T, H, W, C]``; an image has one T for each of its tiles, the whole
-        image last."""
-        if not hasattr(visual, "frames"):
-            batch = processor.image_processor(images=[visual.convert("RGB")], crop_to_patches=True, return_tensors="pt")
-            size = {"image_size": [visual.height, visual.width]}
-            return VisionFeatures(run_vision_tower(model, batch["pixel_values"]), "image", size)
-        pixels = self.chunks(processor, visual) if chunks is None else chunks
-        features = [run_vision_tower(model, chunk) for chunk in pixels]
-        return VisionFeatures(torch.cat(features), "video", {"video_sample_fps": float(visual.sample_fps)})
+    def encode(self, model: Any, tiles: torch.Tensor) -> torch.Tensor:
+        return model.model.get_image_features(pixel_values=tiles).pooler_output
 
-    def chunks(self, processor: Any, video: Video) -> Iterator[torch.Tensor]:
-        """Pixels ``[T, 3, S, S]``."""
-        return frame_pixels(processor, video, _CHUNK)
+    def image_tiles(self, processor: Any, image: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The whole image is the last tile."""
+        batch = processor.image_processor(images=[image], crop_to_patches=True, return_tensors="pt")
+        return batch["pixel_values"], {"image_size": [image.height, image.width]}
 
     def pad_token(self, processor: Any, kind: str) -> str:
         """Images and frames are marked by the same token."""
@@ -95,29 +77,10 @@ class InternVL(TemplateFamily):
         one tile that are numbered behind a word (``Photo 1:``) look like frames;
         ``reduce_tokens(..., spans=)`` tells them apart.
         """
-        side = math.isqrt(config.image_seq_length)
-        videos: list[list[_Run]] = []
-        last: _Run | None = None
-        for row, start, length in runs(input_ids == config.image_token_id):
-            behind = last.end if last and last.row == row else 0
-            run = _Run(row, start, length, input_ids[row, behind:start].tolist())
-            if length == config.image_seq_length:
-                numbered = _numbered(run.headline)
-                if videos and videos[-1][-1] is last and last.row == row and _follows(last.headline, run.headline):
-                    videos[-1].append(run)
-                elif numbered and numbered.number == 1:
-                    videos.append([run])
-            last = run
-        return [
-            VideoSpan(
-                frames[0].start,
-                (len(frames), side, side),
-                frames[0].row,
-                pieces=tuple((frame.start, frame.length) for frame in frames),
-            )
-            for frames in videos
-            if len(frames) > 1
-        ]
+        spans = numbered_frames(
+            input_ids, config.image_token_id, self.tile_side(config), begins=_is_first, follows=_follows
+        )
+        return [span for span in spans if span.grid[0] > 1]
 
 
 class _Headline(NamedTuple):
@@ -126,20 +89,6 @@ class _Headline(NamedTuple):
     word: list[int]
     number: int
     behind: list[int]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run of image tokens; ``headline`` is what stands between it and the run before."""
-
-    row: int
-    start: int
-    length: int
-    headline: list[int]
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
 
 
 # Ids of the vocabularies of Qwen2 and Qwen3, which all checkpoints of this family have. Printable
@@ -169,6 +118,11 @@ def _numbered(headline: Sequence[int]) -> _Headline | None:
     return _Headline(word, number, list(headline[end:]))
 
 
+def _is_first(headline: Sequence[int]) -> bool:
+    found = _numbered(headline)
+    return found is not None and found.number == 1
+
+
 def _follows(before: Sequence[int], headline: Sequence[int]) -> bool:
     """Whether ``headline`` is that of the next frame of the video of ``before``: the number is
     larger by one, and the word in front of it and everything behind it are the same."""
@@ -176,16 +130,3 @@ def _follows(before: Sequence[int], headline: Sequence[int]) -> bool:
     if last is None or new is None:
         return False
     return (new.word, new.number, new.behind) == (last.word, last.number + 1, last.behind)
-
-
-def run_vision_tower(model: Any, tiles: torch.Tensor) -> torch.Tensor:
-    """Projected tokens ``[N, H, W, C]`` of tiles ``[N, 3, S, S]``."""
-    device = device_of(model.model.vision_tower)
-    seen = torch.cat(
-        [
-            model.model.get_image_features(pixel_values=chunk.to(device, model.dtype)).pooler_output
-            for chunk in tiles.split(_CHUNK)
-        ]
-    )
-    side = math.isqrt(seen.shape[1])
-    return seen.reshape(len(seen), side, side, -1)

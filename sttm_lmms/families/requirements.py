@@ -44,6 +44,12 @@ def check_attention(name: str | None, device: torch.device | None = None) -> Non
         )
 
 
+def check_package(name: str, what: str) -> None:
+    """Raise ``STTMError`` if a package that ``what`` needs is not there."""
+    if not find_spec(name):
+        raise STTMError(f"{what}, needs the package {name}, which is not installed: pip install {name}")
+
+
 def check_quantization(load_in_4bit: bool) -> None:
     """Raise ``STTMError`` if four bits are asked for and their package is not there."""
     if load_in_4bit and not find_spec("bitsandbytes"):

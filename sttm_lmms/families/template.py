@@ -181,6 +181,9 @@ def render(
     return pieces
 
 
+_VISUAL_TOKENS = ("video", "image", "start_image", "end_image", "fake_image", "global_image")
+
+
 def control_tokens(processor: Any, chat_template: str | None = None) -> set[str]:
     """Special tokens that prompts are built of: the placeholders, the ends, and those that the chat
     template writes.
@@ -188,7 +191,7 @@ def control_tokens(processor: Any, chat_template: str | None = None) -> set[str]
     Others (such as the marks of boxes for grounding) stay special in the texts of users.
     """
     tokenizer, template = processor.tokenizer, str(chat_template or processor.chat_template)
-    named = [getattr(processor, f"{name}_token", None) for name in ("video", "image", "start_image", "end_image")]
+    named = [getattr(processor, f"{name}_token", None) for name in _VISUAL_TOKENS]
     named += [tokenizer.eos_token, tokenizer.pad_token, getattr(tokenizer, "bos_token", None)]
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return {token for token in named if token} | {token for token in special if token in template}

@@ -159,6 +159,8 @@ def tiny_model(
 ) -> tuple[Any, Any]:
     """A small random model (float32, eval mode) of a family and its processor; nothing is
     written."""
+    from sttm_lmms.testing import tiny_frames
+
     builders: dict[str, Callable[[TinySizes, bool], tuple[Any, Any]]] = {
         "llava_video": partial(_llava, "llava_video"),
         "llava_onevision": partial(_llava, "llava_onevision"),
@@ -169,6 +171,7 @@ def tiny_model(
         "qwen3_5": _qwen3_5,
         "qwen3_5_moe": _qwen3_5_moe,
         "internvl": _internvl,
+        **tiny_frames.BUILDERS,
     }
     if family not in builders:
         raise unknown("model family", family, builders)
@@ -179,7 +182,9 @@ def tiny_model(
     return model.eval(), processor
 
 
-def tiny_tokenizer(special_tokens: tuple[str, ...], kind: Any = transformers.Qwen2Tokenizer, **kwargs: Any) -> Any:
+def tiny_tokenizer(
+    special_tokens: tuple[str, ...], kind: Any = transformers.Qwen2Tokenizer, end: str = "<|im_end|>", **kwargs: Any
+) -> Any:
     """A tokenizer of Qwen's with one token per byte (ids 0 to 255) and the given special tokens
     after them."""
     from tokenizers.pre_tokenizers import ByteLevel
@@ -189,7 +194,7 @@ def tiny_tokenizer(special_tokens: tuple[str, ...], kind: Any = transformers.Qwe
     return kind(
         vocab=vocab,
         merges=[],
-        eos_token="<|im_end|>",
+        eos_token=end,
         additional_special_tokens=list(special_tokens[1:]),
         model_max_length=32768,
         **kwargs,
