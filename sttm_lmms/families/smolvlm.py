@@ -71,7 +71,7 @@ class SmolVLM(FrameFamily):
         if processor is None:
             return None
         sizes = processor.video_processor
-        if sizes.size.longest_edge != sizes.max_image_size["longest_edge"]:
+        if sizes.size["longest_edge"] != sizes.max_image_size["longest_edge"]:
             return None
         return partial(processor_resize, processor)
 

@@ -28,8 +28,8 @@ def served_family(checkpoint: str | Path, revision: str | None = None) -> Family
     if isinstance(found, LlavaFamily):
         return found
     hint = f"use --model sttm_{found.name}"
-    if found.name == "internvl":
-        raise STTMError(f"{checkpoint}: the decoder of InternVL is not exported for vLLM yet; {hint}")
+    if not found.mrope:
+        raise STTMError(f"{checkpoint}: the decoder of {found.name} is not exported for vLLM yet; {hint}")
     raise STTMError(
         f"{checkpoint} is a {found.name} checkpoint, whose decoder rotates by (t, h, w): vLLM treats prompt embeddings "
         f"as text, with one position a token; {hint}"

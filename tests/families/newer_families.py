@@ -1,4 +1,4 @@
-"""Prompts for Qwen2.5-VL, Qwen3-VL and InternVL, and what the stock processors make of them."""
+"""Prompts for the newer families, and what the stock processors make of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from family_helpers import clip, moving_frames
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-NEWER = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl")
+NEWER = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl", "smolvlm")
 VIDEO, IMAGE = {"type": "video"}, {"type": "image"}
-SIZES = {"qwen2_5_vl": (112, 140), "internvl": (32, 32)}
+SIZES = {"qwen2_5_vl": (112, 140), "internvl": (32, 32), "smolvlm": (32, 32)}
 CASES = {
     "video": [VIDEO, "Why?"],
     "two videos": ["Look: ", VIDEO, VIDEO, "Which?"],
@@ -47,16 +47,20 @@ def batch_inputs(processor, prompts: list[tuple[list, list]]) -> dict:
     every = [visual for _, visuals in prompts for visual in visuals]
     videos = [visual for visual in every if hasattr(visual, "frames")]
     images = [visual for visual in every if not hasattr(visual, "frames")]
-    facts = [VideoMetadata(total_num_frames=len(v.frames), fps=v.fps, frames_indices=list(v.indices)) for v in videos]
+    facts = [
+        VideoMetadata(len(v.frames), fps=v.fps, frames_indices=list(v.indices), duration=v.duration) for v in videos
+    ]
     texts = [
         processor.apply_chat_template(user(parts), tokenize=False, add_generation_prompt=True, enable_thinking=False)
         for parts, _ in prompts
     ]
     kwargs = {"do_sample_frames": False, "video_metadata": facts}
-    if "InternVL" not in type(processor).__name__:
+    if "Qwen" in type(processor).__name__:
         kwargs |= {"do_resize": False, "cap_pixels_per_frame": False}
     processor.tokenizer.padding_side, processor.tokenizer.pad_token = "left", "<|endoftext|>"
     frames = [torch.from_numpy(video.frames.transpose(0, 3, 1, 2)) for video in videos]
+    if "SmolVLM" in type(processor).__name__ and images and videos:
+        return _mixed_smolvlm(processor, texts, every, facts)
     return processor(
         text=texts,
         **({"images": images} if images else {}),
@@ -64,6 +68,24 @@ def batch_inputs(processor, prompts: list[tuple[list, list]]) -> dict:
         padding=True,
         return_tensors="pt",
     )
+
+
+def _mixed_smolvlm(processor, texts, visuals, facts) -> dict:
+    """The stock processor loses the images where there are videos: both go by the name of
+    ``pixel_values``. So each visual goes through it alone."""
+    written, pixels = {"image": [], "video": []}, []
+    for visual in visuals:
+        if hasattr(visual, "frames"):
+            frames = torch.from_numpy(visual.frames.transpose(0, 3, 1, 2))
+            batch = processor.video_processor([frames], do_sample_frames=False, return_tensors="pt")
+            batch["video_metadata"] = [facts[len(written["video"])]]
+            written["video"].append(processor.replace_video_token(batch, 0))
+        else:
+            batch = processor.image_processor([[visual]], return_row_col_info=True, return_tensors="pt")
+            written["image"].append(processor.replace_image_token(batch, 0))
+        pixels.append(batch["pixel_values"][0])
+    texts, _ = processor.get_text_with_replacements(texts, written["image"], written["video"], [])
+    return {**processor.tokenizer(texts, return_tensors="pt"), "pixel_values": torch.cat(pixels)[None]}
 
 
 def stock_inputs(processor, parts, visuals) -> dict:

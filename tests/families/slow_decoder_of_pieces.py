@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sttm_lmms import merge_video_tokens
+from sttm_lmms.decoder import find_decoder
 
 
 @dataclass
@@ -38,7 +39,7 @@ def prompt_of(prepared) -> Prompt:
 def slow_logits(model, prompt: Prompt, config, answer: list[int]) -> tuple[torch.Tensor, list[int]]:
     """Logits ``[n + 1, V]`` after the prompt and after each token of ``answer``, and which tokens
     of the prompt are left from the start layer on."""
-    decoder = model.model.language_model
+    decoder = find_decoder(model)
     following = int(prompt.positions[..., -1].max()) + 1
     text = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
     hidden = torch.cat([prompt.embeds, text])

@@ -14,14 +14,15 @@ from PIL import Image
 from slow_decoder_of_pieces import Prompt, prompt_of, slow_logits
 
 from sttm_lmms import STTMConfig, encode_video, reduce_tokens
+from sttm_lmms.decoder import find_decoder
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
 from sttm_lmms.types import VideoSpan
 from sttm_lmms.video import VideoSettings
 
 LAYERS = [0, 1, 2, 3]
 WITH_VIDEO = [case for case in CASES if "video" in case]
-STEPS = 16
-families = pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl"])
+STEPS = 20
+families = pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "smolvlm"])
 
 
 def merging(layer: int, **settings) -> STTMConfig:
@@ -99,7 +100,7 @@ def _deepstack(model, prepared):
             return args, {**kwargs, **prepared.deepstack.inputs(*kwargs["inputs_embeds"].shape[:2])}
         return None
 
-    handle = model.model.language_model.register_forward_pre_hook(add, with_kwargs=True, prepend=True)
+    handle = find_decoder(model).register_forward_pre_hook(add, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

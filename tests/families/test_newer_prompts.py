@@ -14,11 +14,14 @@ import torch
 import transformers
 from newer_families import CASES, NEWER, VIDEO, shown, stock_inputs, user
 from PIL import Image
+from transformers.video_utils import VideoMetadata
 
+from sttm_lmms.decoder import find_decoder
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError, VideoError
 from sttm_lmms.families import REFUSED, family_of, family_of_config, load_pretrained
 from sttm_lmms.families.internvl import sample_middles
 from sttm_lmms.families.qwen2_vl import mrope_positions
+from sttm_lmms.families.smolvlm import sample_frames
 from sttm_lmms.runtime.spans import locate_spans
 from sttm_lmms.video import VideoSettings
 
@@ -33,7 +36,7 @@ def prepared_of(loaded, name, parts, visuals):
 def logits_of(model, prepared) -> torch.Tensor:
     rows, length = prepared.input_ids.shape
     added = prepared.deepstack.inputs(rows, length) if prepared.deepstack else {}
-    hidden = model.model.language_model(
+    hidden = find_decoder(model)(
         inputs_embeds=prepared.inputs_embeds, position_ids=prepared.position_ids, use_cache=False, **added
     )[0]
     return model.lm_head(hidden)[0]
@@ -92,7 +95,7 @@ def test_spans_from_plain_inputs_are_those_of_the_prepared_prompt(loaded, name):
 
 
 def processor_pad(model, name) -> int:
-    return model.config.image_token_id if name == "internvl" else model.config.video_token_id
+    return model.config.image_token_id if name in ("internvl", "smolvlm") else model.config.video_token_id
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "internvl"])
@@ -199,7 +202,8 @@ def test_prefix_does_not_depend_on_the_question(loaded, name):
         assert prompt.inputs_embeds[:, :shared].equal(prompts[0].inputs_embeds[:, :shared])
 
 
-@pytest.mark.parametrize("name", NEWER)
+# SmolVLM's processor takes a template of its own where there is a video.
+@pytest.mark.parametrize("name", [name for name in NEWER if name != "smolvlm"])
 def test_a_template_without_markers_is_an_error(loaded, name):
     family, model, processor = loaded(name, "hf")
     features = [family.vision_features(model, processor, visual) for visual in shown(name, [VIDEO])]
@@ -271,6 +275,41 @@ def test_positions_in_time():
         [0, 1, 1, 1, 1, 1, 1, 11, 12, 13],
         [0, 1, 2, 1, 2, 1, 2, 11, 12, 13],
     ]
+
+
+def test_smolvlm_samples_as_its_processor(loaded):
+    _, _, processor = loaded("smolvlm", "hf")
+    for total, fps, most, rate in (
+        (30, 10.0, 64, 1),
+        (250, 25.0, 4, 1),
+        (3000, 29.97, 64, 1),
+        (90, 30.0, 8, 2),
+        (1, 25, 4, 1),
+    ):
+        facts = VideoMetadata(total_num_frames=total, fps=fps, duration=total / fps)
+        expected = processor.video_processor.sample_frames(facts, num_frames=most, fps=rate)
+        settings = VideoSettings(max_frames=most, fps=float(rate))
+        assert sample_frames(total, fps, total / fps, settings) == expected.tolist()
+
+
+TIMES = {
+    "a 0:00:02 [H:MM:SS] video.\n\nFrame from 00:00:{}\nFrame from 00:01:{}\n\nWhy?": [2],
+    "a 1:40:00 [H:MM:SS] video.\n\nFrame from 99:59:{}\nFrame from 100:00:{}\n\nWhy?": [2],
+    "a 0:00:01 [H:MM:SS] video.\n\nFrame from 00:00:{}\n\n": [1],
+    "a 0:00:01 [H:MM:SS] video.\n\nFrame from 00:00:{}\n\n" * 2: [1, 1],
+    "a 0:00:01 [H:MM:SS] video.\n\nFrame from 00:00:{}\n\nand {}": [1],
+    "{}{}": [],
+    "At 10:15: {}\nAt 10:16: {}": [],
+    "Photo 1: {}\nPhoto 2: {}": [],
+}
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_only_frames_with_times_behind_a_duration_are_a_smolvlm_video(loaded, text):
+    family, model, processor = loaded("smolvlm", "hf")
+    tile = "<fake_token_around_image><global-img>" + "<image>" * 16 + "<fake_token_around_image>"
+    ids = processor.tokenizer("User: " + text.replace("{}", tile), return_tensors="pt")["input_ids"]
+    assert [span.grid[0] for span in family.locate_spans(model.config, ids, None)] == TIMES[text]
 
 
 def test_middles_of_equal_parts():
