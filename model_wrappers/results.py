@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 
 from sttm_lmms.model_wrappers.documents import is_padding
-from sttm_lmms.provenance import Provenance, sample_record
+from sttm_lmms.provenance import Provenance
 from sttm_lmms.runtime import Answer, LogLikelihood
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def to_result(reply: Answer | LogLikelihood, *, video: str, provenance: Provenan
         video: name of the first video; intervals are clustered by it.
         provenance: description of the run, for the reply that is to carry it.
     """
-    record = sample_record(reply, video=video, provenance=provenance)
+    record = reply.record(video=video, provenance=provenance)
     counts = AnswerRecord(reply.input_tokens, reply.output_tokens, record=record)
     if isinstance(reply, Answer):
         return GenerationResult(reply.text, counts)

@@ -6,7 +6,7 @@ lmms-eval 0.7.3 offers a model two ways into its files, and a run uses both:
   prints them and writes them as ``throughput["avg_<key>"]`` of ``*_results.json``. Those are the
   :data:`HEADLINE` of the run's :class:`RunSummary`.
 * ``TokenCounts.to_dict()`` of every answer is written as ``token_counts[0]`` of its line in
-  ``*_samples_*.jsonl``, for every task and from all ranks. :func:`sample_record` makes that
+  ``*_samples_*.jsonl``, for every task and from all ranks. ``Answer.record`` makes that
   dictionary. The first answer of a task carries the run's :class:`Provenance` under
   ``"provenance"`` and its whole :class:`RunSummary` under ``"run"``; where ranks exchange nothing,
   each has a first one.
@@ -171,37 +171,6 @@ class Provenance:
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
         """Read a provenance back; keys of later versions are ignored."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-
-
-def sample_record(
-    reply: Any, *, video: str = "", reused: bool | None = None, provenance: Provenance | None = None
-) -> dict[str, Any]:
-    """The JSON dictionary of one answer or score, for ``token_counts`` in lmms-eval's sample file.
-
-    Args:
-        reply: a ``sttm_lmms.runtime.Answer`` or ``LogLikelihood``.
-        video: id of the video; the leaderboard's intervals are clustered by it.
-        reused: whether the KV prefix of an earlier question was used, so that this TTFT is no
-            prefill time; None is what ``reply`` says.
-        provenance: given for the first answer of a task.
-    """
-    record: dict[str, Any] = {
-        "input_tokens": reply.input_tokens,
-        "output_tokens": reply.output_tokens,
-        "visual_tokens": reply.visual_tokens,
-        "kept_tokens": reply.kept_tokens,
-        "reduced": reply.reduced,
-        "reused": reply.reused if reused is None else reused,
-        "video": video,
-        TIMING_KEY: {key: round(seconds, 6) for key, seconds in reply.timing.items()},
-    }
-    if layer_tokens := getattr(reply, "layer_tokens", 0.0):
-        record["layer_tokens"] = round(layer_tokens, 3)
-    if reply.error:
-        record["error"] = reply.error
-    if provenance is not None:
-        record[PROVENANCE_KEY] = asdict(provenance)
-    return record
 
 
 def collect_provenance(

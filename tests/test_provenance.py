@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from sttm_lmms import STTMConfig
-from sttm_lmms.provenance import HEADLINE, METRIC_PREFIX, Provenance, RunSummary, collect_provenance, sample_record
+from sttm_lmms.provenance import HEADLINE, METRIC_PREFIX, Provenance, RunSummary, collect_provenance
 from sttm_lmms.runtime import Answer
 
 RECORD = {
@@ -32,7 +32,7 @@ THROUGHPUT = {
 def test_the_keys_of_result_files_are_there_for_good():
     """Files that were written once are read for years; a key may join, none may go."""
     answer = Answer(text="B", layer_tokens=2.0, timing={"ttft": 0.5}, error="cannot be decoded")
-    record = sample_record(answer, video="v1", provenance=Provenance())
+    record = answer.record(video="v1", provenance=Provenance())
     assert set(record) >= RECORD
     assert set(record["provenance"]) >= PROVENANCE
     assert {field.name for field in fields(RunSummary)} >= THROUGHPUT
@@ -102,12 +102,13 @@ def test_record_of_an_answer(error):
         visual_tokens=784,
         kept_tokens=392,
         layer_tokens=392.0,
+        reused=True,
         timing={"ttft": 0.1234567891},
         error=error,
     )
-    record = sample_record(answer, video="v1", reused=True, provenance=Provenance(method="sttm"))
+    record = answer.record(video="v1", provenance=Provenance(method="sttm"))
     assert record["timing_s"] == {"ttft": 0.123457}
     assert (record["video"], record["reused"], record["reduced"]) == ("v1", True, True)
     assert record["provenance"]["method"] == "sttm"
     assert record.get("error") == error
-    assert "provenance" not in sample_record(answer)
+    assert "provenance" not in answer.record()

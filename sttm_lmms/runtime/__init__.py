@@ -10,7 +10,7 @@ From pixels to the KV cache a video is five values::
     Prefix          the KV cache behind all stages   prefix.prefill_prefix
 
 A question that continues a prefix becomes an :class:`Answer`, and that one json line of a result
-file (``provenance.sample_record``).
+file (``Answer.record``).
 """
 
 from sttm_lmms.runtime.engine import Engine

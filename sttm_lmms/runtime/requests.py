@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from sttm_lmms.config import check_integer
 from sttm_lmms.errors import unknown
+from sttm_lmms.provenance import PROVENANCE_KEY, TIMING_KEY, Provenance
 
 if TYPE_CHECKING:
     from sttm_lmms.video import VideoSettings
@@ -150,6 +151,31 @@ class Reply:
     def reduced(self) -> bool:
         """True if the visual tokens (or the KV entries attended to) became fewer."""
         return self.layer_tokens < self.visual_tokens or self.kv_share < 1.0
+
+    def record(self, *, video: str = "", provenance: Provenance | None = None) -> dict[str, Any]:
+        """The numbers as one JSON dictionary, ``token_counts`` of a line in lmms-eval's sample file.
+
+        Args:
+            video: id of the video; the leaderboard's intervals are clustered by it.
+            provenance: given for the first answer of a task.
+        """
+        record: dict[str, Any] = {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "visual_tokens": self.visual_tokens,
+            "kept_tokens": self.kept_tokens,
+            "reduced": self.reduced,
+            "reused": self.reused,
+            "video": video,
+            TIMING_KEY: {key: round(seconds, 6) for key, seconds in self.timing.items()},
+        }
+        if self.layer_tokens:
+            record["layer_tokens"] = round(self.layer_tokens, 3)
+        if self.error:
+            record["error"] = self.error
+        if provenance is not None:
+            record[PROVENANCE_KEY] = asdict(provenance)
+        return record
 
 
 @dataclass(frozen=True)

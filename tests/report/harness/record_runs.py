@@ -59,8 +59,10 @@ class ToyAnswer:
     input_tokens: int
     output_tokens: int
     reduced: bool
+    reused: bool
     timing: dict[str, float]
     error: str | None = None
+    layer_tokens: float = 0.0
 
 
 def make_model(name: str) -> Any:
@@ -69,7 +71,8 @@ def make_model(name: str) -> Any:
     from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
     from sttm_lmms import STTMConfig
-    from sttm_lmms.provenance import RunSummary, collect_provenance, sample_record
+    from sttm_lmms.provenance import RunSummary, collect_provenance
+    from sttm_lmms.runtime import Answer
 
     model_args, wrong, kept, ttft = next(run[1:] for run in RUNS if run[0] == name)
     settings = dict(pair.split("=") for pair in model_args.split(","))
@@ -121,14 +124,13 @@ def make_model(name: str) -> Any:
                     input_tokens=VISUAL_TOKENS + 40,
                     output_tokens=1,
                     reduced=share < 1 and not error,
+                    reused=not first,
                     timing={}
                     if error
                     else {"ttft": ttft if first else ttft / 10, "vision": 0.5, "end_to_end": 1 + ttft},
                     error=error,
                 )
-                record = sample_record(
-                    answer, video=video, reused=not first, provenance=None if task in described else provenance
-                )
+                record = Answer.record(answer, video=video, provenance=None if task in described else provenance)
                 described.add(task)
                 shares.append(share)
                 results.append(GenerationResult(text, SampleCounts(record)))
