@@ -13,9 +13,9 @@ from sttm_lmms.model_wrappers import WRAPPERS
 from sttm_lmms.model_wrappers.load import check_family, check_packages, place
 
 
-def check_run(model: str, model_args: str, options: Mapping[str, Any]) -> None:
-    """Check a run of one of our wrappers, as the wrapper itself will; other models pass. No weights
-    are downloaded.
+def check_arguments(model: str, model_args: str, options: Mapping[str, Any]) -> None:
+    """Check the arguments of one of our wrappers, as the wrapper itself will; other models pass. No
+    weights are downloaded.
 
     Args:
         model, model_args: as on lmms-eval's command line.

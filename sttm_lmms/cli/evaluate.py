@@ -95,7 +95,7 @@ def _plan(options: Options, run_id: str) -> tuple[Options, Output | None]:
         STTMError, ValueError: the model's arguments cannot work here.
     """
     from sttm_lmms.model_wrappers import WRAPPERS
-    from sttm_lmms.model_wrappers.preflight import check_run
+    from sttm_lmms.model_wrappers.preflight import check_arguments
 
     planned = dict(options)
     model, arguments = options.get("model"), _as_text(options.get("model_args"))
@@ -108,7 +108,7 @@ def _plan(options: Options, run_id: str) -> tuple[Options, Output | None]:
         arguments = ",".join(part for part in (arguments, f"cache={folder}") if part)
         planned["model_args"] = arguments
     if model is not None and arguments is not None:
-        check_run(model, arguments, {} if options.get("device") is None else {"device": options["device"]})
+        check_arguments(model, arguments, {} if options.get("device") is None else {"device": options["device"]})
     output = Output.of_run(Path(options["output_path"]), run_id) if options.get("output_path") else None
     if output is not None:
         planned["output_path"] = str(output.staged)

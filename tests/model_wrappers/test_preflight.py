@@ -12,7 +12,7 @@ import torch
 from sttm_lmms.cli import main
 from sttm_lmms.families import load_pretrained, requirements
 from sttm_lmms.model_wrappers import harness
-from sttm_lmms.model_wrappers.preflight import check_run
+from sttm_lmms.model_wrappers.preflight import check_arguments
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_runs_that_can_work_and_other_models_pass(checkpoints, monkeypatch):
         main(["eval", "--model", "sttm_qwen2_vl", *given])
     assert not stopped.value.code
     assert len(started) == 1
-    check_run("llava_vid", "pretrained=anything,nonsense=1", {})
+    check_arguments("llava_vid", "pretrained=anything,nonsense=1", {})
 
 
 def test_the_plain_api_says_the_same(bare, checkpoints):
