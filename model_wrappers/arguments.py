@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from sttm_lmms.benchmarks.presets import FIELD
+from sttm_lmms.benchmarks.presets import BLIND, FIELD
 from sttm_lmms.errors import unknown
 from sttm_lmms.families.base import Family
 from sttm_lmms.methods import get_method, method_names
@@ -31,7 +31,8 @@ class WrapperArguments:
             ``field-32`` or ``field-64``, so many frames of every video.
         video: ``official`` for the maker's own frames, fps and pixel limits, ``frames-16`` (or
             another number) for so many frames of every video; by default those of the published
-            runs.
+            runs. ``none`` shows no video: what the questions alone give away.
+        phase: share of a step, in [0, 1), by which all frames are taken later.
         max_frames, fps: frame sampling; by default those of ``video``, of the preset or of the
             family.
         sampling: which frames: ``uniform_fps`` (the published runs'; default of our tasks and of
@@ -72,6 +73,7 @@ class WrapperArguments:
     video: str | None = None
     max_frames: int | None = None
     fps: float | None = None
+    phase: float | None = None
     sampling: Literal["model", "uniform_fps"] | None = None
     newline: Literal["grid", "frame", "one_token", "no_token"] | None = None
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
@@ -176,6 +178,10 @@ def _validate_budget_source(arguments: WrapperArguments) -> None:
     """STTM needs to know how much to merge, from exactly one source; so do the frames."""
     if arguments.method_settings.get("budget") == 1:
         raise ValueError("budget=1 keeps all tokens, so nothing is reduced; method=none is that baseline")
+    if arguments.video == BLIND and arguments.method != "none":
+        raise ValueError(f"video={BLIND!r} leaves nothing to reduce: give method=none beside it")
+    if arguments.phase and arguments.features:
+        raise ValueError(f"phase={arguments.phase:g} takes other frames than those whose features are stored")
     if arguments.preset and arguments.video:
         raise ValueError(
             f"preset={arguments.preset!r} holds the frames that its thresholds were found with: leave out "

@@ -139,6 +139,13 @@ def visual_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return [part for message in messages for part in message["content"] if part["type"] != "text"]
 
 
+def without_visuals(messages: Sequence[Mapping[str, Any]]) -> Messages:
+    """The texts alone."""
+    return [
+        {**message, "content": [part for part in message["content"] if part["type"] == "text"]} for message in messages
+    ]
+
+
 def shows_video(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether there is a video among messages."""
     return any(part["type"] == "video" for part in visual_parts(messages))

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from sttm_lmms.benchmarks.annotations import video_seconds
+from sttm_lmms.benchmarks.presets import BLIND
 from sttm_lmms.errors import STTMError
 from sttm_lmms.model_wrappers.answers import AnswerCache, open_cache
 from sttm_lmms.model_wrappers.arguments import WrapperArguments
@@ -18,6 +19,7 @@ from sttm_lmms.model_wrappers.documents import (
     make_turn,
     shows_video,
     visual_parts,
+    without_visuals,
 )
 from sttm_lmms.model_wrappers.identity import question_identity, run_identity, source_identity, task_identity
 from sttm_lmms.model_wrappers.settings import TaskSettings
@@ -126,7 +128,8 @@ class Responder:
     def _open(self, document: Document) -> Messages | str:
         """Messages of a document; or, if errors are skipped, why its visuals cannot be had."""
         try:
-            return make_turn(document, document.first_turn)
+            messages: Messages = make_turn(document, document.first_turn)
+            return without_visuals(messages) if self._arguments.video == BLIND else messages
         except STTMError as error:
             if self._arguments.on_error == "raise":
                 raise

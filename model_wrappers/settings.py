@@ -93,6 +93,6 @@ def _config(arguments: WrapperArguments, family: str) -> Any:
 
 
 def _video(arguments: WrapperArguments, frames: Frames) -> VideoSettings:
-    names = ("max_frames", "fps", "min_pixels", "max_pixels", "sampling")
+    names = ("max_frames", "fps", "phase", "min_pixels", "max_pixels", "sampling")
     chosen = {name: getattr(arguments, name) for name in names}
     return frames.settings(**chosen, backend=arguments.video_backend, timeout=arguments.video_timeout)

@@ -8,8 +8,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from sttm_lmms.benchmarks.data import data_root
+from sttm_lmms.cli.compare_grid import PlannedRun, make_controls, make_grid, pretrained, settings_of
 from sttm_lmms.cli.evaluate import tasks_folder
 from sttm_lmms.cli.launch import LMMS_EVAL, RESULTS, launch
 from sttm_lmms.errors import STTMError, unknown
@@ -25,40 +25,6 @@ from sttm_lmms.methods import get_method, method_names
 COMMAND = "command.txt"
 _PACKAGES = ("sttm-lmms", "lmms-eval", "transformers")
 _READ_WHOLE = 2**22  # bytes up to which a file is compared by its content
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run to make, which is one row of the table for each of its tasks.
-
-    Attributes:
-        model: model id for lmms-eval.
-        model_args: without method and budget.
-        method, budget: ``"none"`` and None keep all tokens.
-        label: says how the run differs from others of this method and budget, such as
-            ``frames-8``; part of the folder's name.
-    """
-
-    model: str
-    model_args: str
-    method: str = "none"
-    budget: float | None = None
-    label: str = ""
-
-    @property
-    def name(self) -> str:
-        """Of the run's folder below the model's."""
-        budget = "" if self.budget is None else f"{self.budget:g}"
-        return "-".join(filter(None, (self.method.replace(":", "."), budget, self.label)))
-
-    @property
-    def arguments(self) -> str:
-        budget = "" if self.budget is None else f",budget={self.budget:g}"
-        return f"{self.model_args},method={self.method}{budget}"
-
-    @property
-    def checkpoint(self) -> str:
-        return _pretrained(self.model_args)
 
 
 def compare(
@@ -83,10 +49,16 @@ def compare(
     include_path: Annotated[
         Path | None, typer.Option("--include_path", "--include-path", help="Folder of tasks. Default: ours.")
     ] = None,
+    controls: Annotated[
+        bool, typer.Option(help="Also all tokens with fewer or smaller frames, other frames, and no video.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and stop.")] = False,
 ) -> None:
     """Run each method at each budget, and all tokens, through lmms-eval; write one table and a
     plot.
+
+    Beside them run, without reduction: fewer frames and smaller frames at the input for each
+    budget, frames half a step later (answers that change by themselves), and no video at all.
 
     Runs that are there already are not repeated: a command that was stopped goes on where it was. A
     run that fails is named, and the others go on. Each run is a folder in --out with results.json,
@@ -94,7 +66,10 @@ def compare(
     launch -m sttm_lmms compare ...) all of them work on each run.
     """
     models = _models(model, model_args)
-    grid = make_grid(models, _methods(methods, reference), _budgets(budgets))
+    grid, impossible = make_grid(models, _methods(methods, reference), _budgets(budgets)), []
+    if controls:
+        more, impossible = make_controls(models, _budgets(budgets), tasks.split(",")[0].strip())
+        grid += more
     folders = _folder_names(models)
     failed, files = [], []
     for number, planned in enumerate(grid, start=1):
@@ -126,22 +101,10 @@ def compare(
     if dry_run or _rank():
         return
     if files:
-        write_tables(files, tables or out, checkpoints=list(folders), reference=reference)
+        missing = [*impossible, *(f"not run: {line}" for line in failed)]
+        write_tables(files, tables or out, checkpoints=list(folders), reference=reference, missing=missing)
     if failed:
         raise STTMError(f"{len(failed)} of {len(grid)} runs failed; the table is without them:\n" + "\n".join(failed))
-
-
-def make_grid(models: Iterable[tuple[str, str]], methods: Sequence[str], budgets: Sequence[float]) -> list[PlannedRun]:
-    """The runs behind the table, model by model: all tokens, then each method at each budget.
-
-    This is the place to add a row. A column is added in :mod:`sttm_lmms.report.table`, where its
-    numbers come from, and :mod:`sttm_lmms.report.layout`, where it is written.
-    """
-    grid = []
-    for model, args in models:
-        grid.append(PlannedRun(model, args))
-        grid += [PlannedRun(model, args, method, budget) for method in methods for budget in budgets]
-    return grid
 
 
 def is_done(folder: Path, command: str, inputs: Mapping[str, str] | None = None) -> bool:
@@ -210,9 +173,11 @@ def _write_note(folder: Path, command: str, inputs: Mapping[str, str]) -> None:
     (folder / COMMAND).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_tables(files: Sequence[Path], out: Path, *, checkpoints: Sequence[str], reference: str) -> None:
+def write_tables(
+    files: Sequence[Path], out: Path, *, checkpoints: Sequence[str], reference: str, missing: Sequence[str] = ()
+) -> None:
     """The table of these result files as Markdown, JSON and a page, and the plot of accuracy over
-    kept share."""
+    kept share. ``missing`` are the rows that are not there, in words."""
     from sttm_lmms.report.layout import equal_budget_json
     from sttm_lmms.report.plots import CAPTIONS, draw_plots, save_plots, to_svg
     from sttm_lmms.report.render import render
@@ -221,6 +186,7 @@ def write_tables(files: Sequence[Path], out: Path, *, checkpoints: Sequence[str]
 
     command = shlex.join(["sttm-lmms", *sys.argv[1:]])
     table = build_table(load_runs(files), reference=reference, shapes=_shapes(checkpoints))
+    table.attrs["missing"] = list(missing)
     figures = draw_plots(table)
     svgs = {CAPTIONS[name]: to_svg(figure, name) for name, figure in figures.items()}
     markdown, page = (
@@ -254,7 +220,7 @@ def _models(model: list[str] | None, model_args: list[str] | None) -> list[tuple
             raise ValueError(f"--model_args {args}: leave out {', '.join(clash)}; --methods and --budgets say it")
         if "pretrained" not in given:
             raise ValueError(f"--model_args {args}: pretrained=... is missing")
-    if len({_pretrained(args) for _, args in pairs}) < len(pairs):
+    if len({pretrained(args) for _, args in pairs}) < len(pairs):
         raise ValueError("a checkpoint is given twice; compare its --model_args into different --out folders")
     return pairs
 
@@ -279,7 +245,7 @@ def _methods(text: str | None, reference: str) -> list[str]:
 
 
 def _has_budget(method: str) -> bool:
-    return "budget" in {field.name for field in fields(get_method(method))}
+    return "budget" in settings_of(method)
 
 
 def _budgets(text: str) -> list[float]:
@@ -353,17 +319,12 @@ def _shapes(checkpoints: Sequence[str]) -> dict[str, Any]:
     return shapes
 
 
-def _pretrained(model_args: str) -> str:
-    pairs = (part.partition("=") for part in model_args.split(","))
-    return next(value.strip() for name, _, value in pairs if name.strip() == "pretrained")
-
-
 def _folder_names(models: Sequence[tuple[str, str]]) -> dict[str, str]:
     """A folder for each checkpoint: the last part of its name, or more of it where two share
     that."""
     from sttm_lmms.report.names import model_names
 
-    longer = model_names(_pretrained(args) for _, args in models)
+    longer = model_names(pretrained(args) for _, args in models)
     last = {checkpoint: checkpoint.rstrip("/").rsplit("/", 1)[-1] for checkpoint in longer}
     shared = Counter(last.values())
     return {one: name if shared[name] == 1 else longer[one].replace("/", "__") for one, name in last.items()}

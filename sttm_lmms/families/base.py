@@ -137,6 +137,7 @@ class Family(ABC):
         """
         from sttm_lmms.video import probe, read_frames, video_of_frames
         from sttm_lmms.video.remote import local_file
+        from sttm_lmms.video.sampling import later
 
         def small(frames: int, height: int, width: int) -> Resize | None:
             return self.resize(height, width, frames, settings, processor)
@@ -145,7 +146,7 @@ class Family(ABC):
         if not isinstance(source, (str, Path)) or Path(source).is_dir():
             return video_of_frames(source, settings.fps, max_frames=settings.max_frames, resize=small)
         info = probe(source, settings.backend, timeout=settings.timeout)
-        numbers = self.sample(info, settings)
+        numbers = later(self.sample(info, settings), settings.phase, info.total_frames - 1)
         resize = partial(small, len(numbers))
         return read_frames(info, numbers, settings.backend, resize=resize, timeout=settings.timeout)
 

@@ -119,7 +119,12 @@ def find_baseline(one: NamedRun, all_runs: Sequence[NamedRun]) -> NamedRun | Non
         return one
     same = [b for b in all_runs if (b.method, b.model, b.task.task) == ("none", one.model, one.task.task)]
     newest_first = sorted(same, key=lambda b: b.run.date, reverse=True)
-    return min(newest_first, key=lambda b: len(differences(one, b)), default=None)
+    return min(newest_first, key=lambda b: (len(differences(one, b)), len(_other_arguments(one, b))), default=None)
+
+
+def _other_arguments(one: NamedRun, baseline: NamedRun) -> set[str]:
+    ours, theirs = one.run.model_args, baseline.run.model_args
+    return {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
 
 
 def differences(one: NamedRun, baseline: NamedRun) -> list[Difference]:

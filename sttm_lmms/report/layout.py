@@ -106,9 +106,12 @@ DETAILS: Cells = {
 EQUAL_BUDGETS: Cells = {
     "Relative": SUMMARY["Relative"],
     "Kept": _mean_of("kept_mean", "{:.1%}"),
+    INTO: SUMMARY[INTO],
     LAYERS: lambda rows: text(_mean(rows, "layer_tokens"), "{:.0f}") + text(_mean(rows, "layer_share"), " ({:.1%})"),
     "KV kept": _mean_of("kv_share", "{:.1%}"),
     "TTFT": SUMMARY["TTFT"],
+    "Vision tower": _mean_of("vision_s", "{:.3f} s"),
+    "Merging": _mean_of("merge_s", "{:.4f} s"),
     "GFLOPs": lambda rows: (
         text(_mean(rows, "flops") / 1e9, "{:#.3g}") + text(_mean(rows, "flops_factor"), " ({:.2f}×)")
     ),
@@ -127,7 +130,7 @@ def leaderboard_page(
     Without ``reference`` a row for each setting, then one for each task. With it a row for each
     model, method and budget, and its difference to that method at the same budget.
     """
-    problems = table.attrs.get("problems", ())
+    problems, missing = table.attrs.get("problems", ()), table.attrs.get("missing", ())
     table = _complete(table)
     table["budget"] = _budgets(table)
     table["rest"], shared = factor_common_settings(table)
@@ -136,7 +139,7 @@ def leaderboard_page(
         tables, legend = _by_setting(table, notes), _legend(table)
     else:
         tables, legend = _by_budget(table, reference, notes), EQUAL_BUDGETS_LEGEND
-        shared = (_conditions(table), *summary_lines(table))
+        shared = (_conditions(table), *summary_lines(table), *control_lines(table), *missing)
     notes += [f"left out: {problem}" for problem in problems]
     return Page(title, tables, tuple(notes), legend, command, shared)
 
@@ -248,15 +251,33 @@ def summary_lines(table: pd.DataFrame) -> list[str]:
     if compared.empty:
         return []
     reference = compared["reference"].iloc[0]
-    better = [
-        f"{row.method} at {row.budget:.0%} ({row.model}, {row.task}): {100 * row.difference:+.1f} points, "
-        f"p = {row.reference_p:.2g}"
-        for row in compared.itertuples()
-        if row.difference > 0 and pd.notna(row.budget)
-    ]
+    lines = []
+    for budget in sorted(compared["budget"].dropna().unique(), reverse=True):
+        better = [
+            f"{row.method} ({row.model}, {row.task}): {100 * row.difference:+.1f} points, p = {row.reference_p:.2g}"
+            for row in compared[compared["budget"] == budget].sort_values("difference", ascending=False).itertuples()
+            if row.difference > 0
+        ]
+        said = f"More accurate than {reference} at the same budget: {'; '.join(better)}"
+        lines.append(f"At {budget:.0%}: {said if better else f'no method is more accurate than {reference}'}.")
     if not (compared["difference"] > 0).any():
         return [f"No method is more accurate than {reference} at the same budget here."]
-    return [f"More accurate than {reference} at the same budget: {'; '.join(better)}."]
+    return lines
+
+
+def control_lines(table: pd.DataFrame) -> list[str]:
+    """Sentences about what accuracy is worth: answers that change by themselves, and no video."""
+    lines = []
+    for row in table[table["method"] == "none"].itertuples():
+        where = f"{row.model}, {row.task}"
+        changed = f"{row.lost:.0f} lost, {row.won:.0f} won"
+        if "phase=" in row.setting and pd.notna(row.lost):
+            share = (row.lost + row.won) / row.questions
+            lines.append(f"Frames half a step later, all tokens ({where}): {share:.1%} change, {changed}.")
+        if "video=none" in row.setting:
+            chance = "" if pd.isna(row.chance) else f"; chance {row.chance:.1%}"
+            lines.append(f"No video ({where}): {row.accuracy:.1%} right{chance}.")
+    return lines
 
 
 def factor_common_settings(table: pd.DataFrame) -> tuple[pd.Series, tuple[str, ...]]:

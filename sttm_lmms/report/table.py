@@ -64,6 +64,9 @@ REFERENCE_COLUMNS = (
     "kv_share",  # KV entries attended to while decoding / all; NaN where no method edits the cache
     "flops",  # of a prefill by count, mean over the questions; NaN if the checkpoint's sizes are not known
     "flops_factor",  # the baseline's / the run's
+    "vision_s",  # seconds of the vision tower, and of the reduction itself, mean over whole prefills
+    "merge_s",
+    "chance",  # accuracy of a guess among the options of each prompt; NaN where there are none
     "reference",  # the method compared with, where it has a run of the same model, task and budget
     "difference",  # accuracy minus the reference's, over the questions both answered
     "reference_won",
@@ -77,6 +80,7 @@ TEXTS = (
 """Columns that hold no numbers."""
 # Ours first: the names of our tasks, then lmms-eval's own, whose prompts and scores differ.
 _OURS = {name.lower().replace("-", ""): name for name in BENCHMARKS}
+_OPTION = re.compile(r"^\(?[A-Z][.)]\s", re.MULTILINE)
 _THEIRS = tuple(name for name in _OURS if name != "vnbench")
 
 
@@ -110,7 +114,14 @@ def build_table(
     if reference is not None:
         for one, row in zip(shown, rows, strict=True):
             row |= _compute(one, (shapes or {}).get(one.model)) | _against_reference(one, reference, shown)
-        full = {(row["model"], row["task"]): row["flops"] for row in rows if row["method"] == "none"}
+        plain = {(one.model, one.task.task): find_baseline(one, named) for one in shown if one.method == reference}
+        full = {}
+        for one, row in zip(shown, rows, strict=True):
+            whole = plain.get((one.model, one.task.task), one)
+            if one.method == "none" and one is whole:
+                full[row["model"], row["task"]] = row["flops"]
+            elif one.method == "none" and whole is not None:
+                row |= _control(one, whole)
         for row in rows:
             row["flops_factor"] = _ratio(full.get((row["model"], row["task"])), row["flops"])
     columns = [*COLUMNS, *(REFERENCE_COLUMNS if reference else ())]
@@ -244,6 +255,19 @@ def _against_reference(one: NamedRun, reference: str, shown: Iterable[NamedRun])
     }
 
 
+def _control(one: NamedRun, whole: NamedRun) -> dict[str, Any]:
+    """The columns of a run without reduction that sees other frames than ``whole``, or none: it is
+    compared as if it were a method that kept so many of its tokens."""
+    tokens, all_tokens = (run.task.answered["visual_tokens"].mean() for run in (one, whole))
+    pairs = pair(one.task.samples, whole.task.samples)
+    found = {"kept_mean": _ratio(tokens, all_tokens) or 0.0, "speed_up": _ratio(_ttft(whole), _ttft(one))}
+    if not pairs.comparable or pairs.scores.empty:
+        return found
+    relative = _ratio(pairs.scores["ours"].mean(), pairs.scores["theirs"].mean())
+    tested = {"lost": pairs.lost, "won": pairs.won, "mcnemar_p": pairs.p}
+    return {**found, **tested, "relative": relative, "baseline": _run_name(whole.run)}
+
+
 def _compute(one: NamedRun, shape: DecoderShape | None) -> dict[str, float | None]:
     """What the layers see of a question and compute on it, mean over the questions; None unless all
     of them say."""
@@ -258,7 +282,9 @@ def _compute(one: NamedRun, shape: DecoderShape | None) -> dict[str, float | Non
     else:
         supposed = pd.Series(one.run.summary.layer_tokens_mean if len(one.run.tasks) == 1 else None, seen.index, float)
     seen = seen.assign(layer_tokens=seen["layer_tokens"].fillna(supposed))
-    found: dict[str, float | None] = {"kv_share": one.run.summary.kv_share_mean, "flops": None}
+    summary = one.run.summary
+    found: dict[str, float | None] = {"kv_share": summary.kv_share_mean, "flops": None}
+    found |= {"vision_s": summary.vision_s, "merge_s": summary.merge_s, "chance": _chance(one)}
     if seen.empty or seen.isna().any(axis=None) or (visual == 0).any():
         return found | {"layer_tokens": None, "layer_share": None}
     if shape is not None:
@@ -271,6 +297,12 @@ def _compute(one: NamedRun, shape: DecoderShape | None) -> dict[str, float | Non
         )
     layers = seen["layer_tokens"]
     return found | {"layer_tokens": fmean(layers), "layer_share": fmean(layers / visual)}
+
+
+def _chance(one: NamedRun) -> float | None:
+    """Mean of 1 / options over the questions, as the prompts list them."""
+    options = one.task.answered["prompt"].str.count(_OPTION)
+    return float((1 / options).mean()) if len(options) and (options > 1).all() else None
 
 
 def _accuracy(one: NamedRun) -> tuple[float | None, float | None, float | None, str | None]:

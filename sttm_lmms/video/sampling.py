@@ -57,3 +57,12 @@ def frames_at(info: VideoInfo, seconds: Sequence[float]) -> list[int]:
     rate."""
     assert info.times is not None
     return np.maximum(np.searchsorted(info.times, np.array(seconds) + 1e-6, side="right") - 1, 0).tolist()
+
+
+def later(numbers: Sequence[int], phase: float, last: int) -> list[int]:
+    """Frame numbers that each lie the share ``phase`` of the way to the next one; the last one as
+    far behind as its predecessor, or ``last``, the file's last frame."""
+    if len(numbers) < 2:
+        return list(numbers)
+    steps = np.diff(numbers, append=2 * numbers[-1] - numbers[-2])
+    return np.minimum(np.array(numbers) + np.round(phase * steps).astype(int), last).tolist()

@@ -46,6 +46,8 @@ class VideoSettings:
             default.
         max_pixels: most pixels of a resized frame, at least :data:`ONE_TOKEN` (Qwen families only);
             None is the family's default.
+        phase: frames are taken this share of a step later, in [0, 1): how much answers hang on
+            which frames were looked at.
 
     Raises:
         ValueError: a value is out of range, or the backend is unknown.
@@ -58,12 +60,14 @@ class VideoSettings:
     max_pixels: int | None = None
     sampling: str = "model"
     timeout: float = TIMEOUT
+    phase: float = 0.0
 
     def __post_init__(self) -> None:
         check_integer("max_frames", self.max_frames, 1)
         check_number("fps", self.fps, 0.0, 1000.0, low_open=True)
         check_backend(self.backend)
         check_number("video_timeout", self.timeout, 0.0, 1e6)
+        check_number("phase", self.phase, 0.0, 0.999)
         if self.sampling not in SAMPLINGS:
             raise unknown("sampling", self.sampling, SAMPLINGS)
         for name in ("min_pixels", "max_pixels"):

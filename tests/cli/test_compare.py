@@ -13,7 +13,8 @@ pytest.importorskip("matplotlib")
 
 from sttm_lmms.cli import compare as module
 from sttm_lmms.cli import main
-from sttm_lmms.cli.compare import describe_inputs, error_line, is_done, make_grid
+from sttm_lmms.cli.compare import describe_inputs, error_line, is_done
+from sttm_lmms.cli.compare_grid import make_controls, make_grid
 from sttm_lmms.errors import STTMError
 
 ARGS = "pretrained=some/model,max_frames=8"
@@ -29,15 +30,37 @@ def test_the_grid_has_all_tokens_once_and_each_method_at_each_budget():
     grid = make_grid([("sttm_llava_video", ARGS)], ["sttm", "random"], [0.5, 0.15])
     assert [planned.name for planned in grid] == ["none", "sttm-0.5", "sttm-0.15", "random-0.5", "random-0.15"]
     assert grid[0].arguments == f"{ARGS},method=none"
-    assert grid[2].arguments == f"{ARGS},method=sttm,budget=0.15"
+    assert grid[2].arguments == f"{ARGS},method=sttm,budget=0.15,floor=join"
+
+
+def test_controls_see_fewer_smaller_other_or_no_frames():
+    models = [("sttm_llava_video", ARGS), ("sttm_qwen2_vl", f"{ARGS},fps=2.0,max_pixels=39200")]
+    runs, impossible = make_controls(models, [0.5, 0.15, 0.1], "vnbench")
+    llava = {run.name: run.arguments for run in runs if run.model == "sttm_llava_video"}
+    assert llava == {
+        "none-fewer-frames-0.5": "pretrained=some/model,max_frames=4,fps=0.5,method=none",
+        "none-fewer-frames-0.15": "pretrained=some/model,max_frames=1,fps=0.15,method=none",
+        "none-half-a-step-later": f"{ARGS},phase=0.5,method=none",
+        "none-no-video": f"{ARGS},video=none,method=none",
+    }
+    qwen = {run.name: run.arguments for run in runs if run.model == "sttm_qwen2_vl"}
+    assert qwen["none-smaller-frames-0.1"].endswith("max_pixels=3920,min_pixels=3920,method=none")
+    assert "max_frames=4,fps=1," in qwen["none-fewer-frames-0.5"]
+    assert "none-fewer-frames-0.15" not in qwen, "not a pair of frames"
+    assert "Not possible: smaller-frames at 50% (some/model)." in impossible
+    assert len(impossible) == 3 + 1 + 2
 
 
 def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "out"
     args = ("--model", "sttm_qwen2_vl", "--model_args", ARGS, "--methods", "sttm,random", "--budgets", "0.5")
-    assert not run("--tasks", "vnbench", *args, "--out", str(out), "--limit", "3", "--dry-run")
+    assert not run("--tasks", "vnbench", *args, "--out", str(out), "--limit", "3", "--dry-run", "--no-controls")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("method=")[1].split()[0] for line in lines] == ["none", "sttm,budget=0.5", "random,budget=0.5"]
+    assert [line.split("method=")[1].split()[0] for line in lines] == [
+        "none",
+        "sttm,budget=0.5,floor=join",
+        "random,budget=0.5",
+    ]
     assert all(line.startswith("lmms-eval --model sttm_qwen2_vl --model_args pretrained=some/model") for line in lines)
     assert all(line.endswith("--limit 3") for line in lines)
     assert not out.exists()
@@ -152,7 +175,19 @@ def test_the_whole_and_once_more(tmp_path, monkeypatch, capfd):
     """One failing method does not stop the others, and a second call repeats only what failed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    asked = ("--tasks", "vnbench", "--methods", "sttm,random", "--budgets", "0.3", "--videos", "2", "--limit", "4")
+    asked = (
+        "--tasks",
+        "vnbench",
+        "--methods",
+        "sttm,random",
+        "--budgets",
+        "0.3",
+        "--videos",
+        "2",
+        "--limit",
+        "4",
+        "--no-controls",
+    )
     checkpoint = Path(module.__file__).parents[1] / "checkpoints" / "llava_video_tiny"
     model = ("--model", "sttm_llava_video", "--model_args", f"pretrained={checkpoint},max_frames=8")
     real, calls = module.launch, []

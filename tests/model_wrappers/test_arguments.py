@@ -49,6 +49,8 @@ def test_values_are_read_by_type():
         ({"method": "none"}, "budget=0.5 is no setting of method=none"),
         ({"preset": "paper-50"}, "preset='paper-50' sets the thresholds: leave out budget"),
         ({"preset": "field-32", "video": "official"}, "preset='field-32' is video='frames-32': leave out video"),
+        ({"video": "none"}, "video='none' leaves nothing to reduce: give method=none beside it"),
+        ({"phase": 0.5, "features": "folder"}, "phase=0.5 takes other frames than those whose features are stored"),
         ({"preset": "field-128"}, "preset='field-128' sets the thresholds: leave out budget"),
         ({"method": "none", "preset": "paper-50", "budget": None}, "budget=None is no setting of method=none"),
     ],

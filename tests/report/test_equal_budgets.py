@@ -98,8 +98,26 @@ def test_another_reference(runs):
     assert row(table, "sttm", 0.5).against["won"] == WRONG
     assert row(table, "sttm", 0.3).against is None, "random has no such budget"
     text = render(table, "md", reference="random")
-    assert "More accurate than random at the same budget: " in text
-    assert "sttm at 50% (tiny/llava-video, vnbench)" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("At 50%: ")]
+    assert "More accurate than random at the same budget: " in line
+    assert "sttm (tiny/llava-video, vnbench): +" in line
+
+
+def test_controls_are_compared_with_all_tokens_not_with_themselves(runs, recorded, tmp_path):
+    """Fewer tokens without reduction, other frames and no video, as rows and sentences."""
+    for name, argument in {"later": "phase=0.5", "blind": "video=none"}.items():
+        copy_as("none", recorded / "full", tmp_path / name, wrong=WRONG)
+        (file,) = (tmp_path / name).glob("*.json")
+        content = json.loads(file.read_text())
+        content["config"]["model_args"] += f",{argument}"
+        file.write_text(json.dumps(content))
+    table = build_table([*runs, *load_runs([tmp_path])], reference="sttm", shapes={MODEL: SHAPE})
+    assert row(table, "sttm", 0.5).flops_factor > 1.8
+    text = render(table, "md", reference="sttm")
+    plain = row(build_table(runs, reference="sttm"), "none", None)
+    share = WRONG / plain.questions
+    assert f"(tiny/llava-video, vnbench): {share:.1%} change, {WRONG} lost, 0 won." in text
+    assert f"No video (tiny/llava-video, vnbench): {plain.accuracy - share:.1%} right." in text
 
 
 def test_tokens_a_layer_come_from_the_records_or_from_the_start_layer(table):

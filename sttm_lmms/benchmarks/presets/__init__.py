@@ -38,6 +38,9 @@ ALL_FRAMES = 1000.0
 FIELD = {"field-32": "frames-32", "field-64": "frames-64"}
 """Presets of frames alone, with the video settings that they stand for: what most papers use beside ``sttm_field``."""
 
+BLIND = "none"
+"""The video settings under which no video is shown."""
+
 _FOLDER = Path(__file__).parent
 _FRAMES = _FOLDER / "frames.yaml"
 _VIDEO = _FOLDER / "video.yaml"
@@ -153,16 +156,19 @@ def resolve_video(name: str, family: str) -> Frames:
     """The video settings called ``name`` of a family.
 
     ``official`` is what its makers use. ``frames-16`` (or any other number) is so many frames of
-    every video, evenly spread: with a budget, more frames at the same cost.
+    every video, evenly spread: with a budget, more frames at the same cost. Under ``none`` the
+    wrappers show no video, so its frames are any.
 
     Raises:
         ValueError: there are none of that name, or not for this family.
     """
+    if name == BLIND:
+        return resolve_frames(family, "")
     if count := re.fullmatch(r"frames-([1-9]\d*)", name):
         return Frames(int(count.group(1)), ALL_FRAMES)
     presets: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(_VIDEO.read_text(encoding="utf-8"))
     if name not in presets:
-        raise unknown("video", name, [*presets, "frames-16, frames-32, ... (so many frames of every video)"])
+        raise unknown("video", name, [*presets, BLIND, "frames-16, frames-32, ... (so many frames of every video)"])
     if family not in presets[name]:
         raise ValueError(f"video={name!r} has nothing for {family}. It has: {', '.join(presets[name])}")
     return Frames(**presets[name][family])
