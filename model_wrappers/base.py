@@ -150,8 +150,9 @@ class STTMWrapper(lmms):
                 seconds=self._seconds,
                 rank=self.rank,
             )
-            for record in self._described if totals is not None else ():
-                record[RUN_KEY] = totals.metrics()  # lmms-eval writes the records only now
+            if totals is not None:
+                for record in self._described:
+                    record[RUN_KEY] = totals.metrics()  # lmms-eval writes the records only now
         finally:
             del self._responder, self._engine, self.processor
             super().clean()
