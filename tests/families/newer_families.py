@@ -18,6 +18,7 @@ CASES = {
     "two videos": ["Look: ", VIDEO, VIDEO, "Which?"],
     "image and video": [IMAGE, VIDEO, "Same?"],
     "video and image": [VIDEO, " and ", IMAGE, "Same?"],
+    "images and videos": [IMAGE, VIDEO, "then", IMAGE, VIDEO, "Same?"],
     "images": [IMAGE, IMAGE, "Same?"],
 }
 

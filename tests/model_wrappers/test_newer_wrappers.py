@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 from test_wrapper import QUESTIONS, ask, texts
 
 from sttm_lmms.errors import CheckpointError, NothingReducedError
@@ -69,6 +70,31 @@ def test_answers_do_not_depend_on_what_is_shared(family, build, videos):
     batched = build(family, batch_size=3)
     assert found == texts(batched.generate_until(ask(batched, documents)))
     wrapper.clean()
+
+
+@families
+def test_several_videos_and_images_in_one_prompt(family, build, videos, tmp_path):
+    pictures = [tmp_path / f"{colour}.png" for colour in ("red", "blue")]
+    for picture in pictures:
+        Image.new("RGB", (48, 64), picture.stem).save(picture)
+
+    def messages(document):
+        seen = [{"type": "image", "url": str(pictures[0])}, {"type": "video", "url": str(videos[0])}]
+        more = [{"type": "text", "text": "and"}, {"type": "image", "url": str(pictures[1])}]
+        last = [{"type": "video", "url": str(videos[1])}, {"type": "text", "text": document[1]}]
+        return [{"role": "user", "content": [*seen, *more, *last]}]
+
+    found = []
+    for reuse in ("prefix", "none"):
+        wrapper = build(family, reuse=reuse)
+        requests = ask(wrapper, [(videos[0], question) for question in QUESTIONS])
+        for request in requests:
+            request.arguments = (request.args[0], messages, *request.args[2:])
+        results = wrapper.generate_until(requests)
+        found.append(texts(results))
+        assert all(result.token_counts.to_dict()["kept_tokens"] > 0 for result in results)
+        assert all(result.token_counts.to_dict()["reduced"] for result in results)
+    assert found[0] == found[1]
 
 
 # SmolVLM's processor takes a template of its own where there is a video.
