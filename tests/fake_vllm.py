@@ -1,6 +1,8 @@
 """A stand-in for the package vllm: its ``LLM.generate`` over prompt embeddings, with transformers
 behind it.
 
+Prompts with frames get their placeholders and no thought.
+
 It holds vLLM's promises that this package relies on: answers in the order of the prompts, new token
 ids with the one that ended them, a prefix cache of whole blocks that is found by the bytes of the
 embeddings. It refuses what vLLM does.
@@ -16,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from sttm_lmms.serving.vllm_plugin.reduction import method_of, reserved
 
 BLOCK = 16
 
@@ -41,19 +45,21 @@ class LLM:
 
     opened: ModuleType
 
-    def __init__(self, model: str, *, dtype: str, enable_prompt_embeds: bool, **settings: Any) -> None:
-        if not enable_prompt_embeds:
-            raise ValueError("You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
+    def __init__(self, model: str, *, dtype: str, enable_prompt_embeds: bool = False, **settings: Any) -> None:
         self.settings = {"model": model, "dtype": dtype, **settings}
-        self._decoder = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self.model_config = SimpleNamespace(get_vocab_size=lambda: self._decoder.config.vocab_size)
         self.calls: list[tuple[list[dict[str, Any]], list[SamplingParams]]] = []
         self._blocks: set[bytes] = set()
         type(self).opened.llms.append(self)
+        if not enable_prompt_embeds:
+            return  # it sees itself: see _expanded
+        self._decoder = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model_config = SimpleNamespace(get_vocab_size=lambda: self._decoder.config.vocab_size)
 
     def generate(self, prompts: list[dict[str, Any]], params: list[SamplingParams], *, use_tqdm: bool) -> list[Any]:
         self.calls.append((prompts, params))
+        if "prompt_token_ids" in prompts[0] and "prompt_embeds" not in prompts[0]:
+            return [self._expanded(prompt) for prompt in prompts]
         return [self._answer(prompt, param) for prompt, param in zip(prompts, params, strict=True)]
 
     def _answer(self, prompt: dict[str, Any], params: SamplingParams) -> Any:
@@ -81,6 +87,22 @@ class LLM:
         return SimpleNamespace(
             outputs=[SimpleNamespace(token_ids=ids.tolist())], num_cached_tokens=self._cached(embeds)
         )
+
+    def _expanded(self, prompt: dict[str, Any]) -> Any:
+        """A video's placeholder repeated as often as our plugin tells vLLM, and an answer that is
+        always the same."""
+        config = AutoConfig.from_pretrained(self.settings["model"])
+        method = method_of(self.settings["hf_overrides"]["sttm"])
+        videos = iter(prompt["multi_modal_data"]["video"])
+        ids: list[int] = []
+        for token in prompt["prompt_token_ids"]:
+            times = 1
+            if token == config.video_token_id:
+                frames, _ = next(videos)
+                t, h, w = frames.shape[:3]
+                times = reserved(method, (-(-t // 2), h // 28, w // 28))
+            ids += [token] * times
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5, 6])], num_cached_tokens=0, prompt_token_ids=ids)
 
     def _cached(self, embeds: torch.Tensor) -> int:
         if not self.settings["enable_prefix_caching"]:

@@ -17,6 +17,7 @@ from sttm_lmms.decoder import find_decoder
 from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
+    from sttm_lmms.families.assemble import Segment
     from sttm_lmms.video import Video, VideoInfo, VideoSettings
     from sttm_lmms.video.pictures import Resize
 
@@ -174,6 +175,14 @@ class Family(ABC):
         """What of :meth:`prepare` depends on the visual alone, so that its questions do not pay for
         it again."""
         return features
+
+    def segments(self, processor: Any, messages: Sequence[Message]) -> list[Segment]:
+        """The prompt by the family's template: texts, and the number of a visual where it stands."""
+        raise NotImplementedError
+
+    def token_grid(self, config: Any, pixels: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(T, H, W) in tokens of a video of (T, H, W) frames and pixels."""
+        raise NotImplementedError
 
     @abstractmethod
     def prepare(

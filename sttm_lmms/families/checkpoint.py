@@ -244,9 +244,9 @@ def load_model(
         CheckpointError: a missing, unexpected or mis-shaped tensor.
     """
     source: Path | None = folder
+    kwargs = _with_quantization(folder, kwargs)
     if headers is None:
         headers = read_headers(folder)
-        kwargs = _with_quantization(folder, kwargs)
     else:
         source, config = None, config or getattr(model_class, "config_class").from_pretrained(folder)  # noqa: B009
         empty = {h.name: torch.empty(h.shape, device="meta") for h in headers.values()}

@@ -26,11 +26,10 @@ from sttm_lmms.families.assemble import (
     check_visuals,
     content_parts,
     device_of,
-    join_text,
 )
 from sttm_lmms.families.base import Family, frame_pixels, runs
 from sttm_lmms.families.checkpoint import load_model, read_json
-from sttm_lmms.families.template import render
+from sttm_lmms.families.template import numbered, render
 from sttm_lmms.types import Message, PreparedInput, VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
@@ -77,10 +76,7 @@ def chatml_prompt(
         chat_template=lmms_lab.CHAT_TEMPLATE,
         end_of_turn=lmms_lab.END_OF_TURN,
     )
-    segments: list[Segment] = [pieces[0]]
-    for number, after in enumerate(pieces[1:]):
-        segments += [number, after]
-    return join_text(segments)
+    return numbered(pieces)
 
 
 def _with_instructions(messages: Sequence[Message], instructions: Mapping[int, str]) -> list[Message]:
@@ -234,6 +230,14 @@ class LlavaFamily(Family):
             return features
         return replace(features, tensor=project_video(model, features.tensor), projected=True)
 
+    def segments(self, processor: Any, messages: Sequence[Message]) -> list[Segment]:
+        return chatml_prompt(processor, messages)
+
+    def token_grid(self, config: Any, pixels: tuple[int, int, int]) -> tuple[int, int, int]:
+        vision = config.vision_config
+        side = math.ceil(vision.image_size // vision.patch_size / 2)
+        return pixels[0], side, side
+
     @torch.no_grad()
     def prepare(
         self,
@@ -280,8 +284,7 @@ class LlavaFamily(Family):
     def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
         """Frames of pooled H x W tokens; the stock class appends one newline token, which stays out
         of the grid."""
-        vision = config.vision_config
-        side = math.ceil(vision.image_size // vision.patch_size / 2)
+        _, side, _ = self.token_grid(config, (1, 0, 0))
         spans = []
         for row, start, length in runs(input_ids == config.video_token_id):
             frames, rest = divmod(length, side * side)

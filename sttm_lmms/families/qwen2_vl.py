@@ -142,7 +142,11 @@ class Qwen2VL(TemplateFamily):
         """``(T, H, W, C)``."""
         frames = len(self.sample(info, settings))
         height, width = frame_size(info.height, info.width, frames, settings, self.side)
-        return -(-frames // 2), height // self.side, width // self.side, self.feature_channels(config)
+        return *self.token_grid(config, (frames, height, width)), self.feature_channels(config)
+
+    def token_grid(self, config: Any, pixels: tuple[int, int, int]) -> tuple[int, int, int]:
+        frames, height, width = pixels
+        return -(-frames // 2), height // self.side, width // self.side
 
     def feature_channels(self, config: Any) -> int:
         """Channels of the vision features, from the model's ``config``."""

@@ -71,6 +71,9 @@ class TemplateFamily(Family):
         layers."""
         return (feature.tensor,)
 
+    def segments(self, processor: Any, messages: Sequence[Message]) -> list[Segment]:
+        return numbered(render(processor, messages))
+
     @torch.no_grad()
     def prepare(
         self,
@@ -179,6 +182,14 @@ def render(
             f"{processor.image_token}, but {wanted} visuals; use a chat template that writes one for each visual"
         )
     return pieces
+
+
+def numbered(pieces: Sequence[str]) -> list[Segment]:
+    """The pieces of :func:`render` with the numbers of the visuals between them."""
+    segments: list[Segment] = [pieces[0]]
+    for number, after in enumerate(pieces[1:]):
+        segments += [number, after]
+    return join_text(segments)
 
 
 _VISUAL_TOKENS = ("video", "image", "start_image", "end_image", "fake_image", "global_image")

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -68,6 +68,8 @@ class Engine:
             that nothing waits.
     """
 
+    reader_class: ClassVar[type[SourceReader]] = SourceReader
+
     def __init__(
         self,
         model: nn.Module,
@@ -99,7 +101,7 @@ class Engine:
         if reuse == "prefix" and not self._shares_prefix(self.config):
             self.reuse = "features"
         self._stopwatch = Stopwatch(model, enabled=timing)
-        self._reader = SourceReader(
+        self._reader = self.reader_class(
             model,
             processor,
             self.family,

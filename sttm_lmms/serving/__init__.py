@@ -1,5 +1,6 @@
-"""Answers from vLLM: our vision tower and merging in front, vLLM's decoder behind.
+"""Answers from vLLM.
 
-``engine.py`` is the engine, ``connection.py`` all that touches vLLM, ``limits.py`` what is refused
-and why.
+``vllm_plugin/`` reduces videos inside of vLLM; ``frames.py`` gives it the frames and prompts of
+lmms-eval's tasks. Checkpoints that vLLM does not know are seen and merged here, and decoded there
+(``embeds.py``). Both are engines (``engine.py``) on one connection (``connection.py``).
 """

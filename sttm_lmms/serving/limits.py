@@ -8,32 +8,34 @@ from pathlib import Path
 import torch
 
 from sttm_lmms.errors import STTMError
-from sttm_lmms.families import find_family
+from sttm_lmms.families import layout_of
 from sttm_lmms.families.base import Family
+from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
 from sttm_lmms.families.llava import LlavaFamily
 from sttm_lmms.methods.base import Method, Stage
+from sttm_lmms.serving.vllm_plugin import ARCHITECTURES
 
 _ANY_DEPTH = 1000  # more layers than any decoder: a method that acts in front of layer 0 alone does so at any depth
 
 
-def served_family(checkpoint: str | Path, revision: str | None = None) -> Family:
-    """The family of a checkpoint that vLLM can serve; of a hub id only ``config.json`` is
-    downloaded.
+def served_family(checkpoint: str | Path, revision: str | None = None) -> tuple[Family, bool]:
+    """The family of a checkpoint that vLLM can serve, and whether vLLM knows its architecture, so
+    that our plugin does; of a hub id only ``config.json`` is downloaded.
 
     Raises:
         CheckpointError: the checkpoint cannot be had.
         STTMError: its family cannot be served.
     """
-    found, _ = find_family(checkpoint, revision=revision)
+    folder = resolve_checkpoint(checkpoint, revision=revision, files=["config.json"])
+    found, _ = layout_of(folder)
+    known = any(name in ARCHITECTURES for name in read_json(folder / "config.json")["architectures"])
+    # LLaVA-Video has vLLM's architecture once it is converted, but newlines and a time instruction
+    # that vLLM's class does not write.
     if isinstance(found, LlavaFamily):
-        return found
-    hint = f"use --model sttm_{found.name}"
-    if not found.mrope:
-        raise STTMError(f"{checkpoint}: the decoder of {found.name} is not exported for vLLM yet; {hint}")
-    raise STTMError(
-        f"{checkpoint} is a {found.name} checkpoint, whose decoder rotates by (t, h, w): vLLM treats prompt embeddings "
-        f"as text, with one position a token; {hint}"
-    )
+        return found, known and found.name == "llava_onevision"
+    if not known:
+        raise STTMError(f"{checkpoint}: {found.name} is not served by vLLM here; use --model sttm_{found.name}")
+    return found, True
 
 
 def check_served(method: Method | None, family: str = "llava_video") -> None:
@@ -70,6 +72,8 @@ def check_served(method: Method | None, family: str = "llava_video") -> None:
 def untested_features(version: str, dtype: torch.dtype, device: torch.device, tensor_parallel_size: int) -> list[str]:
     """Which features of a run with this vLLM no test has covered."""
     found = []
+    if not version.startswith("0.32."):
+        found.append(f"vLLM {version}")
     if device.type != "cpu":
         found.append(f"device {device.type}")
     if dtype != torch.float32:

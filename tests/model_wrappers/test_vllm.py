@@ -3,7 +3,9 @@ wrappers."""
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import fields
 
 import fake_vllm
 import pytest
@@ -12,8 +14,9 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
 
 from sttm_lmms.errors import NothingReducedError, STTMError
-from sttm_lmms.model_wrappers.models import LlavaOneVision, LlavaVideo
+from sttm_lmms.model_wrappers.models import LlavaOneVision, LlavaVideo, Qwen2VL
 from sttm_lmms.model_wrappers.vllm import VLLM, SimpleVLLM
+from sttm_lmms.serving.connection import Reply
 
 OURS = {"llava_video": LlavaVideo, "llava_onevision": LlavaOneVision}
 QUESTIONS = ("What moves?", "Which colour is the disc, and when is it there?", "Why?")
@@ -21,6 +24,7 @@ QUESTIONS = ("What moves?", "Which colour is the disc, and when is it there?", "
 
 @pytest.fixture
 def vllm(monkeypatch):
+    monkeypatch.setenv("STTM_VLLM", "0")  # opening vLLM may set it
     return fake_vllm.install(monkeypatch)
 
 
@@ -101,11 +105,10 @@ def test_what_waits_for_vllm_holds_no_more_than_it_counts(method, build, vllm, v
     held, counted = [], []
 
     def look(self, prompts):
-        tensors = [tensor for shared, own, _ in prompts for tensor in (shared, own)]
-        counted.append(sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values()))
-        storages = (tensor.untyped_storage() for tensor in tensors)
-        held.append(sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
-        return [([1], 0) for _ in prompts]
+        tensors = [given["prompt_embeds"] for given, _ in prompts]
+        counted.append(sum(tensor.nbytes for tensor in tensors))
+        held.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
+        return [Reply([1], [0], 0) for _ in prompts]
 
     monkeypatch.setattr("sttm_lmms.serving.connection._VLLM.ask", look)
     ask(build(VLLM, **method), [(videos[0], question) for question in QUESTIONS])
@@ -197,9 +200,50 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(arguments, sentence
     assert vllm.llms == []
 
 
-def test_mrope_families_are_refused_with_the_reason(build, vllm):
-    with pytest.raises(STTMError, match=r"is a qwen2_vl checkpoint.*treats prompt embeddings as text.*sttm_qwen2_vl"):
-        build(VLLM, "qwen2_vl")
+def test_a_family_that_vllm_is_not_extended_for_is_refused(build, vllm, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["InternVLForConditionalGeneration"]}')
+    with pytest.raises(STTMError, match=r"internvl is not served by vLLM here; use --model sttm_internvl"):
+        build(VLLM, pretrained=str(tmp_path))
+
+
+def test_frames_prompts_and_counts_where_vllm_sees_itself(build, vllm, videos):
+    """vLLM's own answers are compared by ``make test-vllm``; here, all that surrounds them."""
+    documents = [(video, question) for video in videos for question in QUESTIONS]
+    ours = answers(ask(build(Qwen2VL, "qwen2_vl", budget=0.3, start_layer=0, floor="join"), documents))
+    wrapper = build(VLLM, "qwen2_vl", budget=0.3)
+    results = ask(wrapper, documents)
+    # Visual tokens, kept tokens and the prompt's length.
+    assert [told[1:4] for told in answers(results)] == [told[1:4] for told in ours]
+    assert {parameter.device.type for parameter in wrapper.model.parameters()} == {"meta"}
+    (llm,) = vllm.llms
+    assert llm.settings["hf_overrides"]["sttm"] == {
+        "method": "sttm",
+        **{field.name: getattr(wrapper._engine.config, field.name) for field in fields(wrapper._engine.config)},
+    }
+    assert os.environ["STTM_VLLM"] == "1"
+    frames = [prompt["multi_modal_data"]["video"][0][0] for prompt in llm.calls[0][0]]
+    assert all(frames[0] is other for other in frames[1:3])  # a video's questions share its frames
+    assert wrapper._engine.counters.videos_decoded == len(videos)
+    provenance = results[0].token_counts.to_dict()["provenance"]
+    assert (provenance["family"], provenance["attention"]) == ("qwen2_vl", "vLLM 0.32.0")
+    assert (provenance["settings"]["start_layer"], provenance["settings"]["floor"]) == (0, "join")
+    wrapper.clean()
+    totals = results[0].token_counts.to_dict()["run"]
+    assert (totals["questions"], totals["reduced_share"]) == (9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"method": "fastv", "budget": 0.5}, "depends on the video"),
+        ({"start_layer": 2}, "in front of its first layer only"),
+        ({"features": "features"}, "features=features has no meaning here: vLLM sees the frames"),
+    ],
+)
+def test_what_vllm_cannot_do_with_frames_is_refused(arguments, sentence, build, vllm):
+    with pytest.raises(ValueError, match=sentence):
+        build(VLLM, "qwen2_vl", **arguments)
+    assert vllm.llms == []
 
 
 def test_vllm_is_missing_or_of_another_version(build, monkeypatch):
@@ -207,8 +251,8 @@ def test_vllm_is_missing_or_of_another_version(build, monkeypatch):
     monkeypatch.setattr("sttm_lmms.serving.connection.find_spec", lambda name: None)
     with pytest.raises(STTMError, match=r"not installed: pip install 'sttm-lmms\[vllm\]'"):
         build(VLLM)
-    fake_vllm.install(monkeypatch, "0.33.1")
-    with pytest.raises(STTMError, match=r"vLLM 0.33.1 is not known.*pip install 'vllm>=0.32,<0.33'"):
+    fake_vllm.install(monkeypatch, "0.34.1")
+    with pytest.raises(STTMError, match=r"knows vLLM 0.32 and 0.33, not 0.34.1: install one of these"):
         build(VLLM)
 
 

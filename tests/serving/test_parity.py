@@ -19,7 +19,7 @@ from sttm_lmms.methods import get_method
 from sttm_lmms.runtime import Engine
 from sttm_lmms.serving.connection import open_vllm
 from sttm_lmms.serving.decoder_cache import cached_decoder
-from sttm_lmms.serving.engine import VLLMEngine
+from sttm_lmms.serving.embeds import EmbedsEngine
 from sttm_lmms.testing.tiny import TinySizes, build_tiny_checkpoint
 
 VIDEOS, QUESTIONS = 5, 4
@@ -81,7 +81,7 @@ def engines(checkpoint, tmp_path):
     llm = open_vllm(settings)
     ours = Engine(*load_pretrained(checkpoint, dtype=torch.float32), on_error="raise")
     seeing = load_pretrained(checkpoint, dtype=torch.float32, with_decoder=False)
-    return ours, VLLMEngine(*seeing, llm=llm, on_error="raise")
+    return ours, EmbedsEngine(*seeing, llm=llm, on_error="raise")
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sttm_lmms import GenerationSettings, Request, VideoSettings, get_method, load_pretrained
+from sttm_lmms import GenerationSettings, Request, STTMConfig, VideoSettings, get_method, load_pretrained
 from sttm_lmms.benchmarks.annotations import load_questions
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.benchmarks.prompt import build_prompt
 from sttm_lmms.demo import shipped
-from sttm_lmms.runtime import Engine
-from sttm_lmms.serving.vllm_plugin import SWITCH
+from sttm_lmms.families.checkpoint import read_headers
+from sttm_lmms.runtime import Answer, Engine
+from sttm_lmms.serving.connection import open_vllm
+from sttm_lmms.serving.frames import FramesEngine, plugin_settings
 from sttm_lmms.testing.tiny import TinySizes, build_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -30,44 +32,23 @@ pytestmark = pytest.mark.skipif(
 
 FAMILIES = ("trained", "qwen2_5_vl", "qwen3_vl", "llava_onevision")
 NEW_TOKENS = 24
+FIRST: Any = {"start_layer": 0, "floor": "join"}  # what vLLM needs
 
 
 @dataclass
 class Side:
-    """Our engine, the same checkpoint's processor, and what vLLM is started with."""
+    """Our engine, and what vLLM is started with."""
 
     engine: Engine
     checkpoint: Path
     family: str
     video: VideoSettings
 
-    def prompt(self, question: Any, files: list[str]) -> tuple[Request, dict[str, Any]]:
-        """The same question for both."""
-        text = build_prompt(question.question, question.options)
+    def request(self, question: Any, files: list[str]) -> Request:
+        text = {"type": "text", "text": build_prompt(question.question, question.options)}
         visuals = [{"type": "video", "video": file} for file in files]
-        request = Request(
-            [{"role": "user", "content": [*visuals, {"type": "text", "text": text}]}],
-            GenerationSettings(max_new_tokens=NEW_TOKENS),
-            video=self.video,
-        )
-        message = {"role": "user", "content": [*({"type": "video"} for _ in files), {"type": "text", "text": text}]}
-        written = self.engine.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        videos = [self._video(file) for file in files]
-        return request, {"prompt": written, "multi_modal_data": {"video": videos}}
-
-    def _video(self, file: str) -> Any:
-        video = self.engine.family.read_video(file, self.video)
-        if self.family not in ("qwen2_5_vl", "qwen3_vl"):
-            return video.frames
-        about = {
-            "fps": video.fps,
-            "total_num_frames": max(video.indices) + 1,
-            "frames_indices": [int(index) for index in video.indices],
-            "do_sample_frames": False,
-            "duration": len(video.frames) / video.sample_fps,
-            "video_backend": "pyav",
-        }
-        return video.frames, about
+        generation = GenerationSettings(max_new_tokens=NEW_TOKENS)
+        return Request([{"role": "user", "content": [*visuals, text]}], generation, video=self.video)
 
 
 @pytest.fixture(scope="module")
@@ -108,57 +89,51 @@ def _speak(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def open_vllm(side: Side, settings: dict[str, Any] | None, **more: Any) -> Any:
+def served(side: Side, config: Any, **more: Any) -> FramesEngine:
+    """vLLM in this process, asked as lmms-eval asks it."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ[SWITCH] = "1"
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    from vllm import LLM
-
-    ours = {} if settings is None else {"video_pruning_rate": 0.5, "hf_overrides": {"sttm": settings}}
-    as_given = {} if side.family.startswith("llava") else {"mm_processor_kwargs": {"do_resize": False}}
-    return LLM(
-        model=str(side.checkpoint),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=4096,
-        max_num_seqs=4,
-        gpu_memory_utilization=0.1,
-        limit_mm_per_prompt={"video": 2, "image": 0},
-        **ours,
-        **as_given,
-        **more,
+    llm = open_vllm(
+        {
+            "model": str(side.checkpoint),
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 4096,
+            "max_num_seqs": 4,
+            "gpu_memory_utilization": 0.1,
+            "limit_mm_per_prompt": {"video": 2, "image": 1},
+            **plugin_settings(config),
+            **more,
+        }
     )
+    newline = "one_token" if side.family.startswith("llava") else None
+    empty = load_pretrained(side.checkpoint, dtype=torch.float32, headers=read_headers(side.checkpoint))
+    return FramesEngine(*empty, config, llm=llm, on_error="raise", newline=newline)
 
 
-def said(side: Side, llm: Any, prompts: list[dict[str, Any]]) -> list[str]:
-    from vllm import SamplingParams
-
-    outputs = llm.generate(prompts, SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0), use_tqdm=False)
-    decode = side.engine.processor.tokenizer.decode
-    return [decode(output.outputs[0].token_ids, skip_special_tokens=True).strip() for output in outputs]
+def told(answers: list[Answer]) -> list[Any]:
+    """Text and tokens of each answer."""
+    return [
+        (answer.text, answer.visual_tokens, answer.kept_tokens, answer.input_tokens, answer.output_tokens)
+        for answer in answers
+    ]
 
 
 @pytest.mark.parametrize(
-    ("settings", "more"),
+    ("config", "more"),
     [
-        pytest.param({"method": "sttm", "budget": 0.5}, {}, id="sttm 50%"),
-        pytest.param({"method": "sttm", "budget": 0.3}, {"max_num_batched_tokens": 64}, id="sttm 30%, chunks of 64"),
-        pytest.param({"method": "sttm", "budget": 1.0}, {}, id="all tokens on the pruning path"),
-        pytest.param({"method": "random", "budget": 0.3}, {}, id="random 30%"),
+        pytest.param(STTMConfig(budget=0.5, **FIRST), {}, id="sttm 50%"),
+        pytest.param(STTMConfig(budget=0.3, **FIRST), {"max_num_batched_tokens": 64}, id="sttm 30%, chunks of 64"),
+        pytest.param(STTMConfig(budget=1.0, **FIRST), {}, id="all tokens on the pruning path"),
+        pytest.param(get_method("random")(budget=0.3, start_layer=0), {}, id="random 30%"),
+        pytest.param(None, {}, id="plain vLLM"),
     ],
 )
-def test_every_answer_is_equal(settings, more, side, questions):
-    floor = {"floor": "join"} if settings["method"] == "sttm" else {}
-    config = get_method(settings["method"])(budget=settings["budget"], start_layer=0, **floor)
-    asked = [side.prompt(question, [file]) for question, file in questions]
-    asked += [side.prompt(question, [file, questions[0][1]]) for question, file in questions[4:6]]
-
-    expected = [
-        answer.text.strip()
-        for answer in side.engine.generate([replace(request, config=config) for request, _ in asked])
-    ]
-    llm = open_vllm(side, settings, **more)
-    prompts = [prompt for _, prompt in asked]
-    assert said(side, llm, prompts) == expected
-    assert said(side, llm, prompts) == expected, "out of the prefix cache"
-    assert len(set(expected)) > 1
+def test_every_answer_and_count_is_equal(config, more, side, questions):
+    asked = [side.request(question, [file]) for question, file in questions]
+    asked += [side.request(question, [file, questions[0][1]]) for question, file in questions[4:6]]
+    expected = told(side.engine.generate([replace(request, config=config) for request in asked]))
+    vllm = served(side, config, **more)
+    assert told(vllm.generate(asked)) == expected
+    assert told(vllm.generate(asked)) == expected, "out of the prefix cache"
+    assert len({text for text, *_ in expected}) > 1

@@ -40,9 +40,7 @@ def version_problem(version: str) -> str | None:
     if found in VERSIONS:
         return None
     known = " and ".join(".".join(map(str, known)) for known in VERSIONS)
-    return (
-        f"sttm-lmms reduces video tokens inside of vLLM {known}, not {version}: install one of these, or unset {SWITCH}"
-    )
+    return f"sttm-lmms knows vLLM {known}, not {version}: install one of these"
 
 
 def register() -> None:
@@ -57,6 +55,6 @@ def register() -> None:
     from vllm import ModelRegistry
 
     if (problem := version_problem(vllm.__version__)) is not None:
-        raise RuntimeError(problem)
+        raise RuntimeError(f"{problem}, or unset {SWITCH}")
     for name, target in ARCHITECTURES.items():
         ModelRegistry.register_model(name, f"{__name__}.{target}")  # a string: imported when the model is chosen

@@ -36,11 +36,17 @@ def method_of(settings: Mapping[str, Any]) -> Method:
         raise unknown(f"setting of method={method_class.name}", unwanted[0], names)
     defaults = {"start_layer": 0, "floor": "join"}
     method = method_class(**{name: value for name, value in defaults.items() if name in names} | settings)
+    check_reservable(method)
+    return method
+
+
+def check_reservable(method: Method) -> None:
+    """Raise ``ValueError`` unless a method acts in front of layer 0 alone and knows its count
+    beforehand."""
     reserved(method, _SOME_GRID)
     stages = list(method.stages(1000))
     if len(stages) != 1 or stages[0] not in (0, (0, "layer")):
         raise ValueError(f"{method}: vLLM is reached in front of its first layer only; start_layer=0")
-    return method
 
 
 def reserved(method: Method, grid: Grid) -> int:
