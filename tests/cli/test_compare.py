@@ -171,7 +171,7 @@ def test_several_processes_start_one_launcher(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_whole_and_once_more(tmp_path, monkeypatch, capfd):
+def test_the_whole_and_once_more(tmp_path, monkeypatch, capfd, warm_launch):
     """One failing method does not stop the others, and a second call repeats only what failed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -83,7 +83,7 @@ def test_speed_is_shown_for_all_tokens_and_two_budgets(capsys):
 
 
 @pytest.mark.slow
-def test_the_demo(tmp_path, monkeypatch, capfd):
+def test_the_demo(tmp_path, monkeypatch, capfd, warm_launch):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "outputs" / "demo"
     notes = out / "llava_video-50" / "20261121_000000_results.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -51,9 +51,7 @@ def start_ranks(data: Path, log: Path, args: Sequence[str], world: int) -> list[
     ranks = []
     for rank in range(world):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        process = _context.Process(target=_rank, args=(list(args), common | own, f"{log}.{rank}"))
-        process.start()
-        ranks.append(process)
+        ranks.append(_start(list(args), common | own, f"{log}.{rank}"))
     return ranks
 
 
@@ -64,11 +62,15 @@ def warm_lmms_eval(data: Path, out: Path, *args: str, tasks: str = "vnbench", **
     if "--include_path" not in args:
         command += ["--include_path", str(TASKS)]
     log = out.with_suffix(".log")
-    process = _context.Process(target=_rank, args=(command, _environment(data) | environment, f"{log}.0", True))
-    process.start()
+    warm_command(command, _environment(data) | environment, log)
+    return read_run(out, log.read_text())
+
+
+def warm_command(args: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    """``lmms-eval ARGS`` in the current folder to its end; what it prints goes into ``log``."""
+    process = _start(list(args), dict(environment), str(log), plain=True)
     process.join(200)
     assert process.exitcode is not None, "still running"
-    return read_run(out, Path(f"{log}.0").read_text())
 
 
 def run_ranks(data: Path, out: Path, args: Sequence[str], world: int, timeout: float = 200) -> str:
@@ -106,9 +108,16 @@ def without_default_tasks() -> None:
     command.TaskManager = partial(command.TaskManager, include_defaults=False)
 
 
-def _rank(args: list[str], environment: dict[str, str], log: str, plain: bool = False) -> None:
+def _start(args: list[str], environment: dict[str, str], log: str, plain: bool = False) -> BaseProcess:
+    process = _context.Process(target=_rank, args=(args, environment, log, os.getcwd(), plain))
+    process.start()
+    return process
+
+
+def _rank(args: list[str], environment: dict[str, str], log: str, folder: str, plain: bool) -> None:
     """``sttm-lmms eval``, or ``lmms-eval`` where it is to be ``plain``."""
     os.setpgid(0, 0)
+    os.chdir(folder)
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)

@@ -1,8 +1,7 @@
 """lmms-eval's evaluator over all our tasks, with a model that knows its replies."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ pytest.importorskip("lmms_eval")
 from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from warm_ranks import warm_command
 
 from sttm_lmms.benchmarks import FORMATS
 
@@ -83,11 +83,11 @@ def test_samples_say_what_was_read(result):
 
 @pytest.mark.slow
 def test_command_line(small_data, tasks_folder, tmp_path):
-    command = ["-m", "lmms_eval", "--model", "dummy", "--tasks", "sttm_suite", "--include_path", str(tasks_folder)]
-    command += ["--output_path", str(tmp_path), "--log_samples"]
-    run = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = ["--model", "dummy", "--tasks", "sttm_suite", "--include_path", str(tasks_folder)]
+    log = tmp_path / "log.txt"
+    warm_command([*command, "--output_path", str(tmp_path), "--log_samples"], os.environ, log)
     files = list(Path(tmp_path).rglob("*_results.json"))
-    assert len(files) == 1, run.stdout + run.stderr
+    assert len(files) == 1, log.read_text()
     results = json.loads(files[0].read_text())["results"]
     assert {f"sttm_{name}" for name in FORMATS} < set(results)
     assert 0 <= results["sttm_vnbench"]["circular,none"] <= results["sttm_vnbench"]["accuracy,none"]
