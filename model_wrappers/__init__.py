@@ -15,6 +15,7 @@ WRAPPERS = {
     "sttm_qwen2_5_vl": "models.Qwen25VL",
     "sttm_qwen3_vl": "models.Qwen3VL",
     "sttm_qwen3_5": "models.Qwen35",
+    "sttm_glm4v": "models.Glm4v",
     "sttm_internvl": "models.InternVL",
     "sttm_smolvlm": "models.SmolVLM",
     "sttm_vllm": "vllm.VLLM",

@@ -48,6 +48,12 @@ class Qwen35(STTMWrapper):
     family = "qwen3_5"
 
 
+class Glm4v(STTMWrapper):
+    """GLM-4.1V, 4.5V and 4.6V, without thinking where their chat template allows that."""
+
+    family = "glm4v"
+
+
 class InternVL(STTMWrapper):
     """InternVL3 and InternVL3.5 in the Hugging Face layout, one tile a frame."""
 
@@ -81,6 +87,10 @@ class SimpleQwen3VL(Qwen3VL):
 
 
 class SimpleQwen35(Qwen35):
+    is_simple = True
+
+
+class SimpleGlm4v(Glm4v):
     is_simple = True
 
 

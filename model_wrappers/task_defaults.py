@@ -24,6 +24,7 @@ STOCK_WRAPPERS: Mapping[str, tuple[tuple[str, ...], int]] = {
     "qwen3_vl": (("qwen3_vl",), QWEN_NEW_TOKENS),
     "qwen3_5": (("qwen3_5",), DEFAULT_NEW_TOKENS),
     "smolvlm": ((), DEFAULT_NEW_TOKENS),
+    "glm4v": (("glm4v",), DEFAULT_NEW_TOKENS),
     "internvl": (("internvl_hf", "internvl3_5", "internvl3"), DEFAULT_NEW_TOKENS),
 }
 """Family -> lmms-eval's own wrappers of it, and their ``max_new_tokens`` where the task does not

@@ -75,9 +75,9 @@ def preview_prompt(
         model.set_input_embeddings(embedding)
         if image_newline is not None:
             model.model.image_newline = image_newline
-    video = getattr(model.config, "video_token_id", model.config.image_token_id)
+    marks = {getattr(model.config, f"{kind}_token_id", None) for kind in ("video", "image")}  # GLM has one for both
     pieces = []
-    for visual, run in groupby(prepared.input_ids[0].tolist(), key=lambda token: token == video):
+    for visual, run in groupby(prepared.input_ids[0].tolist(), key=lambda token: token in marks):
         ids = list(run)
         pieces.append(f"<{len(ids):,} video tokens>" if visual else processor.tokenizer.decode(ids))
     return prepared, "".join(pieces)

@@ -11,6 +11,7 @@ from torch import nn
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError, unknown
 from sttm_lmms.families.base import Family
 from sttm_lmms.families.checkpoint import read_json, resolve_checkpoint
+from sttm_lmms.families.glm4v import Glm4v
 from sttm_lmms.families.hub import commit_of
 from sttm_lmms.families.internvl import InternVL
 from sttm_lmms.families.llava import LlavaOneVision, LlavaVideo
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Family] = {
         Qwen25VL(),
         Qwen3VL(),
         Qwen35(),
+        Glm4v(),
         InternVL(),
         SmolVLM(),
     )
@@ -51,21 +53,6 @@ ARCHITECTURES: dict[str, str] = {
     name: layout for family in FAMILIES.values() for name, layout in family.architectures.items()
 }
 """Architecture in ``config.json`` -> layout of the checkpoint."""
-
-_CODED_TIME = (
-    "its videos are marked by the image token between <|begin_of_video|> and <|end_of_video|> with a timestamp behind "
-    "each frame, and its processor and vision tower need an adapter of their own"
-)
-REFUSED: dict[str, str] = {
-    "Glm4vForConditionalGeneration": _CODED_TIME,
-    "Glm4vMoeForConditionalGeneration": _CODED_TIME,
-    "Glm46VForConditionalGeneration": _CODED_TIME,
-    "glm4v": _CODED_TIME,
-    "glm4v_moe": _CODED_TIME,
-    "glm46v": _CODED_TIME,
-}
-"""Architectures and model types that were looked at and cannot be reduced yet -> what is missing
-(see ``docs/model_families.md``)."""
 
 
 def get_family(name: str) -> Family:
@@ -85,9 +72,8 @@ def family_of(model: nn.Module) -> Family:
     names = [base.__name__ for base in type(model).__mro__]
     architecture = next((name for name in names if name in supported), None)
     if architecture is None:
-        missing = next((f" yet: {REFUSED[name]}" for name in names if name in REFUSED), "")
         raise UnsupportedModelError(
-            f"{type(model).__name__} is not supported{missing}; supported classes: {', '.join(supported)}"
+            f"{type(model).__name__} is not supported; supported classes: {', '.join(supported)}"
         )
     config: Any = model.config
     return _family(architecture, config.to_dict(), str(getattr(config, "name_or_path", "")))
@@ -115,9 +101,8 @@ def layout_of(folder: Path) -> tuple[Family, str]:
     for name in names:
         if name in ARCHITECTURES:
             return _family(name, config, str(folder)), ARCHITECTURES[name]
-    missing = next((f" yet: {REFUSED[name]}" for name in names if name in REFUSED), "")
     raise CheckpointError(
-        f"{folder}/config.json: architectures {names} are not supported{missing}; supported: {', '.join(ARCHITECTURES)}"
+        f"{folder}/config.json: architectures {names} are not supported; supported: {', '.join(ARCHITECTURES)}"
     )
 
 

@@ -31,6 +31,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
         *(f"HuggingFaceTB/SmolVLM2-{size}-Video-Instruct" for size in ("256M", "500M")),
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     ),
+    "glm4v": tuple(f"zai-org/GLM-{name}" for name in ("4.1V-9B-Thinking", "4.5V", "4.6V-Flash", "4.6V")),
     "internvl": (
         *(f"OpenGVLab/InternVL3-{size}-hf" for size in ("1B", "2B", "8B", "14B", "38B", "78B")),
         *(f"OpenGVLab/InternVL3_5-{size}-HF" for size in ("1B", "2B", "4B", "8B", "14B", "38B")),

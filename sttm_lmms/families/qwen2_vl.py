@@ -127,6 +127,8 @@ class Qwen2VL(TemplateFamily):
     fixed_suffix: ClassVar[str] = VISION_END
     side: ClassVar[int] = _SIDE
     """Pixels along one side of a token."""
+    call_settings: ClassVar[Mapping[str, Any]] = {"cap_pixels_per_frame": False}
+    """What else the video processor is called with."""
 
     def sample(self, info: VideoInfo, settings: VideoSettings) -> list[int]:
         """An even number of frames at ``settings.fps``, at most ``max_frames``."""
@@ -136,12 +138,16 @@ class Qwen2VL(TemplateFamily):
         self, height: int, width: int, frames: int, settings: VideoSettings, processor: Any = None
     ) -> Resize | None:
         """As qwen-vl-utils does, whatever the processor."""
-        return partial(_resize, size=frame_size(height, width, frames, settings, self.side))
+        return partial(_resize, size=self.frame_size(height, width, frames, settings))
+
+    def frame_size(self, height: int, width: int, frames: int, settings: VideoSettings) -> tuple[int, int]:
+        """Height and width in pixels of this many frames of a video."""
+        return frame_size(height, width, frames, settings, self.side)
 
     def feature_shape(self, config: Any, info: VideoInfo, settings: VideoSettings) -> tuple[int, ...]:
         """``(T, H, W, C)``."""
         frames = len(self.sample(info, settings))
-        height, width = frame_size(info.height, info.width, frames, settings, self.side)
+        height, width = self.frame_size(info.height, info.width, frames, settings)
         return *self.token_grid(config, (frames, height, width)), self.feature_channels(config)
 
     def token_grid(self, config: Any, pixels: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -184,8 +190,8 @@ class Qwen2VL(TemplateFamily):
                 videos=[frames],
                 do_resize=unfit,
                 do_sample_frames=False,
-                cap_pixels_per_frame=False,
                 return_tensors="pt",
+                **self.call_settings,
             )
 
     def extra_metadata(self, video: Video) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from sttm_lmms.decoder import RECURRENT, keys_values, layer_types, rotary_embedding, uses_mrope
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Method
-from sttm_lmms.runtime.probe import AttentionInputs, rotate_half
+from sttm_lmms.runtime.probe import AttentionInputs, rotated
 from sttm_lmms.runtime.reduced_cache import CachedSequence, ReducedCache
 
 AHEAD = 1024
@@ -177,12 +177,11 @@ class StepView:
         position = position.expand(3, 1, 1) if uses_mrope(self._decoder) else position
         cos, sin = rotary_embedding(self._decoder, keys, position, layer)
         scale = getattr(rotary, "attention_scaling", 1.0)
-        turned = keys[:, :, entries]
         # Keys hold the scaling of long contexts already; a rotation backwards has the sine's other
         # sign.
-        cos, sin = cos.reshape(-1) / scale, sin.reshape(-1) / scale * (1 if steps > 0 else -1)
+        cos, sin = cos[0] / scale, sin[0] / scale * (1 if steps > 0 else -1)
         entry.keys = keys.clone()  # a branch of this cache may share the tensor
-        entry.keys[:, :, entries] = turned * cos + rotate_half(turned) * sin
+        entry.keys[0, :, entries] = rotated(self._decoder.layers[layer].self_attn, keys[0, :, entries], cos, sin)
 
     def attend(self, layer: int, index: torch.Tensor) -> None:
         """In this step ``layer`` sees only the entries ``index``; ``length`` stands for the new

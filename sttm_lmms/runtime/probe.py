@@ -6,6 +6,7 @@ attention.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from sttm_lmms.decoder import keys_values, mrope_section
+from sttm_lmms.decoder import keys_values
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Stage
 
@@ -59,7 +60,7 @@ class AttentionInputs:
         if self.hidden is None or self.rotary is None:
             raise ValueError("attention was asked for before this layer ran")
         hidden = self.hidden[row]
-        cos, sin = (_for_row(part, row, self.attention.config) for part in self.rotary)
+        cos, sin = (table[min(row, len(table) - 1)] for table in self.rotary)  # one row may stand for all
         queries = queries.to(hidden.device)
         query = self._heads(hidden[queries], "q", cos[queries], sin[queries])
         if cache is None:
@@ -83,8 +84,7 @@ class AttentionInputs:
             states = states[:, ::2]  # Qwen3.5 projects a gate of the output behind the query of each head
         norm = getattr(self.attention, f"{kind}_norm", None)
         states = (states if norm is None else norm(states)).transpose(0, 1)
-        turned, rest = states.split([cos.shape[-1], states.shape[-1] - cos.shape[-1]], dim=-1)  # partial rotary
-        return torch.cat((turned * cos + rotate_half(turned) * sin, rest), dim=-1)
+        return rotated(self.attention, states, cos, sin)
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,11 @@ class VideoProbe:
         return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)
 
 
-def rotate_half(states: torch.Tensor) -> torch.Tensor:
-    """The quarter turn of rotary embeddings: halves of the channels swapped, the new first half
-    negated."""
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
-
-
-def _for_row(table: torch.Tensor, row: int, config: Any) -> torch.Tensor:
-    """``[S, head_dim]`` cosines or sines of one row; decoders that hand on three axes get them
-    interwoven."""
-    if table.ndim == 4:  # [3, B, S, head_dim]: older transformers weave the axes inside attention
-        sections = [*mrope_section(config)] * 2
-        table = torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)
-    return table[min(row, table.shape[0] - 1)]
+def rotated(attention: nn.Module, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Queries or keys ``[heads, n, head_dim]`` turned by ``[n, D]``, by the model's own function: some
+    turn a part of the channels only (Qwen3.5), or neighbouring ones (GLM)."""
+    turn = vars(sys.modules[type(attention).__module__])["apply_rotary_pos_emb"]
+    return turn(states[None], states[None], cos[None], sin[None])[0][0]
 
 
 def hook_mlp(layer: Any, stage: Stage, reduce: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
@@ -178,6 +169,7 @@ def hook_mlp(layer: Any, stage: Stage, reduce: Callable[[torch.Tensor], torch.Te
             raise UnsupportedModelError(f"{type(layer).__name__} has no `{name}`; {stage} cannot be reached")
     return [
         layer.post_attention_layernorm.register_forward_pre_hook(before_norm),
-        layer.mlp.register_forward_hook(after_mlp, prepend=True),
+        # GLM-4.1V norms what the MLP gives before it is added.
+        getattr(layer, "post_mlp_layernorm", layer.mlp).register_forward_hook(after_mlp, prepend=True),
         layer.register_forward_hook(after_layer, prepend=True),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sttm_lmms.errors import UnsupportedModelError
-from sttm_lmms.families import FAMILIES, REFUSED, family_of_config
+from sttm_lmms.families import FAMILIES, family_of_config
 from sttm_lmms.families.base import runs
 from sttm_lmms.types import VideoSpan
 
@@ -29,9 +29,8 @@ def locate_spans(config: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
     family = family_of_config(config)
     if family is None:
         known = dict.fromkeys(name for known in FAMILIES.values() for name in known.model_types)
-        missing = f" yet: {REFUSED[config.model_type]}" if config.model_type in REFUSED else ""
         raise UnsupportedModelError(
-            f"model type {config.model_type!r} is not supported{missing}: videos are found in models of type "
+            f"model type {config.model_type!r} is not supported: videos are found in models of type "
             f"{', '.join(known)}; pass spans= to reduce_tokens for any other decoder"
         )
     # One copy to the host instead of a look at the device for every run of tokens.

@@ -1,4 +1,4 @@
-"""Prompts for the newer families, and what the stock processors make of them."""
+"""Prompts for Qwen2.5-VL and all later families, and what the stock processors make of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from family_helpers import clip, moving_frames
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-NEWER = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "internvl", "smolvlm")
+QWEN_AND_GLM = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v", "glm4v_moe")
+NEWER = (*QWEN_AND_GLM, "internvl", "smolvlm")
 VIDEO, IMAGE = {"type": "video"}, {"type": "image"}
 SIZES = {"qwen2_5_vl": (112, 140), "internvl": (32, 32), "smolvlm": (32, 32)}
 CASES = {
@@ -23,13 +24,19 @@ CASES = {
 }
 
 
+def stock_runs(name: str, case: str) -> bool:
+    """Whether transformers runs such a prompt: it marks GLM's images and videos alike, and takes one of
+    the two."""
+    return not (name.startswith("glm") and "image" in case and "video" in case)
+
+
 def user(parts) -> list:
     return [{"role": "user", "content": [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]}]
 
 
 def shown(name: str, parts, frames: int = 6, fps: float = 2.0) -> list:
     """A clip or a picture for each visual part; the second clip is another one of the same size."""
-    height, width = SIZES.get(name, (128, 160))
+    height, width = SIZES.get(name, (112, 140) if name.startswith("glm") else (128, 160))
     visuals = []
     for number, part in enumerate(p for p in parts if not isinstance(p, str)):
         if part is IMAGE:
@@ -56,8 +63,10 @@ def batch_inputs(processor, prompts: list[tuple[list, list]]) -> dict:
         for parts, _ in prompts
     ]
     kwargs = {"do_sample_frames": False, "video_metadata": facts}
+    if any(maker in type(processor).__name__ for maker in ("Qwen", "Glm")):
+        kwargs["do_resize"] = False
     if "Qwen" in type(processor).__name__:
-        kwargs |= {"do_resize": False, "cap_pixels_per_frame": False}
+        kwargs["cap_pixels_per_frame"] = False
     processor.tokenizer.padding_side, processor.tokenizer.pad_token = "left", "<|endoftext|>"
     frames = [torch.from_numpy(video.frames.transpose(0, 3, 1, 2)) for video in videos]
     if "SmolVLM" in type(processor).__name__ and images and videos:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL, Qwen3-VL and InternVL reduced: against stock generate, and against a decoder written
+"""Qwen2.5-VL and all later families reduced: against stock generate, and against a decoder written
 out."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from newer_families import CASES, VIDEO, batch_inputs, generated, shown, stock_inputs, user
+from newer_families import CASES, VIDEO, batch_inputs, generated, shown, stock_inputs, stock_runs, user
 from PIL import Image
 from slow_decoder_of_pieces import Prompt, prompt_of, slow_logits
 
@@ -22,7 +22,8 @@ from sttm_lmms.video import VideoSettings
 LAYERS = [0, 1, 2, 3]
 WITH_VIDEO = [case for case in CASES if "video" in case]
 STEPS = 20
-families = pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "smolvlm"])
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "smolvlm"]
+families = pytest.mark.parametrize("name", FAMILIES)
 
 
 def merging(layer: int, **settings) -> STTMConfig:
@@ -43,8 +44,9 @@ def plain_inputs(prepared) -> dict:
     return inputs if prepared.position_ids is None else {**inputs, "position_ids": prepared.position_ids}
 
 
-@families
-@pytest.mark.parametrize("case", WITH_VIDEO)
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, case) for name in FAMILIES for case in WITH_VIDEO if stock_runs(name, case)]
+)
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_merging_nothing_is_stock_generate_bit_for_bit(loaded, name, case, layer):
     _, model, processor = loaded(name, "hf")
@@ -112,12 +114,13 @@ def _deepstack(model, prepared):
 def test_plain_generate_reduces_what_a_prepared_prompt_does(loaded, name, layer):
     """The stock path finds its videos itself; positions are the stock ones."""
     family, model, processor = loaded(name, "hf")
-    visuals = shown(name, CASES["image and video"])
-    inputs = stock_inputs(processor, CASES["image and video"], visuals)
+    parts = CASES["image and video" if stock_runs(name, "image and video") else "two videos"]
+    visuals = shown(name, parts)
+    inputs = stock_inputs(processor, parts, visuals)
     with reduce_tokens(model, merging(layer)) as report:
         ids, logits = generated(model, inputs, 5)
     features = [family.vision_features(model, processor, visual) for visual in visuals]
-    prepared = family.prepare(model, processor, user(CASES["image and video"]), features)
+    prepared = family.prepare(model, processor, user(parts), features)
     if hasattr(model.model, "get_rope_index"):
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
         positions, _ = model.model.get_rope_index(**{key: inputs[key] for key in names if key in inputs})
@@ -145,10 +148,10 @@ def test_a_padded_batch_gives_the_rows_of_single_prompts(loaded, name, layer):
     torch.testing.assert_close(logits, torch.cat([one for _, one in single], dim=1), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl_moe", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "glm46v"])
 @pytest.mark.parametrize("layer", [1, 3])
-def test_a_mixture_of_experts_needs_nothing_else(loaded, name, layer):
-    test_merging_nothing_is_stock_generate_bit_for_bit(loaded, name, "image and video", layer)
+def test_mixtures_of_experts_need_nothing_else(loaded, name, layer):
+    test_merging_nothing_is_stock_generate_bit_for_bit(loaded, name, "two videos", layer)
     test_reduced_prefill_and_decode_steps_are_the_written_out_decoder(loaded, name, "two videos", layer)
     test_plain_generate_reduces_what_a_prepared_prompt_does(loaded, name, layer)
 
