@@ -80,7 +80,7 @@ $(OLDEST)/.installed: $(INSTALLED) Makefile
 # for; tests/serving/cpu_site makes it import beside a CPU build.
 test-vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/serving/cpu_site $(VLLM)/bin/python -m pytest \
-	  tests/serving/test_parity.py tests/serving/test_plugin_in_vllm.py
+	  tests/serving/test_vllm_contract.py tests/serving/test_parity.py tests/serving/test_plugin_in_vllm.py
 
 $(VLLM)/.installed: $(INSTALLED) Makefile
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

@@ -24,6 +24,7 @@ from sttm_lmms.families.checkpoint import read_headers
 from sttm_lmms.runtime import Answer, Engine
 from sttm_lmms.serving.connection import open_vllm
 from sttm_lmms.serving.frames import FramesEngine, plugin_settings
+from sttm_lmms.serving.vllm_plugin import ARCHITECTURES, SWITCH, register
 from sttm_lmms.testing.tiny import TinySizes, build_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -137,3 +138,17 @@ def test_every_answer_and_count_is_equal(config, more, side, questions):
     assert told(vllm.generate(asked)) == expected
     assert told(vllm.generate(asked)) == expected, "out of the prefix cache"
     assert len({text for text, *_ in expected}) > 1
+
+
+def test_without_the_switch_vllm_keeps_its_own_classes(monkeypatch):
+    from vllm import ModelRegistry
+
+    monkeypatch.setattr(ModelRegistry, "models", dict(ModelRegistry.models))
+    known = dict(ModelRegistry.models)
+    monkeypatch.setenv(SWITCH, "0")
+    register()
+    assert all(ModelRegistry.models[name] is model for name, model in known.items())
+    assert len(ModelRegistry.models) == len(known)
+    monkeypatch.setenv(SWITCH, "1")
+    register()
+    assert all(ModelRegistry.models[name] is not known[name] for name in ARCHITECTURES)
