@@ -174,9 +174,10 @@ def _by_budget(table: pd.DataFrame, reference: str, notes: list[str]) -> tuple[t
         column=table["task"],
         counted=True,
         falling=-table["budget"].fillna(2.0),
+        apart=table["baseline"] != table["run"],  # a control stands below the run with all tokens
         other=table["method"] != reference,
         rest=table["rest"].str.replace(r"(^|, )budget [^,]*", "", regex=True).str.removeprefix(", "),
-    ).sort_values(["model", "falling", "other"], kind="stable")
+    ).sort_values(["model", "falling", "apart", "other"], kind="stable")
     labels: Cells = {
         "Model": _first("model"),
         "Method": _first("method"),

@@ -250,3 +250,11 @@ def test_a_run_in_which_nothing_was_answered_is_no_result(cls, wrapper, tmp_path
 def test_no_more_questions_together_than_max_batch_size(wrapper):
     model = wrapper(method="none", batch_size=8, max_batch_size=3)
     assert model.batch_size == 3
+
+
+def test_without_visuals_the_texts_stay():
+    from sttm_lmms.model_wrappers.documents import shows_video, without_visuals
+
+    messages = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Why?"}]}]
+    assert without_visuals(messages) == [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    assert shows_video(messages), "the messages given are left as they are"
