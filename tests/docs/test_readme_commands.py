@@ -265,7 +265,8 @@ def test_compare(tmp_path, monkeypatch, capsys):
         (BIG, SMALL),
         ("--tasks vnbench", "--tasks vnbench --dry-run"),
     )
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 3
+    controls = 3 + 2  # fewer frames at each budget, frames half a step later, no video
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 3 + controls
 
 
 def test_pictures(tmp_path, video):
