@@ -4,15 +4,13 @@ a reason."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from warm_ranks import warm_command
 
 from sttm_lmms.benchmarks.mini import write_benchmark
 from sttm_lmms.cli import main
@@ -189,14 +187,6 @@ def run(command: str, *changes: tuple[str, str]) -> None:
     assert not stopped.value.code
 
 
-def process(command: list[str], folder: Path, data: Path | None = None) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "STTM_DATA_ROOT": str(data), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
@@ -290,10 +280,12 @@ def test_extract(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.slow
-def test_lmms_eval(tmp_path, data):
+def test_lmms_eval(tmp_path, data, monkeypatch):
     args = shlex.split(the("lmms-eval").replace(PAPER, SMALL).replace("videomme", "vnbench"))[1:]
     include = ["--include_path", str(ROOT / "tasks"), "--limit", "2"]
-    process([sys.executable, "-m", "lmms_eval", *args, *include], tmp_path, data)
+    monkeypatch.chdir(tmp_path)
+    environment = {"HF_HUB_OFFLINE": "1", "STTM_DATA_ROOT": str(data), "OMP_NUM_THREADS": "1"}
+    warm_command([*args, *include], environment, tmp_path / "log.txt")
     assert list(tmp_path.rglob("runs/**/*_results.json"))
 
 
