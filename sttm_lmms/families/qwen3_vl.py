@@ -14,6 +14,7 @@ import torch
 from sttm_lmms.families.assemble import Assembled, device_of
 from sttm_lmms.families.base import runs
 from sttm_lmms.families.qwen2_vl import VISION_END, Qwen2VL, frame_grid, mrope_positions
+from sttm_lmms.families.template import frame_places
 from sttm_lmms.types import VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
@@ -52,11 +53,7 @@ class Qwen3VL(Qwen2VL):
         return (1 + len(deepstack)) * super().feature_channels(config)
 
     def extra_metadata(self, video: Video) -> dict[str, Any]:
-        """Where the frames stand in the file, for their timestamps: a variable frame rate as
-        milliseconds."""
-        if not video.constant_rate:
-            return {"video_fps": 1000.0, "frame_indices": [round(1000 * seconds) for seconds in video.timestamps]}
-        return {"video_fps": float(video.fps), "frame_indices": [int(index) for index in video.indices]}
+        return frame_places(video)
 
     def placeholder_text(self, processor: Any, feature: VisionFeatures) -> str:
         """``<0.2 seconds><|vision_start|>...<|vision_end|>`` for each pair of frames, as the

@@ -17,6 +17,7 @@ from torch import nn
 from sttm_lmms.families.base import processor_resize
 from sttm_lmms.families.frames import FrameFamily, numbered_frames
 from sttm_lmms.families.requirements import check_package
+from sttm_lmms.families.template import frame_places
 from sttm_lmms.types import VideoSpan, VisionFeatures
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class SmolVLM(FrameFamily):
 
     def video_metadata(self, video: Video) -> dict[str, Any]:
         """Seconds of each frame and of the video, for the text."""
-        return {**super().video_metadata(video), "timestamps": list(video.timestamps), "duration": video.duration}
+        return {**super().video_metadata(video), **frame_places(video), "video_time": video.duration}
 
     def pad_token(self, processor: Any, kind: str) -> str:
         """Images and frames are marked by the same token."""
@@ -103,11 +104,13 @@ class SmolVLM(FrameFamily):
         if feature.kind == "image":
             rows, columns = feature.metadata["image_tiles"]
             return str(processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0))
-        return str(
-            processor.replace_video_token(
-                {"pixel_values": feature.tensor[None], "video_metadata": [_Times(feature.metadata)]}, 0
-            )
-        )
+        from transformers.video_utils import VideoMetadata
+
+        noted = feature.metadata
+        indices = list(noted["frame_indices"])
+        about = VideoMetadata(len(indices), noted["video_fps"], duration=noted["video_time"], frames_indices=indices)
+        video = {"pixel_values": feature.tensor[None], "video_metadata": [about]}
+        return str(processor.replace_video_token(video, 0))
 
     def locate_spans(self, config: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> list[VideoSpan]:
         """Runs of one tile each behind ``Frame from 00:01:``, the first also behind the duration
@@ -119,16 +122,6 @@ class SmolVLM(FrameFamily):
         return numbered_frames(
             input_ids, config.image_token_id, self.tile_side(config), begins=_begins_video, follows=_follows
         )
-
-
-class _Times:
-    """The attributes of transformers' ``VideoMetadata`` that the text of a video depends on: seconds
-    of frames that need not be at a constant rate."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.fps = metadata["video_sample_fps"]
-        self.timestamps = metadata["timestamps"]
-        self.duration = metadata["duration"]
 
 
 def _clock(headline: list[int]) -> tuple[list[int], int] | None:

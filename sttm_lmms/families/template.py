@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import transformers
@@ -29,6 +29,9 @@ from sttm_lmms.families.assemble import (
 from sttm_lmms.families.base import Family
 from sttm_lmms.families.checkpoint import load_model, read_json
 from sttm_lmms.types import Deepstack, Message, PreparedInput, VisionFeatures
+
+if TYPE_CHECKING:
+    from sttm_lmms.video import Video
 
 
 class TemplateFamily(Family):
@@ -190,6 +193,14 @@ def numbered(pieces: Sequence[str]) -> list[Segment]:
     for number, after in enumerate(pieces[1:]):
         segments += [number, after]
     return join_text(segments)
+
+
+def frame_places(video: Video) -> dict[str, Any]:
+    """Where the frames stand in the file, for their times in the prompt: a variable frame rate as
+    milliseconds."""
+    if not video.constant_rate:
+        return {"video_fps": 1000.0, "frame_indices": [round(1000 * seconds) for seconds in video.timestamps]}
+    return {"video_fps": float(video.fps), "frame_indices": [int(index) for index in video.indices]}
 
 
 _VISUAL_TOKENS = ("video", "image", "start_image", "end_image", "fake_image", "global_image")

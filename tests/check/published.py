@@ -117,6 +117,72 @@ def qwen2_vl(size: str) -> Shapes:
     return shapes
 
 
+def smolvlm() -> Shapes:
+    """SmolVLM2-500M-Video-Instruct: a Llama decoder of 32 layers, tiles of 512 pixels."""
+    c, small, wide, seen = 960, 320, 2560, 768
+    shapes: Shapes = {
+        "model.text_model.embed_tokens.weight": (49280, c),
+        "model.text_model.norm.weight": (c,),
+        "lm_head.weight": (49280, c),
+        "model.connector.modality_projection.proj.weight": (c, 16 * seen),
+        "model.vision_model.embeddings.patch_embedding.weight": (seen, 3, 16, 16),
+        "model.vision_model.embeddings.patch_embedding.bias": (seen,),
+        "model.vision_model.embeddings.position_embedding.weight": (1024, seen),
+        "model.vision_model.post_layernorm.weight": (seen,),
+        "model.vision_model.post_layernorm.bias": (seen,),
+    }
+    for number in range(32):
+        at = f"model.text_model.layers.{number}."
+        shapes |= {f"{at}{name}_layernorm.weight": (c,) for name in ("input", "post_attention")}
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (c, c) for name in ("q", "o")}
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (small, c) for name in ("k", "v")}
+        shapes |= {f"{at}mlp.{name}_proj.weight": (wide, c) for name in ("gate", "up")}
+        shapes |= {f"{at}mlp.down_proj.weight": (c, wide)}
+    for number in range(12):
+        at = f"model.vision_model.encoder.layers.{number}."
+        shapes |= {f"{at}layer_norm{n}.{p}": (seen,) for n in (1, 2) for p in ("weight", "bias")}
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= {f"{at}self_attn.{name}.weight": (seen, seen), f"{at}self_attn.{name}.bias": (seen,)}
+        shapes |= {f"{at}mlp.fc1.weight": (4 * seen, seen), f"{at}mlp.fc1.bias": (4 * seen,)}
+        shapes |= {f"{at}mlp.fc2.weight": (seen, 4 * seen), f"{at}mlp.fc2.bias": (seen,)}
+    return shapes
+
+
+def smolvlm_config() -> dict[str, Any]:
+    text = {
+        "model_type": "llama",
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "vocab_size": 49280,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100000,
+        "rms_norm_eps": 1e-05,
+        "torch_dtype": "bfloat16",
+    }
+    vision = {
+        "model_type": "smolvlm_vision",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    }
+    return {
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "model_type": "smolvlm",
+        "image_token_id": 49190,
+        "scale_factor": 4,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
 def text_config(size: str) -> dict[str, Any]:
     c, wide, layers, heads, kv, vocab = QWEN2[size]
     return {
@@ -217,6 +283,7 @@ PUBLISHED: dict[str, tuple[Shapes, dict[str, Any], str, float]] = {
     "llava-onevision-qwen2-7b-ov": (original_llava("7b"), llava_config("7b", False), "llava_onevision", 8.03e9),
     "llava-onevision-qwen2-7b-ov-hf": (hf_llava("7b"), hf_llava_config("7b"), "llava_onevision", 8.03e9),
     "Qwen2-VL-7B-Instruct": (qwen2_vl("7b"), qwen2_vl_config("7b"), "qwen2_vl", 8.29e9),
+    "SmolVLM2-500M-Video-Instruct": (smolvlm(), smolvlm_config(), "smolvlm", 0.507e9),
 }
 
 # As the hub's generation_config.json of LLaVA-Video-7B-Qwen2 has it.
@@ -239,6 +306,8 @@ def build(folder: Path, name: str, *, changed: Shapes | None = None, shards: int
     target = folder / name
     shards = shards or (38 if "72B" in name else 4)
     _, processor = tiny_model(family)
+    if family == "smolvlm":
+        processor.image_seq_len = 64  # as its processor_config.json says
     if "LlavaQwenForCausalLM" in config["architectures"]:
         processor.tokenizer.save_pretrained(target)
     else:

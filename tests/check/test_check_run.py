@@ -54,7 +54,8 @@ def test_a_published_checkpoint(name, checkpoint, capsys):
     assert "budget=0.5" in report
     for setting in ("repetition_penalty = 1.05  (checkpoint)", "max_new_tokens = 32  (task)", "top_k = none (greedy)"):
         assert setting in report
-    assert "at most 360 at 2 a second" in report if family == "qwen2_vl" else "at most 180 at 1 a second" in report
+    most = {"qwen2_vl": "at most 360 at 2", "smolvlm": "at most 80 at 1"}.get(family, "at most 180 at 1")
+    assert f"{most} a second" in report
 
 
 def test_what_llava_video_is_shown(checkpoint, capsys):
