@@ -202,12 +202,16 @@ def _inside_vllm(arguments: VLLMArguments, family: str) -> VLLMArguments:
     if get_family(family).newlines:
         if arguments.newline not in (None, "one_token"):
             raise ValueError(f"newline={arguments.newline}: vLLM writes one newline behind a video; newline=one_token")
-        arguments = replace(arguments, newline="one_token")
+        arguments = _with(arguments, newline="one_token")
     arguments = _merging_first(arguments)
     settings = arguments.method_settings
     if "floor" in settings or "floor" not in method_hints(arguments.method):
         return arguments
-    return replace(arguments, method_settings={**settings, "floor": "join"})
+    return _with(arguments, method_settings={**settings, "floor": "join"})
+
+
+def _with(arguments: VLLMArguments, **changes: Any) -> VLLMArguments:
+    return replace(arguments, **changes)
 
 
 def _check_method(method: Any, family: str, inside: bool) -> None:

@@ -66,7 +66,8 @@ def compare(
     launch -m sttm_lmms compare ...) all of them work on each run.
     """
     models = _models(model, model_args)
-    grid, impossible = make_grid(models, _methods(methods, reference), _budgets(budgets)), []
+    grid = make_grid(models, _methods(methods, reference), _budgets(budgets))
+    impossible: list[str] = []
     if controls:
         more, impossible = make_controls(models, _budgets(budgets), tasks.split(",")[0].strip())
         grid += more

@@ -106,8 +106,8 @@ def numbered_frames(
         behind = last.end if last and last.row == row else 0
         tile = Tile(row, start, length, input_ids[row, behind:start].tolist())
         if length == side * side:
-            in_video = last is not None and last.row == row and bool(videos) and videos[-1][-1] is last
-            if in_video and follows(last.headline, tile.headline):
+            before = last if last and last.row == row and videos and videos[-1][-1] is last else None
+            if before and follows(before.headline, tile.headline):
                 videos[-1].append(tile)
             elif begins(tile.headline):
                 videos.append([tile])

@@ -75,7 +75,7 @@ class TemplateFamily(Family):
         return (feature.tensor,)
 
     def segments(self, processor: Any, messages: Sequence[Message]) -> list[Segment]:
-        return numbered(render(processor, messages))
+        return numbered(render(processor, messages, settings=self.template_settings))
 
     @torch.no_grad()
     def prepare(

@@ -372,10 +372,6 @@ def _flags(flags: str) -> list[str]:
     return [text for text in flags.split("; ") if text]
 
 
-def _budgets(table: pd.DataFrame) -> pd.Series:
-    return table["kept_requested"].where(table["method"] != "none").astype(float)
-
-
 def _mean(rows: pd.DataFrame, column: str) -> float:
     """Mean over the benchmarks, NaN unless all have it: a mean over some would compare different
     things. Else the average that the paper prints of all together."""

@@ -135,7 +135,7 @@ class VLLMEngine(Engine):
             ]
 
     def _answer_of(self, prompt: VLLMPrompt, reply: Reply) -> Answer:
-        ids, kept = until_end(reply.new, self._ends), prompt.kept_tokens
+        ids, kept = until_end(list(reply.new), self._ends), prompt.kept_tokens
         if kept is None:
             kept = sum(token in self._pads for token in reply.prompt)
         self.prompt_tokens += len(reply.prompt)

@@ -44,12 +44,11 @@ def _smolvlm(sizes: TinySizes, tie: bool) -> tuple[Any, Any]:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         tie_word_embeddings=tie,
     )
+    # Part of published preprocessor_config.json files, and not of the class's declared arguments.
+    sampling: dict[str, Any] = {"video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": side}}}
     processor = transformers.SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side}),
-        video_processor=SmolVLMVideoProcessor(
-            max_image_size={"longest_edge": side},
-            video_sampling={"fps": 1, "max_frames": 64, "video_size": {"longest_edge": side}},
-        ),
+        video_processor=SmolVLMVideoProcessor(max_image_size={"longest_edge": side}, **sampling),
         tokenizer=tokenizer,
         image_seq_len=(side // patch // merged) ** 2,
         chat_template=SMOLVLM_CHAT_TEMPLATE,
