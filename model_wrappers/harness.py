@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch.distributed as dist
 from lmms_eval.cli.dispatch import main
 from lmms_eval.models import MODEL_REGISTRY_V2
+from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 
 from sttm_lmms.model_wrappers.screen import capture_errors
@@ -35,6 +37,11 @@ def run_lmms_eval(args: Sequence[str]) -> str | None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     return None
+
+
+def split_arguments(text: str) -> dict[str, Any]:
+    """``a=1,b=x`` as lmms-eval reads ``--model_args``."""
+    return simple_parse_args_string(text)
 
 
 def finds_model(name: str) -> bool:

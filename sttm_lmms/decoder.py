@@ -148,7 +148,7 @@ def cache_tensors(cache: Cache) -> list[torch.Tensor]:
     tensors: list[torch.Tensor] = []
     for layer in cache.layers:
         if isinstance(layer, DynamicLayer):
-            tensors += keys_values(layer)
+            tensors += [held for held in (layer.keys, layer.values) if held is not None]
         elif isinstance(layer, LinearAttentionCacheLayerMixin):
             states = (*layer.conv_states.values(), *layer.recurrent_states.values())
             tensors += [state for state in states if state is not None]

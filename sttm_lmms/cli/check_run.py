@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import huggingface_hub as hub
 import torch
-from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 
 from sttm_lmms.cli.check_memory import memory_lines
@@ -22,6 +21,7 @@ from sttm_lmms.errors import VideoError
 from sttm_lmms.families import get_family, layout_of
 from sttm_lmms.families.checkpoint import CheckpointFiles, fetch_headers, resolve_checkpoint
 from sttm_lmms.model_wrappers.arguments import parse_arguments, refused_arguments
+from sttm_lmms.model_wrappers.harness import split_arguments
 from sttm_lmms.model_wrappers.preview import preview_task
 from sttm_lmms.model_wrappers.settings import task_settings
 from sttm_lmms.model_wrappers.task_defaults import generation_settings
@@ -54,7 +54,7 @@ def check_run(
     logger.disable("lmms_eval")
     datasets.disable_progress_bars()
     spread_out = {"device_map": "auto"} if gpus > 1 else {}
-    values = {"pretrained": checkpoint, **spread_out, **simple_parse_args_string(model_args), **values}
+    values = {"pretrained": checkpoint, **spread_out, **split_arguments(model_args), **values}
     revision = values.pop("revision", None)
     if not {"method", "budget", "preset", "spatial_threshold", "temporal_threshold"} & values.keys():
         values["method"] = "none"

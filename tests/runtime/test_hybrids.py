@@ -12,7 +12,6 @@ import warnings
 
 import pytest
 import torch
-import transformers
 from chats import GREEDY, MORE, Chat, encoded, log_probability, reducing
 from footage import moving_squares
 from method_settings import NAMES, method
@@ -20,7 +19,7 @@ from method_settings import NAMES, method
 from sttm_lmms import STTMConfig, encode_video, reduce_tokens
 from sttm_lmms.decoder import CACHE, cache_tensors
 from sttm_lmms.errors import CheckpointError, UnsupportedModelError
-from sttm_lmms.families import get_family, load_pretrained
+from sttm_lmms.families import get_family, load_pretrained, template
 from sttm_lmms.runtime import Engine, GenerationSettings, Request
 from sttm_lmms.runtime.memory import Workload, estimate_memory
 from sttm_lmms.runtime.prefix import prefill_prefix
@@ -197,6 +196,6 @@ def _only(cache, layer: int):
 
 def test_a_transformers_without_the_class_is_named(tmp_path, monkeypatch) -> None:
     folder = build_tiny_checkpoint(tmp_path / "tiny", FAMILY)
-    monkeypatch.setitem(vars(transformers), "Qwen3_5ForConditionalGeneration", None)
+    monkeypatch.setitem(vars(template.transformers), "Qwen3_5ForConditionalGeneration", None)
     with pytest.raises(CheckpointError, match=r"has no Qwen3_5ForConditionalGeneration; install a newer"):
         load_pretrained(folder)

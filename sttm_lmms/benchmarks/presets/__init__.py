@@ -46,7 +46,7 @@ _FRAMES = _FOLDER / "frames.yaml"
 _VIDEO = _FOLDER / "video.yaml"
 _OPTIONAL = {"start_layer", "root_level", "decode_positions", "max_frames", "fps", "sampling"}
 _MODEL_KEYS = {"family", "size", "thresholds", *_OPTIONAL}
-_SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?b)(?![a-z0-9])", re.IGNORECASE)
+_SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?[bm])(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
