@@ -301,8 +301,8 @@ class ReducedCache(Cache):
         self.sequence.select_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = len(cache_tensors(self)[0])
-        self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
+        if held := cache_tensors(self):  # else it is empty, and has no rows yet
+            self.batch_select_indices(torch.arange(len(held[0])).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         layers: list[Any] = self.layers

@@ -21,6 +21,7 @@ from sttm_lmms import STTMConfig, get_method, reduce_tokens
 from sttm_lmms.decoder import CACHE
 from sttm_lmms.errors import UnsupportedModelError
 from sttm_lmms.methods.base import Method
+from sttm_lmms.runtime.reduced_cache import ReducedCache
 
 FAMILIES = ("llava_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 METHODS: dict[str, Method] = {
@@ -113,6 +114,12 @@ def test_rows_of_a_padded_batch_are_selected_and_repeated(models, family: str, s
         mask = torch.cat([batch["attention_mask"].flip(0), torch.ones(2, 1, dtype=torch.long)], 1)
         found = model(input_ids=token.expand(2, 1), attention_mask=mask, use_cache=True, **{CACHE: cache}).logits
     torch.testing.assert_close(found, torch.stack(alone[::-1]), atol=1e-4, rtol=1e-4)
+
+
+def test_an_empty_cache_has_no_rows_to_repeat() -> None:
+    cache = ReducedCache.take_over(DynamicCache(), layers=2, method=None)
+    cache.batch_repeat_interleave(2)
+    assert cache.get_seq_length() == 0
 
 
 @torch.inference_mode()
